@@ -1,0 +1,1 @@
+"""Recipes that pretrain and fine-tune GPT-2-style models."""

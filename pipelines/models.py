@@ -1,0 +1,214 @@
+"""Tokenizers and models: a checkpoint or random weights, 8 or 4 bits, an adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import transformers
+from accelerate import PartialState
+from tokenizers import Tokenizer as TokenizersTokenizer
+from tokenizers import decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    GPT2Config,
+    GPT2Tokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from pipelines.recipe import NF4, Int8, Lora, Model, Problem, Recipe, RecipeError, Scratch, nearest
+from pipelines.tasks import Task
+
+HEADS = ["lm_head", "score", "qa_outputs", "classifier"]  # kept in full precision
+EOS = "<|endoftext|>"
+
+
+def load_tokenizer(
+    model: Model | Scratch, texts: Iterable[str], *, max_length: int
+) -> PreTrainedTokenizerBase:
+    """Load the checkpoint's tokenizer, or train one on `texts`. EOS is the pad token."""
+    wanted = model.tokenizer if isinstance(model, Scratch) else model
+    if isinstance(wanted, Model):
+        tokenizer = AutoTokenizer.from_pretrained(wanted.name_or_path, revision=wanted.revision)
+        if tokenizer.eos_token is None:
+            raise RecipeError([Problem("model", f"{wanted.name_or_path} has no EOS token.")])
+    elif wanted.kind == "char":
+        tokenizer = train_char_tokenizer(texts)
+    else:
+        tokenizer = train_bpe_tokenizer(texts, wanted.vocab_size)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "right"
+    tokenizer.model_max_length = model.n_positions if isinstance(model, Scratch) else max_length
+    return tokenizer
+
+
+def train_bpe_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
+    """Train GPT-2's byte-level BPE."""
+    bpe = TokenizersTokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[EOS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(texts, trainer)
+    import json
+
+    model = json.loads(bpe.to_str())["model"]
+    merges = [tuple(merge) for merge in model["merges"]]
+    return GPT2Tokenizer(vocab=model["vocab"], merges=merges, eos_token=EOS, pad_token=EOS)
+
+
+def train_char_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerBase:
+    """Give each character of the texts a token; another character becomes EOS."""
+    characters = sorted({character for text in texts for character in text})
+    vocab = {EOS: 0} | {c: i for i, c in enumerate(characters, start=1)}
+    backend = TokenizersTokenizer(models.BPE(vocab=vocab, merges=[], unk_token=EOS))
+    backend.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token=EOS, pad_token=EOS, unk_token=EOS, bos_token=EOS
+    )
+
+
+def build_model(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, labels: tuple[str, ...]
+) -> PreTrainedModel:
+    """Return the model to train: base, head and, if the recipe has one, a new adapter."""
+    task = recipe.task
+    if isinstance(recipe.model, Scratch):
+        return from_scratch(task, recipe.model, tokenizer, labels)
+    base = load_base(
+        task, recipe.model, labels, quantization=recipe.quantization, tokenizer=tokenizer
+    )
+    return base if recipe.lora is None else add_adapter(base, recipe)
+
+
+def from_scratch(
+    task: Task, model: Scratch, tokenizer: PreTrainedTokenizerBase, labels: tuple[str, ...]
+) -> PreTrainedModel:
+    """Return a GPT-2 with random weights."""
+    layers, heads, width = model.widths
+    config = GPT2Config(
+        vocab_size=len(tokenizer),
+        n_positions=model.n_positions,
+        n_layer=layers,
+        n_head=heads,
+        n_embd=width,
+        resid_pdrop=model.dropout,
+        embd_pdrop=model.dropout,
+        attn_pdrop=model.dropout,
+        summary_first_dropout=0.0,
+        activation_function="gelu_pytorch_tanh",
+        bos_token_id=tokenizer.eos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **task.model_kwargs(labels),
+    )
+    return getattr(transformers, task.auto_class).from_config(config)
+
+
+def load_base(
+    task: Task,
+    model: Model,
+    labels: tuple[str, ...],
+    *,
+    quantization: Int8 | NF4 | None,
+    tokenizer: PreTrainedTokenizerBase,
+) -> PreTrainedModel:
+    """Load a checkpoint in fp32, 8 or 4 bits with the head of the task."""
+    state = PartialState()
+    base = getattr(transformers, task.auto_class).from_pretrained(
+        model.name_or_path,
+        revision=model.revision,
+        dtype=torch.float32,
+        pad_token_id=tokenizer.pad_token_id,
+        quantization_config=quantization_config(quantization),
+        device_map={"": state.device} if quantization and state.device.type != "cpu" else None,
+        **task.model_kwargs(labels),
+    )
+    if len(tokenizer) > base.get_input_embeddings().num_embeddings:
+        raise RecipeError(
+            [
+                Problem(
+                    "model",
+                    f"the tokenizer has {len(tokenizer)} tokens, the model "
+                    f"{base.get_input_embeddings().num_embeddings}: they do not match.",
+                )
+            ]
+        )
+    length = getattr(task, "block_size", None) or getattr(task, "max_length", 0)
+    positions = getattr(base.config, "max_position_embeddings", length)
+    if length > positions:
+        name = "block_size" if hasattr(task, "block_size") else "max_length"
+        raise RecipeError([Problem(f"task.{name}", f"{length} is above the model's {positions}.")])
+    return base
+
+
+def quantization_config(quantization: Int8 | NF4 | None) -> BitsAndBytesConfig | None:
+    """Translate to bitsandbytes' terms; heads stay in full precision."""
+    match quantization:
+        case None:
+            return None
+        case Int8():
+            options: dict[str, Any] = {
+                "load_in_8bit": True,
+                "llm_int8_threshold": quantization.llm_int8_threshold,
+            }
+        case NF4():
+            cuda = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+            options = {
+                "load_in_4bit": True,
+                "bnb_4bit_quant_type": "nf4",
+                "bnb_4bit_use_double_quant": quantization.bnb_4bit_use_double_quant,
+                "bnb_4bit_compute_dtype": torch.bfloat16 if cuda else torch.float32,
+            }
+    return BitsAndBytesConfig(**options, llm_int8_skip_modules=HEADS)
+
+
+def add_adapter(base: PreTrainedModel, recipe: Recipe) -> Any:
+    """Put a LoRA adapter on every target module; the head is trained beside it."""
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+
+    lora, task = recipe.lora, recipe.task
+    assert lora is not None and isinstance(recipe.model, Model)
+    check_targets(base, lora)
+    if recipe.quantization:
+        base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
+    every = lora.target_modules == ("all-linear",)
+    initial = lora.init_lora_weights
+    config = LoraConfig(
+        task_type=task.peft_task_type,
+        r=lora.r,
+        lora_alpha=lora.lora_alpha,
+        lora_dropout=lora.lora_dropout,
+        target_modules="all-linear" if every else list(lora.target_modules),
+        exclude_modules=[task.head] if task.head else None,
+        modules_to_save=[task.head] if task.head else None,
+        use_rslora=lora.use_rslora,
+        use_dora=lora.use_dora,
+        init_lora_weights=True if initial == "default" else initial,
+        fan_in_fan_out=recipe.quantization is None and base.config.model_type == "gpt2",
+        revision=recipe.model.revision,
+    )
+    return get_peft_model(base, config)
+
+
+def check_targets(base: PreTrainedModel, lora: Lora) -> None:
+    """Raise RecipeError for a target module that the model does not have."""
+    if lora.target_modules == ("all-linear",):
+        return
+    known = sorted({name.rsplit(".", 1)[-1] for name, _ in base.named_modules() if name})
+    problems = [
+        Problem("lora.target_modules", f"the model has no {target!r}; {nearest(target, known)}")
+        for target in lora.target_modules
+        if target.rsplit(".", 1)[-1] not in known
+    ]
+    if problems:
+        raise RecipeError(problems)

@@ -1,0 +1,384 @@
+"""A recipe: a frozen value that says what to train, on what and how. Imports no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union
+
+from annotated_types import Ge, Gt, Le, Lt
+from typeguard import TypeCheckError, check_type
+
+from pipelines.tasks import TASKS, CausalLM, Task
+
+SIZES: dict[str, tuple[int, int, int]] = {  # layers, heads, width
+    "tiny": (2, 2, 128),
+    "mini": (4, 4, 256),
+    "small": (12, 12, 768),
+    "medium": (24, 16, 1024),
+    "large": (36, 20, 1280),
+    "xl": (48, 25, 1600),
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One wrong value: the field's path, what it holds and what would be right."""
+
+    path: str
+    message: str
+
+
+class RecipeError(Exception):
+    """A recipe that cannot run, with all its problems."""
+
+    def __init__(self, problems: list[Problem]):
+        self.problems = problems
+        super().__init__("\n".join(f"{p.path}: {p.message}" for p in problems))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A decoder checkpoint."""
+
+    name_or_path: str
+    """Hub id or local folder."""
+    revision: str | None = None
+    """Commit, branch or tag on the Hub."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokenizer:
+    """A tokenizer trained on the training rows as part of the run."""
+
+    kind: Literal["bpe", "char"] = "bpe"
+    """Byte-level BPE, or one token for each character."""
+    vocab_size: Annotated[int, Ge(257)] = 8192
+    """Tokens of the BPE; a character tokenizer takes what the text has."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scratch:
+    """A GPT-2 with random weights."""
+
+    size: Literal["tiny", "mini", "small", "medium", "large", "xl"] = "small"
+    """tiny and mini are for CPUs; the others are GPT-2's own."""
+    tokenizer: Tokenizer | Model = field(default_factory=Tokenizer)
+    """A tokenizer to train, or the checkpoint to take one from."""
+    n_positions: Annotated[int, Ge(8)] = 1024
+    """Tokens of the longest input."""
+    n_layer: Annotated[int, Ge(1)] | None = None
+    """Layers, in place of the size's."""
+    n_head: Annotated[int, Ge(1)] | None = None
+    """Attention heads, in place of the size's."""
+    n_embd: Annotated[int, Ge(1)] | None = None
+    """Width, in place of the size's."""
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
+    """Dropout of embeddings, attention and residuals."""
+
+    @property
+    def widths(self) -> tuple[int, int, int]:
+        """Layers, heads and width after the overrides."""
+        layers, heads, width = SIZES[self.size]
+        return self.n_layer or layers, self.n_head or heads, self.n_embd or width
+
+
+@dataclass(frozen=True, kw_only=True)
+class Int8:
+    """Load the base in 8 bits, LLM.int8()."""
+
+    llm_int8_threshold: Annotated[float, Ge(0)] = 6.0
+    """Activations above this stay in higher precision."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NF4:
+    """Load the base in 4 bits, NormalFloat."""
+
+    bnb_4bit_use_double_quant: bool = True
+    """Quantise the quantisation constants too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lora:
+    """Train a low-rank adapter instead of the base."""
+
+    r: Annotated[int, Ge(1)] = 16
+    """Rank."""
+    lora_alpha: Annotated[int, Ge(1)] = 32
+    """Scale: the update is multiplied by lora_alpha / r."""
+    lora_dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
+    """Dropout on the adapter's input."""
+    target_modules: tuple[str, ...] = ("c_attn", "c_proj", "c_fc")
+    """Modules to adapt, by the end of their names; "all-linear" for all but the head."""
+    use_rslora: bool = False
+    """Scale by lora_alpha / sqrt(r)."""
+    use_dora: bool = False
+    """Split weights into magnitude and direction."""
+    init_lora_weights: Literal["default", "gaussian", "pissa", "olora", "orthogonal"] = "default"
+    """PEFT's initialisation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """How to optimise. The machine and the precision stand in the Accelerate config."""
+
+    learning_rate: Annotated[float, Gt(0), Lt(10)] = 2e-4
+    """Peak learning rate."""
+    num_train_epochs: Annotated[float, Gt(0)] = 3.0
+    """Passes over the training rows."""
+    max_steps: Annotated[int, Gt(0)] | None = None
+    """Optimizer steps, in place of epochs."""
+    global_batch_size: Annotated[int, Ge(1)] = 32
+    """Rows of one optimizer step over all processes; accumulation is derived from it."""
+    per_device_train_batch_size: Annotated[int, Ge(1)] = 32
+    """Most rows that a device holds at once."""
+    per_device_eval_batch_size: Annotated[int, Ge(1)] = 32
+    """Rows of an evaluation batch on a device."""
+    warmup_steps: Annotated[float, Ge(0)] = 0.06
+    """Steps of linear warm-up, or below 1 a share of all steps."""
+    lr_scheduler_type: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
+    """Shape of the learning rate after the warm-up."""
+    min_learning_rate: Annotated[float, Ge(0)] = 0.0
+    """Where a cosine schedule ends."""
+    weight_decay: Annotated[float, Ge(0)] = 0.01
+    """AdamW's weight decay."""
+    adam_beta1: Annotated[float, Ge(0), Lt(1)] = 0.9
+    """AdamW's first beta."""
+    adam_beta2: Annotated[float, Ge(0), Lt(1)] = 0.999
+    """AdamW's second beta."""
+    max_grad_norm: Annotated[float, Gt(0)] = 1.0
+    """Gradient norm above which gradients are scaled down."""
+    logging_steps: Annotated[int, Ge(1)] = 50
+    """Steps between two lines of the log."""
+    eval_steps: Annotated[int, Ge(1)] | None = None
+    """Steps between evaluations; None evaluates at the end."""
+    dataloader_num_workers: Annotated[int, Ge(0), Le(64)] = 0
+    """Processes that collate batches."""
+    seed: Annotated[int, Ge(0)] = 42
+    """Seed of weights, dropout and row order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What to train, on what and how."""
+
+    name: str
+    """Name of the run, and of its folder below runs/."""
+    task: Task
+    """What the model learns."""
+    model: Model | Scratch
+    """What it starts from."""
+    quantization: Int8 | NF4 | None = None
+    """Precision of the frozen base."""
+    lora: Lora | None = None
+    """Adapter to train."""
+    train: Train = field(default_factory=Train)
+    """How to optimise."""
+    output_dir: str | None = None
+    """Folder of the result; runs/<name> if not given."""
+
+    def __post_init__(self) -> None:
+        problems = [*wrong_values(self, ""), *self.wrong_combinations()]
+        if problems:
+            raise RecipeError(problems)
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the result."""
+        return Path(self.output_dir or f"runs/{self.name}")
+
+    def wrong_combinations(self) -> Iterator[Problem]:
+        """Yield what no single field can know."""
+        if self.quantization and not self.lora:
+            yield Problem(
+                "quantization",
+                "8-bit and 4-bit weights cannot be trained. Add lora=Lora() to train an adapter "
+                "on them, or drop quantization.",
+            )
+        if isinstance(self.model, Scratch):
+            if self.lora:
+                yield Problem("lora", "an adapter needs pretrained weights. Use model=Model(...).")
+            layers, heads, width = self.model.widths
+            if width % heads:
+                yield Problem("model.n_embd", f"{width} is not a multiple of {heads} heads.")
+            length = (
+                self.task.block_size
+                if isinstance(self.task, CausalLM)
+                else getattr(self.task, "max_length", 0)
+            )
+            if length > self.model.n_positions:
+                name = "block_size" if isinstance(self.task, CausalLM) else "max_length"
+                yield Problem(
+                    f"task.{name}", f"{length} is above model.n_positions, {self.model.n_positions}."
+                )
+        if self.task.dataset.streaming:
+            if not isinstance(self.task, CausalLM):
+                yield Problem("task.dataset.streaming", "only CausalLM streams.")
+            if self.train.max_steps is None:
+                yield Problem("train.max_steps", "a stream has no end: set the number of steps.")
+            if isinstance(self.model, Scratch) and isinstance(self.model.tokenizer, Tokenizer):
+                yield Problem(
+                    "model.tokenizer", "cannot be trained on a stream. Name a checkpoint's."
+                )
+
+    def to_json(self) -> str:
+        """Return the recipe as JSON that `from_json` reads back to an equal value."""
+        return json.dumps(plain(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Recipe:
+        """Read `to_json`'s form. Raise RecipeError with every unknown key and wrong type."""
+
+        def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+            keys = [key for key, _ in pairs]
+            twice = sorted({key for key in keys if keys.count(key) > 1})
+            if twice:
+                raise RecipeError([Problem(key, "stands twice.") for key in twice])
+            return dict(pairs)
+
+        try:
+            value = json.loads(text, object_pairs_hook=no_duplicates)
+        except json.JSONDecodeError as error:
+            raise RecipeError([Problem("recipe.json", f"is not JSON: {error}")]) from None
+        problems: list[Problem] = []
+        built = build(cls, value, "", problems)
+        if problems:
+            raise RecipeError(problems)
+        assert isinstance(built, Recipe)
+        return built
+
+
+def plain(value: Any) -> Any:
+    """Return dataclasses as dictionaries that name their type."""
+    if dataclasses.is_dataclass(value):
+        fields = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"type": type(value).__name__} | fields
+    return list(value) if isinstance(value, tuple) else value
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """Return a hint that names the closest known name, or all of them."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]}?" if close else f"allowed: {', '.join(known)}."
+
+
+def choices(hint: Any) -> list[Any]:
+    """Return the members of a union, or the type itself, without Annotated."""
+    if typing.get_origin(hint) is Annotated:
+        return choices(typing.get_args(hint)[0])
+    if typing.get_origin(hint) in (Union, types.UnionType):
+        return [choice for member in typing.get_args(hint) for choice in choices(member)]
+    if hint is Task:
+        return list(TASKS.values())
+    return [hint]
+
+
+def build(hint: Any, value: Any, path: str, problems: list[Problem]) -> Any:
+    """Build a value of type `hint` from JSON, collecting what is wrong."""
+    kinds = {c.__name__: c for c in choices(hint) if dataclasses.is_dataclass(c)}
+    if not kinds or (value is None and type(None) in choices(hint)):
+        return tuple(value) if isinstance(value, list) else value
+    if not isinstance(value, dict):
+        problems.append(Problem(path or "recipe.json", f"{value!r} is not an object."))
+        return None
+    if value.get("type") not in kinds:
+        said = value.get("type")
+        help_text = nearest(str(said), list(kinds))
+        problems.append(Problem(f"{path}.type".lstrip("."), f"{said!r}: {help_text}"))
+        return None
+    kind = kinds[value["type"]]
+    hints = typing.get_type_hints(kind, include_extras=True)
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    before = len(problems)
+    known = {}
+    for key, item in value.items():
+        where = f"{path}.{key}".lstrip(".")
+        if key in fields:
+            known[key] = build(hints[key], item, where, problems)
+        elif key != "type":
+            problems.append(Problem(where, f"unknown; {nearest(key, list(fields))}"))
+    for name, each in fields.items():
+        optional = each.default is not dataclasses.MISSING
+        optional = optional or each.default_factory is not dataclasses.MISSING
+        if name not in known and not optional:
+            problems.append(Problem(f"{path}.{name}".lstrip("."), "is missing."))
+    if len(problems) > before:
+        return None
+    try:
+        return kind(**known)
+    except RecipeError as error:
+        problems += error.problems
+        return None
+
+
+def wrong_values(value: Any, path: str) -> Iterator[Problem]:
+    """Yield every field of wrong type or out of range."""
+    hints = typing.get_type_hints(type(value), include_extras=True)
+    for each in dataclasses.fields(value):
+        where, item, hint = f"{path}.{each.name}".lstrip("."), getattr(value, each.name), None
+        hint = hints[each.name]
+        if dataclasses.is_dataclass(item) and isinstance(item, tuple(
+            c for c in choices(hint) if isinstance(c, type)
+        )):
+            yield from wrong_values(item, where)
+            continue
+        try:
+            check_type(item, hint)
+        except TypeCheckError:
+            yield Problem(where, f"{item!r} is not allowed; {allowed(hint, item)}")
+            continue
+        if item is None or isinstance(item, (str, bool, tuple)):
+            continue
+        for limit in limits(hint):
+            if not in_range(item, limit):
+                yield Problem(where, f"{item!r} is out of range; it must be {describe(limit)}.")
+
+
+def allowed(hint: Any, item: Any) -> str:
+    """Say what a field takes."""
+    literals = [a for c in choices(hint) for a in typing.get_args(c) if isinstance(a, str)]
+    if literals:
+        return nearest(str(item), literals) + f" Allowed: {', '.join(literals)}."
+    return "it takes " + " or ".join(getattr(c, "__name__", str(c)) for c in choices(hint)) + "."
+
+
+def limits(hint: Any) -> list[Any]:
+    """Return the bounds in an annotation, inside unions too."""
+    if typing.get_origin(hint) is Annotated:
+        return list(hint.__metadata__)
+    return [limit for member in typing.get_args(hint) for limit in limits(member)]
+
+
+def in_range(item: Any, limit: Any) -> bool:
+    """Compare with one bound; NaN is in no range."""
+    match limit:
+        case Ge(ge=bound):
+            return item >= bound
+        case Gt(gt=bound):
+            return item > bound
+        case Le(le=bound):
+            return item <= bound
+        case Lt(lt=bound):
+            return item < bound
+    raise AssertionError(limit)
+
+
+def describe(limit: Any) -> str:
+    """Say a bound in words."""
+    match limit:
+        case Ge(ge=bound):
+            return f"at least {bound}"
+        case Gt(gt=bound):
+            return f"above {bound}"
+        case Le(le=bound):
+            return f"at most {bound}"
+        case Lt(lt=bound):
+            return f"below {bound}"
+    raise AssertionError(limit)

@@ -1,0 +1,79 @@
+"""The main flow: from a recipe to a measured, saved result."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from transformers import set_seed
+from transformers.utils import logging as transformers_logging
+
+from pipelines.data import load_splits
+from pipelines.hub import load_adapter, save
+from pipelines.models import build_model, load_tokenizer
+from pipelines.recipe import Recipe
+from pipelines.report import print_report, print_score
+from pipelines.tasks import CausalLM
+from pipelines.tasks.base import Examples
+from pipelines.training import build_trainer, check_world_size, score_of
+
+
+def run(recipe: Recipe) -> dict[str, Any]:
+    """Train, evaluate and save; return the metrics."""
+    started = time.perf_counter()
+    world_size = check_world_size()
+    transformers_logging.set_verbosity_error()
+    set_seed(recipe.train.seed)
+
+    task = recipe.task
+    splits = load_splits(task.dataset)
+    labels = task.labels(splits.train)
+    length = task.block_size if isinstance(task, CausalLM) else getattr(task, "max_length", 0)
+    tokenizer = load_tokenizer(recipe.model, texts(splits.train), max_length=length)
+    train = task.features(splits.train, tokenizer, labels, training=True)
+    held_out = task.features(splits.held_out, tokenizer, labels, training=False)
+    print_report(recipe, world_size, train, held_out)
+
+    model = build_model(recipe, tokenizer, labels)
+    trainer = build_trainer(
+        recipe, model, tokenizer, train=train, held_out=held_out, labels=labels
+    )
+    baseline = task.baseline(train, held_out)
+    if baseline is None:
+        before = score_of(trainer.evaluate())
+        baseline = {"before training": before[before["primary"]]}
+    trainer.train()
+    metrics = score_of(trainer.evaluate())
+    metrics["baseline"] = baseline
+    metrics["seconds"] = round(time.perf_counter() - started, 1)
+    save(trainer, recipe, tokenizer, labels, metrics)
+    print_score(recipe.name, metrics)
+    return metrics
+
+
+def evaluate_adapter(folder: str | Path) -> dict[str, Any]:
+    """Score a saved result on the evaluation split of its recipe; return the metrics."""
+    transformers_logging.set_verbosity_error()
+    loaded = load_adapter(folder)
+    splits = load_splits(loaded.recipe.task.dataset)
+    held_out = loaded.recipe.task.features(
+        splits.held_out, loaded.tokenizer, loaded.labels, training=False
+    )
+    trainer = build_trainer(
+        loaded.recipe,
+        loaded.model,
+        loaded.tokenizer,
+        train=None,
+        held_out=held_out,
+        labels=loaded.labels,
+    )
+    metrics = score_of(trainer.evaluate())
+    print_score(loaded.recipe.name, metrics)
+    return metrics
+
+
+def texts(examples: Examples) -> Any:
+    """Yield every text of the training rows, to train a tokenizer on."""
+    for row in examples.rows:
+        yield from (value for value in row.values() if isinstance(value, str))

@@ -1,0 +1,175 @@
+"""What every task has: where its rows come from, its head, features, loss and score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from annotated_types import Gt, Lt
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import EvalPrediction, PreTrainedTokenizerBase
+
+
+class DataError(ValueError):
+    """Rows that cannot be used; the message names the file and the row."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSource:
+    """Rows from the Hub, or from a file or folder of JSONL, CSV, text or SQuAD JSON."""
+
+    path: str
+    """Hub id, a local file, or a local folder that holds one file for each split."""
+    name: str | None = None
+    """Configuration of the Hub dataset, as "sst2" of nyu-mll/glue."""
+    revision: str | None = None
+    """Commit, branch or tag of the Hub dataset."""
+    train_split: str = "train"
+    """Split to train on."""
+    eval_split: str | None = None
+    """Split to score on. Without one, eval_fraction of the training rows is held out."""
+    eval_fraction: Annotated[float, Gt(0), Lt(1)] = 0.1
+    """Share of the training rows held out when there is no eval_split."""
+    streaming: bool = False
+    """Read the training rows while training, for a corpus larger than the disk."""
+    max_train_rows: Annotated[int, Gt(0)] | None = None
+    """Train on the first rows only."""
+    max_eval_rows: Annotated[int, Gt(0)] | None = None
+    """Score on the first rows only."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Rows of one split, and where each comes from."""
+
+    rows: Sequence[dict[str, Any]] | Iterable[dict[str, Any]]
+    origin: str
+    lines: Sequence[int] | None = None
+    label_names: tuple[str, ...] | None = None
+
+    def where(self, index: int) -> str:
+        """Name the file and the line, or the split and the row, of a row."""
+        if self.lines is not None:
+            return f"{self.origin}:{self.lines[index]}"
+        return f"{self.origin} row {index}"
+
+
+@dataclass(frozen=True)
+class Features:
+    """Model inputs of one split, with what encoding them cost."""
+
+    dataset: Any
+    report: dict[str, int]
+    num_rows: int
+    context: Any = None
+    """What the task's scorer needs beside the logits."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """Metrics of one evaluation. `interval` is the 95 % confidence interval of `primary`."""
+
+    metrics: dict[str, Any]
+    primary: str
+    interval: tuple[float, float]
+    num_rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """Options of a task; a subclass adds its behaviour."""
+
+    dataset: DatasetSource
+    """Rows to train and to score on."""
+
+    auto_class: ClassVar[str]
+    head: ClassVar[str | None] = None
+    peft_task_type: ClassVar[str]
+
+    def labels(self, train: Examples) -> tuple[str, ...]:
+        """Return the label names in their order, fixed before training; () if there are none."""
+        return ()
+
+    def features(
+        self,
+        examples: Examples,
+        tokenizer: PreTrainedTokenizerBase,
+        labels: tuple[str, ...],
+        *,
+        training: bool,
+    ) -> Features:
+        """Encode rows. Raise DataError with file and line for a row that cannot be used."""
+        raise NotImplementedError
+
+    def collate(self, pad_token_id: int) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
+        """Return the function that pads rows on the right to a batch."""
+        raise NotImplementedError
+
+    def loss(self, outputs: Any, labels: torch.Tensor, num_items: torch.Tensor) -> torch.Tensor:
+        """Return the summed loss divided by `num_items`, the labels of the whole global batch."""
+        raise NotImplementedError
+
+    def reduce_logits(self, logits: Any, labels: torch.Tensor) -> Any:
+        """Return what the scorer needs of a batch's logits."""
+        return logits
+
+    def score(
+        self, prediction: EvalPrediction, held_out: Features, labels: tuple[str, ...]
+    ) -> Score:
+        """Score a whole evaluation split."""
+        raise NotImplementedError
+
+    def baseline(self, train: Features, held_out: Features) -> dict[str, float] | None:
+        """Return the primary metric of a trivial predictor, or None to score the untuned model."""
+        return None
+
+    def model_kwargs(self, labels: tuple[str, ...]) -> dict[str, Any]:
+        """Return keyword arguments of from_pretrained that size the head."""
+        return {}
+
+
+def pad_right(rows: list[list[int]], value: int) -> list[list[int]]:
+    """Pad to the longest row."""
+    longest = max(len(row) for row in rows)
+    return [row + [value] * (longest - len(row)) for row in rows]
+
+
+def pad_inputs(rows: list[dict[str, Any]], pad_token_id: int) -> dict[str, Any]:
+    """Pad `input_ids` on the right; the mask comes from lengths, so a true EOS stays visible."""
+    import torch
+
+    ids = [list(row["input_ids"]) for row in rows]
+    return {
+        "input_ids": torch.tensor(pad_right(ids, pad_token_id)),
+        "attention_mask": torch.tensor(pad_right([[1] * len(row) for row in ids], 0)),
+    }
+
+
+def bootstrap(
+    contributions: Any, statistic: Callable[[Any], Any], *, num_resamples: int = 1000
+) -> tuple[float, float]:
+    """Return the 95 % percentile interval of `statistic` over resampled rows.
+
+    `contributions` is (rows, k); `statistic` maps mean contributions, (resamples, k), to
+    one value each. Seeded, so that equal predictions give equal intervals.
+    """
+    import numpy as np
+
+    contributions = np.asarray(contributions, dtype=np.float64)
+    num_rows = len(contributions)
+    generator = np.random.default_rng(0)
+    means = np.stack(
+        [
+            np.bincount(generator.integers(0, num_rows, num_rows), minlength=num_rows)
+            @ contributions
+            / num_rows
+            for _ in range(num_resamples)
+        ]
+    )
+    low, high = np.quantile(statistic(means), [0.025, 0.975])
+    return float(low), float(high)
+
+

@@ -1,0 +1,137 @@
+"""Causal language modelling: pretraining from scratch and continued training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+from annotated_types import Ge
+
+from pipelines.tasks.base import DataError, Examples, Features, Score, Task, bootstrap, pad_inputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class CausalLM(Task):
+    """Predict the next token of packed documents."""
+
+    text_column: str = "text"
+    """Column that holds a document."""
+    block_size: Annotated[int, Ge(2)] = 1024
+    """Tokens of a training row."""
+
+    auto_class: ClassVar[str] = "AutoModelForCausalLM"
+    peft_task_type: ClassVar[str] = "CAUSAL_LM"
+
+    def texts(self, examples: Examples) -> Iterator[str]:
+        """Yield the documents, checked."""
+        for index, row in enumerate(examples.rows):
+            text = row.get(self.text_column)
+            if not isinstance(text, str):
+                raise DataError(
+                    f"{examples.where(index)}: column {self.text_column!r} holds {text!r}, "
+                    f"not a text. Columns: {', '.join(row)}."
+                )
+            yield text
+
+    def features(self, examples, tokenizer, labels, *, training) -> Features:
+        """Join documents with EOS and pack them into blocks.
+
+        Each block repeats the last token of the block before, so that every token is predicted
+        exactly once. In training, what does not fill the last block is counted and left out; in
+        evaluation it is scored as a shorter row.
+        """
+        if not isinstance(examples.rows, list):
+            from datasets import IterableDataset
+
+            stream = IterableDataset.from_generator(
+                pack, gen_kwargs={"task": self, "examples": examples, "tokenizer": tokenizer}
+            )
+            return Features(stream, {}, num_rows=-1)
+        import numpy as np
+
+        texts = list(self.texts(examples))
+        stream_ids = [tokenizer.eos_token_id]
+        for start in range(0, len(texts), 1000):
+            for ids in encode(tokenizer, texts[start : start + 1000]):
+                stream_ids += [*ids, tokenizer.eos_token_id]
+        tokens = np.asarray(stream_ids, dtype=np.int64)
+        step = self.block_size - 1
+        blocks = [tokens[i : i + self.block_size] for i in range(0, len(tokens) - 1, step)]
+        left_out = 0
+        if training and blocks and len(blocks[-1]) < self.block_size:
+            left_out = len(blocks.pop()) - 1
+        if not blocks:
+            raise DataError(
+                f"{examples.origin}: {len(tokens)} tokens fill no block of {self.block_size}. "
+                "Lower --task.block-size or give more text."
+            )
+        report = {
+            "documents": len(texts),
+            "tokens": len(tokens),
+            "blocks": len(blocks),
+            "tokens_left_out": left_out,
+        }
+        num_bytes = sum(len(text.encode()) for text in texts)
+        rows = [{"input_ids": block} for block in blocks]
+        return Features(rows, report, num_rows=len(blocks), context=num_bytes)
+
+    def collate(self, pad_token_id):
+        def batch(rows: list[dict[str, Any]]) -> dict[str, Any]:
+            inputs = pad_inputs(rows, pad_token_id)
+            mask = inputs["attention_mask"]
+            inputs["labels"] = inputs["input_ids"].masked_fill(mask == 0, -100)
+            if mask.all():
+                del inputs["attention_mask"]
+            return inputs
+
+        return batch
+
+    def loss(self, outputs, labels, num_items):
+        return token_losses(outputs.logits, labels).sum() / num_items
+
+    def reduce_logits(self, logits, labels):
+        """Return (batch, 2): summed negative log-likelihood and number of predicted tokens."""
+        import torch
+
+        losses = token_losses(logits, labels)
+        return torch.stack([losses.sum(1), (labels[:, 1:] != -100).sum(1).float()], dim=1)
+
+    def score(self, prediction, held_out, labels) -> Score:
+        import numpy as np
+
+        rows = np.asarray(prediction.predictions, dtype=np.float64)
+        nll, count = rows.sum(0)
+        low, high = bootstrap(rows, lambda means: np.exp(means[:, 0] / means[:, 1]))
+        metrics = {
+            "loss": nll / count,
+            "perplexity": math.exp(nll / count),
+            "bits_per_byte": nll / math.log(2) / held_out.context,
+            "predicted_tokens": int(count),
+        }
+        return Score(metrics, "perplexity", (low, high), num_rows=len(rows))
+
+
+def encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    """Return token ids, whole texts, without the warning about the model's length."""
+    return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+
+
+def token_losses(logits: Any, labels: Any) -> Any:
+    """Return (batch, length - 1) negative log-likelihoods, 0 where the label is -100."""
+    import torch.nn.functional as F
+
+    return F.cross_entropy(
+        logits[:, :-1].float().transpose(1, 2), labels[:, 1:], ignore_index=-100, reduction="none"
+    )
+
+
+def pack(task: CausalLM, examples: Examples, tokenizer: Any) -> Iterator[dict[str, list[int]]]:
+    """Yield full blocks while reading; each repeats the last token of the block before."""
+    tokens = [tokenizer.eos_token_id]
+    for text in task.texts(examples):
+        tokens += [*encode(tokenizer, [text])[0], tokenizer.eos_token_id]
+        while len(tokens) >= task.block_size:
+            yield {"input_ids": tokens[: task.block_size]}
+            tokens = tokens[task.block_size - 1 :]

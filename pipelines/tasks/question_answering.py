@@ -1,0 +1,268 @@
+"""Extractive question answering, SQuAD v1 and v2, on a causal model.
+
+A causal model reads the question first, so that every context token has seen it, and the
+no-answer slot is the last token, the only one that has seen the whole window: position 0 sees
+nothing but itself. A row is `question <eos> window of the context <eos>`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+from annotated_types import Ge
+
+from pipelines.tasks.base import DataError, Examples, Features, Score, Task, bootstrap, pad_inputs
+
+
+@dataclass(frozen=True)
+class Window:
+    """A stretch of one context. `offsets` are (start, end) characters of its tokens."""
+
+    question: int
+    first: int  # position of its first context token in the row
+    offsets: Sequence[tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question with its context and gold answers; no answers means unanswerable."""
+
+    id: str
+    context: str
+    answers: dict[str, list[Any]]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A span of a context, `context[start:end] == text`; "" with no offsets is no answer."""
+
+    text: str
+    score: float
+    start: int | None = None
+    end: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuestionAnswering(Task):
+    """Find the answer to a question as a span of its context."""
+
+    question_column: str = "question"
+    """Column that holds the question."""
+    context_column: str = "context"
+    """Column that holds the context."""
+    answers_column: str = "answers"
+    """Column of {"text": [...], "answer_start": [...]}; empty lists: not answerable."""
+    version_2_with_negative: bool = False
+    """Allow "no answer", as SQuAD v2 does."""
+    null_score_diff_threshold: float = 0.0
+    """Answer "" when no answer scores higher than the best span by more than this."""
+    max_length: Annotated[int, Ge(16)] = 384
+    """Tokens of a window with its question."""
+    stride: Annotated[int, Ge(0)] = 128
+    """Tokens that two windows of one context share."""
+    max_question_length: Annotated[int, Ge(1)] = 64
+    """Tokens kept of a question; the run reports how many were cut."""
+    max_answer_length: Annotated[int, Ge(1)] = 30
+    """Tokens of the longest answer."""
+    n_best: Annotated[int, Ge(1)] = 20
+    """Starts and ends to combine in each window."""
+
+    auto_class: ClassVar[str] = "AutoModelForQuestionAnswering"
+    head: ClassVar[str | None] = "qa_outputs"
+    peft_task_type: ClassVar[str] = "QUESTION_ANS"
+
+    def question(self, examples: Examples, index: int, row: dict[str, Any]) -> Question:
+        """Check a row; the gold text must stand in the context where it is said to."""
+        where = examples.where(index)
+        for column in (self.question_column, self.context_column):
+            if not isinstance(row.get(column), str) or not row[column].strip():
+                raise DataError(
+                    f"{where}: column {column!r} holds {row.get(column)!r}, not a text. "
+                    f"Columns: {', '.join(row)}."
+                )
+        answers = row.get(self.answers_column)
+        if not isinstance(answers, dict) or not {"text", "answer_start"} <= answers.keys():
+            raise DataError(
+                f"{where}: column {self.answers_column!r} holds {answers!r}, not "
+                '{"text": [...], "answer_start": [...]}.'
+            )
+        context = row[self.context_column]
+        for text, start in zip(answers["text"], answers["answer_start"], strict=True):
+            if context[start : start + len(text)] != text or not text:
+                raise DataError(f"{where}: answer {text!r} does not stand at character {start}.")
+        if not answers["text"] and not self.version_2_with_negative:
+            raise DataError(
+                f"{where}: a question without an answer. For SQuAD v2 use "
+                "--task.version-2-with-negative."
+            )
+        return Question(str(row.get("id", index)), context, answers)
+
+    def features(self, examples, tokenizer, labels, *, training) -> Features:
+        questions = [self.question(examples, i, row) for i, row in enumerate(examples.rows)]
+        if not questions:
+            raise DataError(f"{examples.origin}: no rows.")
+        asked = [row[self.question_column] for row in examples.rows]
+        encoded = tokenizer(asked, add_special_tokens=False, verbose=False)["input_ids"]
+        contexts = list(dict.fromkeys(question.context for question in questions))
+        read = tokenizer(
+            contexts, add_special_tokens=False, verbose=False, return_offsets_mapping=True
+        )
+        context_tokens = dict(
+            zip(contexts, zip(read["input_ids"], read["offset_mapping"], strict=True), strict=True)
+        )
+        eos = tokenizer.eos_token_id
+        rows, windows, num_cut, num_lost = [], [], 0, 0
+        for number, (question, question_ids) in enumerate(zip(questions, encoded, strict=True)):
+            num_cut += len(question_ids) > self.max_question_length
+            question_ids = question_ids[: min(self.max_question_length, self.max_length // 2)]
+            ids, offsets = context_tokens[question.context]
+            gold = gold_span(offsets, question.answers)
+            room = self.max_length - len(question_ids) - 2
+            held = not question.answers["text"]
+            for start in window_starts(len(ids), room, min(self.stride, room // 2)):
+                end = min(start + room, len(ids))
+                row = [*question_ids, eos, *ids[start:end], eos]
+                first = len(question_ids) + 1
+                target = [len(row) - 1, len(row) - 1]
+                if gold and start <= gold[0] and gold[1] < end:
+                    target = [first + gold[0] - start, first + gold[1] - start]
+                    held = True
+                rows.append({"input_ids": row, "labels": target})
+                windows.append(Window(number, first, offsets[start:end]))
+            num_lost += not held
+        report = {
+            "questions": len(questions),
+            "windows": len(rows),
+            "questions_cut": num_cut,
+            "answers_lost": num_lost,
+        }
+        return Features(rows, report, num_rows=len(questions), context=(questions, windows))
+
+    def collate(self, pad_token_id):
+        def batch(rows: list[dict[str, Any]]) -> dict[str, Any]:
+            import torch
+
+            return pad_inputs(rows, pad_token_id) | {
+                "labels": torch.tensor([row["labels"] for row in rows])
+            }
+
+        return batch
+
+    def loss(self, outputs, labels, num_items):
+        """Return the mean cross-entropy of start and end; `labels` is (batch, 2)."""
+        import torch.nn.functional as F
+
+        start = F.cross_entropy(outputs.start_logits.float(), labels[:, 0], reduction="sum")
+        end = F.cross_entropy(outputs.end_logits.float(), labels[:, 1], reduction="sum")
+        return (start + end) / num_items
+
+    def reduce_logits(self, logits, labels):
+        """Return (batch, length, 2)."""
+        import torch
+
+        return torch.stack(logits[:2], dim=-1).float()
+
+    def score(self, prediction, held_out, labels) -> Score:
+        from pipelines import metrics
+        from pipelines.metrics.squad_scoring import best_over_answers, token_f1
+
+        questions, windows = held_out.context
+        lengths = [len(row["input_ids"]) for row in held_out.dataset]
+        best = [n[0] for n in self.decode(prediction.predictions, questions, windows, lengths)]
+        guesses = [
+            {"id": str(i), "prediction_text": answer.text} for i, answer in enumerate(best)
+        ]
+        truth = [{"id": str(i), "answers": q.answers} for i, q in enumerate(questions)]
+        if self.version_2_with_negative:
+            guesses = [g | {"no_answer_probability": 0.0} for g in guesses]
+            found = metrics.load("squad_v2").compute(predictions=guesses, references=truth)
+            values = {
+                "exact_match" if key == "exact" else key: value / 100
+                for key, value in found.items()
+                if "total" not in key and "thresh" not in key
+            }
+        else:
+            found = metrics.load("squad").compute(predictions=guesses, references=truth)
+            values = {key: value / 100 for key, value in found.items()}
+        rows = [
+            [best_over_answers(token_f1, answer.text, question.answers["text"])]
+            for answer, question in zip(best, questions, strict=True)
+        ]
+        interval = bootstrap(rows, lambda means: means[:, 0])
+        return Score(values, "f1", interval, num_rows=len(questions))
+
+    def decode(
+        self,
+        logits: Any,
+        questions: Sequence[Question],
+        windows: Sequence[Window],
+        lengths: Sequence[int],
+    ) -> list[list[Answer]]:
+        """Return the n best answers of each question, best first.
+
+        `logits` is (windows, length, 2) for start and end; `lengths` are the rows' true lengths,
+        whose last token is the no-answer slot.
+        """
+        found: list[list[Answer]] = [[] for _ in questions]
+        null = [float("inf")] * len(questions)
+        for row, window, length in zip(logits, windows, lengths, strict=True):
+            number = window.question
+            null[number] = min(null[number], float(row[length - 1].sum()))
+            context = questions[number].context
+            for score, first, last in self.best_spans(row, window):
+                start, end = trim(context, window.offsets[first][0], window.offsets[last][1])
+                if start < end:
+                    found[number].append(Answer(context[start:end], score, start, end))
+        ranked = []
+        for answers, null_score in zip(found, null, strict=True):
+            answers.sort(key=lambda answer: -answer.score)
+            unique = list({(a.start, a.end): a for a in reversed(answers)}.values())[::-1]
+            if self.version_2_with_negative or not unique:
+                margin = null_score - (unique[0].score if unique else float("-inf"))
+                place = 0 if margin > self.null_score_diff_threshold else 1
+                unique.insert(place, Answer("", null_score))
+            ranked.append(unique[: self.n_best])
+        return ranked
+
+    def best_spans(self, row: Any, window: Window) -> list[tuple[float, int, int]]:
+        """Return (score, first, last) context tokens of the best spans of a window."""
+        import numpy as np
+
+        span = np.asarray(row)[window.first : window.first + len(window.offsets)]
+        starts = np.argsort(-span[:, 0], kind="stable")[: self.n_best]
+        ends = np.argsort(-span[:, 1], kind="stable")[: self.n_best]
+        grid = span[starts, 0][:, None] + span[ends, 1][None]
+        width = ends[None] - starts[:, None]
+        kept = np.argwhere((width >= 0) & (width < self.max_answer_length))
+        ordered = sorted(kept, key=lambda place: -grid[tuple(place)])[: self.n_best]
+        return [(float(grid[i, j]), int(starts[i]), int(ends[j])) for i, j in ordered]
+
+
+def window_starts(num_tokens: int, room: int, stride: int) -> list[int]:
+    """Return where windows of `room` tokens start, `stride` of them shared; the last one ends
+    with the context."""
+    starts = [0]
+    while starts[-1] + room < num_tokens:
+        starts.append(starts[-1] + room - stride)
+    return starts
+
+
+def gold_span(
+    offsets: Sequence[tuple[int, int]], answers: dict[str, list[Any]]
+) -> tuple[int, int] | None:
+    """Return the first and last token of the first gold answer."""
+    if not answers["text"]:
+        return None
+    start = answers["answer_start"][0]
+    end = start + len(answers["text"][0])
+    touched = [i for i, (a, b) in enumerate(offsets) if a < end and b > start]
+    return (touched[0], touched[-1]) if touched else None
+
+
+def trim(context: str, start: int, end: int) -> tuple[int, int]:
+    """Leave out the white space at both ends of a span."""
+    text = context[start:end]
+    start += len(text) - len(text.lstrip())
+    return start, start + len(text.strip())

@@ -1,0 +1,245 @@
+"""Classification of a text or a pair of texts: one label, several labels, or regression."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+from annotated_types import Ge
+
+from pipelines.tasks.base import DataError, Examples, Features, Score, Task, bootstrap, pad_inputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextClassification(Task):
+    """Predict labels, or a number, from the last token of a text."""
+
+    problem_type: Literal[
+        "single_label_classification", "multi_label_classification", "regression"
+    ] = "single_label_classification"
+    """One label, several labels (a list in the label column), or a number."""
+    text_column: str = "text"
+    """Column that holds the text."""
+    text_pair_column: str | None = None
+    """Column that holds the second text of a pair."""
+    label_column: str = "label"
+    """Column that holds the label."""
+    max_length: Annotated[int, Ge(4)] = 128
+    """Tokens kept of a row; the run reports how many rows were cut."""
+
+    auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
+    head: ClassVar[str | None] = "score"
+    peft_task_type: ClassVar[str] = "SEQ_CLS"
+
+    def labels(self, train: Examples) -> tuple[str, ...]:
+        """Return names from the dataset's ClassLabel, or from the rows in natural order."""
+        if self.problem_type == "regression":
+            return ()
+        if train.label_names:
+            return train.label_names
+        names = {str(v) for i, row in enumerate(train.rows) for v in self.values(train, i, row)}
+        if len(names) < 2:
+            raise DataError(
+                f"{train.origin}: column {self.label_column!r} holds one label, "
+                f"{', '.join(names)}; a classifier needs two."
+            )
+        return tuple(sorted(names, key=natural_order))
+
+    def values(self, examples: Examples, index: int, row: dict[str, Any]) -> list[Any]:
+        """Return the raw labels of a row as a list."""
+        value = row.get(self.label_column)
+        if self.label_column not in row or value is None or value == "":
+            raise DataError(
+                f"{examples.where(index)}: no value in column {self.label_column!r}. "
+                f"Columns: {', '.join(row)}."
+            )
+        if self.problem_type == "multi_label_classification":
+            if not isinstance(value, list):
+                raise DataError(f"{examples.where(index)}: {value!r} is not a list of labels.")
+            return value
+        if isinstance(value, list) or (isinstance(value, float) and not value.is_integer()):
+            raise DataError(
+                f"{examples.where(index)}: {value!r} is not one label. For numbers use "
+                "--task.problem-type regression."
+            )
+        return [value]
+
+    def target(
+        self, examples: Examples, index: int, row: dict[str, Any], ids: dict[str, int]
+    ) -> Any:
+        """Return what the model learns: a class id, a 0/1 vector, or a number."""
+        if self.problem_type == "regression":
+            raw = row.get(self.label_column)
+            try:
+                number = float(raw)  # type: ignore[arg-type]
+            except (TypeError, ValueError):
+                number = math.nan
+            if not math.isfinite(number):
+                raise DataError(f"{examples.where(index)}: {raw!r} is not a finite number.")
+            return number
+        found = []
+        for value in self.values(examples, index, row):
+            if examples.label_names and isinstance(value, int):
+                if not 0 <= value < len(ids):
+                    raise DataError(
+                        f"{examples.where(index)}: label {value} is outside 0 to {len(ids) - 1}."
+                    )
+                found.append(value)
+            elif str(value) in ids:
+                found.append(ids[str(value)])
+            else:
+                raise DataError(
+                    f"{examples.where(index)}: label {value!r} does not occur in the training "
+                    f"rows. Known labels: {', '.join(ids)}."
+                )
+        if self.problem_type == "multi_label_classification":
+            return [float(i in found) for i in range(len(ids))]
+        return found[0]
+
+    def features(self, examples, tokenizer, labels, *, training) -> Features:
+        ids = {name: i for i, name in enumerate(labels)}
+        columns = [c for c in (self.text_column, self.text_pair_column) if c]
+        texts: list[list[str]] = [[] for _ in columns]
+        targets = []
+        for index, row in enumerate(examples.rows):
+            for column, column_texts in zip(columns, texts, strict=True):
+                if not isinstance(row.get(column), str):
+                    raise DataError(
+                        f"{examples.where(index)}: column {column!r} holds {row.get(column)!r}, "
+                        f"not a text. Columns: {', '.join(row)}."
+                    )
+                column_texts.append(row[column])
+            targets.append(self.target(examples, index, row, ids))
+        if not targets:
+            raise DataError(f"{examples.origin}: no rows.")
+        encoded = [
+            tokenizer(t, add_special_tokens=False, verbose=False)["input_ids"] for t in texts
+        ]
+        rows, num_cut = [], 0
+        for parts, target in zip(zip(*encoded, strict=True), targets, strict=True):
+            input_ids, cut = join(list(parts), tokenizer.eos_token_id, self.max_length)
+            num_cut += cut
+            rows.append({"input_ids": input_ids, "labels": target})
+        report = {"rows": len(rows), "rows_cut": num_cut}
+        return Features(rows, report, num_rows=len(rows))
+
+    def collate(self, pad_token_id):
+        def batch(rows: list[dict[str, Any]]) -> dict[str, Any]:
+            import torch
+
+            return pad_inputs(rows, pad_token_id) | {
+                "labels": torch.tensor([row["labels"] for row in rows])
+            }
+
+        return batch
+
+    def loss(self, outputs, labels, num_items):
+        import torch.nn.functional as F
+
+        logits = outputs.logits.float()
+        if self.problem_type == "regression":
+            total = F.mse_loss(logits.squeeze(-1), labels.float(), reduction="sum")
+        elif self.problem_type == "multi_label_classification":
+            total = F.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
+        else:
+            total = F.cross_entropy(logits, labels, reduction="sum")
+        return total / num_items
+
+    def score(self, prediction, held_out, labels) -> Score:
+        import numpy as np
+
+        from pipelines import metrics
+
+        logits = np.asarray(prediction.predictions, dtype=np.float64)
+        truth = np.asarray(prediction.label_ids)
+        if self.problem_type == "regression":
+            x, y = logits[:, 0], truth
+            values: dict[str, Any] = {}
+            for name in ("pearsonr", "spearmanr", "mse"):
+                values |= metrics.load(name).compute(predictions=x, references=y)
+            moments = np.stack([x, y, x * x, y * y, x * y], axis=1)
+            return Score(values, "pearsonr", bootstrap(moments, correlation), num_rows=len(y))
+        if self.problem_type == "multi_label_classification":
+            guess, truth = (logits > 0).astype(int), truth.astype(int)
+            f1 = metrics.load("f1", "multilabel")
+            values = {
+                f"{average}_f1": f1.compute(predictions=guess, references=truth, average=average)[
+                    "f1"
+                ]
+                for average in ("micro", "macro")
+            }
+            rows = np.stack([2 * (guess & truth).sum(1), (guess + truth).sum(1)], axis=1)
+            interval = bootstrap(rows, lambda m: m[:, 0] / np.maximum(m[:, 1], 1e-12))
+            return Score(values, "micro_f1", interval, num_rows=len(truth))
+        guess = logits.argmax(1)
+        every = list(range(len(labels)))
+        f1 = metrics.load("f1")
+        per_class = f1.compute(predictions=guess, references=truth, average=None, labels=every)
+        macro = f1.compute(predictions=guess, references=truth, average="macro", labels=every)
+        confusion = metrics.load("confusion_matrix").compute(
+            predictions=guess, references=truth, labels=every
+        )["confusion_matrix"]
+        values = {
+            **metrics.load("accuracy").compute(predictions=guess, references=truth),
+            "macro_f1": macro["f1"],
+            "f1_per_class": dict(zip(labels, map(float, per_class["f1"]), strict=True)),
+            "confusion_matrix": np.asarray(confusion).tolist(),
+        }
+        interval = bootstrap((guess == truth)[:, None], lambda m: m[:, 0])
+        return Score(values, "accuracy", interval, num_rows=len(truth))
+
+    def baseline(self, train, held_out) -> dict[str, float] | None:
+        if self.problem_type != "single_label_classification":
+            return None
+        counts: dict[int, int] = {}
+        for row in train.dataset:
+            counts[row["labels"]] = counts.get(row["labels"], 0) + 1
+        majority = max(counts, key=lambda label: counts[label])
+        hits = sum(row["labels"] == majority for row in held_out.dataset)
+        return {"majority class": hits / held_out.num_rows}
+
+    def model_kwargs(self, labels):
+        return {
+            "num_labels": max(len(labels), 1),
+            "problem_type": self.problem_type,
+            **(
+                {
+                    "id2label": dict(enumerate(labels)),
+                    "label2id": {name: i for i, name in enumerate(labels)},
+                }
+                if labels
+                else {}
+            ),
+        }
+
+
+def natural_order(name: str) -> list[tuple[int, int, str]]:
+    """Sort key that puts "2" before "10"."""
+    parts = re.split(r"(\d+)", name)
+    return [(0, int(p), "") if p.isdecimal() else (1, 0, p) for p in parts if p]
+
+
+def join(parts: list[list[int]], separator: int, max_length: int) -> tuple[list[int], bool]:
+    """Join one or two texts with a separator, cutting the longer one first.
+
+    An empty text becomes the separator alone, since a model needs one token to read.
+    """
+    room = max_length - (len(parts) - 1)
+    excess = sum(map(len, parts)) - room
+    kept = [len(part) for part in parts]
+    for _ in range(max(excess, 0)):
+        kept[kept.index(max(kept))] -= 1
+    ids: list[int] = []
+    for number, (part, length) in enumerate(zip(parts, kept, strict=True)):
+        ids += ([separator] if number else []) + part[:length]
+    return ids or [separator], excess > 0
+
+
+def correlation(means: Any) -> Any:
+    """Return Pearson's r from mean moments (x, y, xx, yy, xy)."""
+    import numpy as np
+
+    x, y, xx, yy, xy = means.T
+    return (xy - x * y) / np.sqrt(np.maximum((xx - x * x) * (yy - y * y), 1e-300))

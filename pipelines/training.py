@@ -1,0 +1,166 @@
+"""Build the Trainer; the only place that names TrainingArguments."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from accelerate import PartialState
+from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
+
+from pipelines.recipe import Problem, Recipe, RecipeError, Train
+from pipelines.tasks.base import Features
+
+
+def build_trainer(
+    recipe: Recipe,
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    train: Features | None,
+    held_out: Features,
+    labels: tuple[str, ...],
+) -> Trainer:
+    """Return a Trainer whose loss is normalised over the global batch, for every task.
+
+    transformers' own losses are not: classification gradients grow with accumulation and with
+    processes, and the language-model loss shrinks, so `compute_loss_func` replaces them.
+    """
+    task = recipe.task
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if task.auto_class == "AutoModelForCausalLM":
+        inner.loss_type = "ForCausalLM"  # so that the Trainer counts shifted labels
+    inner.config.use_cache = False
+
+    def loss(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        return task.loss(outputs, labels, num_items_in_batch)
+
+    def compute_metrics(prediction: Any) -> dict[str, Any]:
+        score = task.score(prediction, held_out, labels)
+        return score.metrics | {
+            "primary": score.primary,
+            "confidence_interval": list(score.interval),
+            "rows": score.num_rows,
+        }
+
+    trainer = Trainer(
+        model=model,
+        args=training_arguments(recipe),
+        data_collator=task.collate(int(tokenizer.pad_token_id or 0)),
+        train_dataset=train.dataset if train else None,
+        eval_dataset=held_out.dataset,
+        compute_loss_func=loss,
+        compute_metrics=compute_metrics,
+        preprocess_logits_for_metrics=task.reduce_logits,
+    )
+    return trainer
+
+
+def training_arguments(recipe: Recipe) -> TrainingArguments:
+    """Translate the recipe; precision and devices come from Accelerate's environment."""
+    train = recipe.train
+    per_device, accumulation = split_batch(train, PartialState().num_processes)
+    cosine = train.lr_scheduler_type == "cosine"
+    return TrainingArguments(
+        output_dir=str(recipe.folder / "checkpoints"),
+        per_device_train_batch_size=per_device,
+        per_device_eval_batch_size=train.per_device_eval_batch_size,
+        gradient_accumulation_steps=accumulation,
+        learning_rate=train.learning_rate,
+        num_train_epochs=train.num_train_epochs,
+        max_steps=train.max_steps or -1,
+        warmup_steps=train.warmup_steps,
+        lr_scheduler_type="cosine_with_min_lr" if cosine else train.lr_scheduler_type,
+        lr_scheduler_kwargs={"min_lr": train.min_learning_rate} if cosine else None,
+        weight_decay=train.weight_decay,
+        adam_beta1=train.adam_beta1,
+        adam_beta2=train.adam_beta2,
+        max_grad_norm=train.max_grad_norm,
+        logging_steps=train.logging_steps,
+        eval_strategy="steps" if train.eval_steps else "no",
+        eval_steps=train.eval_steps,
+        save_strategy="no",
+        seed=train.seed,
+        use_cpu=PartialState().device.type == "cpu",
+        dataloader_num_workers=train.dataloader_num_workers,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        logging_nan_inf_filter=False,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        disable_tqdm=not sys.stderr.isatty(),
+        report_to="none",
+    )
+
+
+def split_batch(train: Train, num_processes: int) -> tuple[int, int]:
+    """Return (rows per device, accumulation steps) of a global batch.
+
+    Raise RecipeError when the processes cannot share it evenly.
+    """
+    size = train.global_batch_size
+    if size % num_processes:
+        below = size - size % num_processes
+        fitting = [n for n in (below, below + num_processes) if n]
+        raise RecipeError(
+            [
+                Problem(
+                    "train.global_batch_size",
+                    f"{size} rows cannot be shared by {num_processes} processes; "
+                    f"{' or '.join(map(str, fitting))} would work.",
+                )
+            ]
+        )
+    share = size // num_processes
+    most = min(share, train.per_device_train_batch_size)
+    per_device = next(n for n in range(most, 0, -1) if share % n == 0)
+    return per_device, share // per_device
+
+
+def requested_processes() -> int | None:
+    """Return how many processes this machine's `accelerate launch` was asked for, or None.
+
+    Accelerate starts one process where it cannot start more, without a word, and passes the
+    number on in no variable; the launcher's command line still has it.
+    """
+    from accelerate.commands.config import load_config_from_file
+    from accelerate.commands.launch import launch_command_parser
+
+    command = psutil.Process(os.getppid()).cmdline()
+    if "launch" not in command or not any("accelerate" in part for part in command):
+        return None
+    arguments, _ = launch_command_parser().parse_known_args(command[command.index("launch") + 1 :])
+    if arguments.num_processes is not None:
+        return arguments.num_processes
+    if arguments.config_file is None or not Path(arguments.config_file).is_file():
+        return None
+    return load_config_from_file(arguments.config_file).num_processes
+
+
+def check_world_size() -> int:
+    """Return the world size. Raise RecipeError when it is not what the launcher was asked for."""
+    state = PartialState(cpu=os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true")
+    asked = requested_processes()
+    if asked not in (None, 0, state.num_processes):
+        raise RecipeError(
+            [
+                Problem(
+                    "accelerate launch",
+                    f"{asked} processes were asked for, {state.num_processes} started. On a CPU "
+                    "use --config_file accelerate_configs/cpu_2_processes.yaml.",
+                )
+            ]
+        )
+    return state.num_processes
+
+
+def score_of(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Return the Trainer's metrics without its prefix and its clocks."""
+    dropped = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+    stripped = {key.removeprefix("eval_"): value for key, value in metrics.items()}
+    return {key: value for key, value in stripped.items() if key not in (*dropped, "epoch")}
+
+
