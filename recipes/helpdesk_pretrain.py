@@ -1,0 +1,31 @@
+"""A tokenizer and a small GPT-2 on the help desk's documents, from random weights.
+
+    python scripts/helpdesk_data.py data/helpdesk
+    accelerate launch --config_file accelerate_configs/cpu.yaml recipes/helpdesk_pretrain.py
+"""
+
+from pipelines.cli import main
+from pipelines.recipe import Recipe, Scratch, Tokenizer, Train
+from pipelines.tasks import CausalLM, DatasetSource
+
+RECIPE = Recipe(
+    name="helpdesk-pretrain",
+    task=CausalLM(
+        dataset=DatasetSource(path="data/helpdesk/documents", eval_split="test"),
+        block_size=256,
+    ),
+    model=Scratch(
+        size="mini", n_embd=192, n_positions=256, tokenizer=Tokenizer(kind="bpe", vocab_size=1024)
+    ),
+    train=Train(
+        learning_rate=2e-3,
+        min_learning_rate=2e-4,
+        lr_scheduler_type="cosine",
+        num_train_epochs=3,
+        global_batch_size=16,
+        weight_decay=0.1,
+    ),
+)
+
+if __name__ == "__main__":
+    main(RECIPE)
