@@ -74,5 +74,3 @@ def stop(lines: list[str], code: int) -> None:
     if os.environ.get("RANK", "0") == "0":
         print("\n".join(lines), file=sys.stderr)
     raise SystemExit(code)
-
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from typing import Any
 
@@ -32,6 +33,7 @@ def load_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """Load the checkpoint's tokenizer, or train one on `texts`. EOS is the pad token."""
     wanted = model.tokenizer if isinstance(model, Scratch) else model
+    tokenizer: PreTrainedTokenizerBase
     if isinstance(wanted, Model):
         tokenizer = AutoTokenizer.from_pretrained(wanted.name_or_path, revision=wanted.revision)
         if tokenizer.eos_token is None:
@@ -59,8 +61,6 @@ def train_bpe_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedToke
         show_progress=False,
     )
     bpe.train_from_iterator(texts, trainer)
-    import json
-
     model = json.loads(bpe.to_str())["model"]
     merges = [tuple(merge) for merge in model["merges"]]
     return GPT2Tokenizer(vocab=model["vocab"], merges=merges, eos_token=EOS, pad_token=EOS)

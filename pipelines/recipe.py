@@ -216,7 +216,8 @@ class Recipe:
             if length > self.model.n_positions:
                 name = "block_size" if isinstance(self.task, CausalLM) else "max_length"
                 yield Problem(
-                    f"task.{name}", f"{length} is above model.n_positions, {self.model.n_positions}."
+                    f"task.{name}",
+                    f"{length} is above model.n_positions, {self.model.n_positions}.",
                 )
         if self.task.dataset.streaming:
             if not isinstance(self.task, CausalLM):
@@ -324,9 +325,9 @@ def wrong_values(value: Any, path: str) -> Iterator[Problem]:
     for each in dataclasses.fields(value):
         where, item, hint = f"{path}.{each.name}".lstrip("."), getattr(value, each.name), None
         hint = hints[each.name]
-        if dataclasses.is_dataclass(item) and isinstance(item, tuple(
-            c for c in choices(hint) if isinstance(c, type)
-        )):
+        if dataclasses.is_dataclass(item) and isinstance(
+            item, tuple(c for c in choices(hint) if isinstance(c, type))
+        ):
             yield from wrong_values(item, where)
             continue
         try:

@@ -36,9 +36,7 @@ def run(recipe: Recipe) -> dict[str, Any]:
     print_report(recipe, world_size, train, held_out)
 
     model = build_model(recipe, tokenizer, labels)
-    trainer = build_trainer(
-        recipe, model, tokenizer, train=train, held_out=held_out, labels=labels
-    )
+    trainer = build_trainer(recipe, model, tokenizer, train=train, held_out=held_out, labels=labels)
     baseline = task.baseline(train, held_out)
     if baseline is None:
         before = score_of(trainer.evaluate())

@@ -162,5 +162,3 @@ def score_of(metrics: dict[str, Any]) -> dict[str, Any]:
     dropped = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
     stripped = {key.removeprefix("eval_"): value for key, value in metrics.items()}
     return {key: value for key, value in stripped.items() if key not in (*dropped, "epoch")}
-
-

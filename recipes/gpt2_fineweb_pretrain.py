@@ -1,6 +1,7 @@
-"""GPT-2 124M from random weights on FineWeb-Edu, read as a stream.
+r"""GPT-2 124M from random weights on FineWeb-Edu, read as a stream.
 
-    accelerate launch --config_file accelerate_configs/multi_gpu.yaml recipes/gpt2_fineweb_pretrain.py
+    accelerate launch --config_file accelerate_configs/multi_gpu.yaml \
+        recipes/gpt2_fineweb_pretrain.py
 
 19,073 steps of 512 rows of 1,024 tokens are 10 billion tokens.
 """

@@ -5,7 +5,7 @@ r"""Answers as spans on SQuAD: GPT-2 in 8 bits, a LoRA adapter and a new head.
 """
 
 from pipelines.cli import main
-from pipelines.recipe import Lora, Model, Int8, Recipe, Train
+from pipelines.recipe import Int8, Lora, Model, Recipe, Train
 from pipelines.tasks import DatasetSource, QuestionAnswering
 
 RECIPE = Recipe(

@@ -5,7 +5,7 @@ r"""Answers as spans, or none, on SQuAD v2: GPT-2 in 4 bits (NF4) and a LoRA ada
 """
 
 from pipelines.cli import main
-from pipelines.recipe import Lora, Model, NF4, Recipe, Train
+from pipelines.recipe import NF4, Lora, Model, Recipe, Train
 from pipelines.tasks import DatasetSource, QuestionAnswering
 
 RECIPE = Recipe(

@@ -1,6 +1,6 @@
 """Continued training of GPT-2 on WikiText-2 with a LoRA adapter.
 
-    accelerate launch --config_file accelerate_configs/single_gpu.yaml recipes/gpt2_wikitext_lora.py
+accelerate launch --config_file accelerate_configs/single_gpu.yaml recipes/gpt2_wikitext_lora.py
 """
 
 from pipelines.cli import main

@@ -1,7 +1,7 @@
 """A tokenizer and a small GPT-2 on the help desk's documents, from random weights.
 
-    python scripts/helpdesk_data.py data/helpdesk
-    accelerate launch --config_file accelerate_configs/cpu.yaml recipes/helpdesk_pretrain.py
+python scripts/helpdesk_data.py data/helpdesk
+accelerate launch --config_file accelerate_configs/cpu.yaml recipes/helpdesk_pretrain.py
 """
 
 from pipelines.cli import main

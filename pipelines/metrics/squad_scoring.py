@@ -31,20 +31,14 @@ def exact_match(prediction: str, answer: str) -> float:
 
 
 def token_f1(prediction: str, answer: str) -> float:
-    """Return the F1 of shared words.
+    """Return the F1 of shared words; without a word on one side, 1.0 if both have none.
 
-    Without a word on one side it is 1.0 only if the other has none either. The official script
-    of v1 gives 0.0 there, which `token_f1_v1` keeps.
+    That is the rule of v2. In v1 two answers without a word score 0.0, see `squad`.
     """
     guess, gold = normalize_answer(prediction).split(), normalize_answer(answer).split()
     if not guess or not gold:
         return float(guess == gold)
     return word_f1(guess, gold)
-
-
-def token_f1_v1(prediction: str, answer: str) -> float:
-    """Return the F1 of shared words as SQuAD v1 has it: 0.0 where nothing is shared."""
-    return word_f1(normalize_answer(prediction).split(), normalize_answer(answer).split())
 
 
 def word_f1(guess: Sequence[str], gold: Sequence[str]) -> float:
@@ -65,19 +59,20 @@ def best_over_answers(
 
 
 def find_best_threshold(
-    scores: Sequence[float], no_answer_probabilities: Sequence[float], answerable: Sequence[bool]
+    scores: Sequence[float],
+    predictions: Sequence[str],
+    no_answer_probabilities: Sequence[float],
+    answerable: Sequence[bool],
 ) -> Threshold:
     """Return the null threshold that gives the best mean score, by the official v2 rule.
 
-    A question counts as unanswered above the threshold: an unanswerable one then scores 1.
+    A question counts as unanswered above the threshold, where an unanswerable one scores 1.
     `scores` hold what each prediction is worth when it is given.
     """
-    current = best = float(sum(not has for has in answerable))
+    current = best = float(len(answerable) - sum(answerable))
     threshold = 0.0
-    order = sorted(range(len(scores)), key=lambda i: no_answer_probabilities[i])
-    for i in order:
-        # An unanswerable question is lost when its prediction is any text at all.
-        current += scores[i] if answerable[i] else (0.0 if scores[i] == 1.0 else -1.0)
+    for i in sorted(range(len(scores)), key=lambda i: no_answer_probabilities[i]):
+        current += scores[i] if answerable[i] else -float(bool(predictions[i]))
         if current > best:
             best, threshold = current, no_answer_probabilities[i]
     return Threshold(100.0 * best / len(scores), threshold)

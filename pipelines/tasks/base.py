@@ -171,5 +171,3 @@ def bootstrap(
     )
     low, high = np.quantile(statistic(means), [0.025, 0.975])
     return float(low), float(high)
-
-

@@ -113,10 +113,11 @@ class QuestionAnswering(Task):
             zip(contexts, zip(read["input_ids"], read["offset_mapping"], strict=True), strict=True)
         )
         eos = tokenizer.eos_token_id
+        longest = min(self.max_question_length, self.max_length // 2)
         rows, windows, num_cut, num_lost = [], [], 0, 0
         for number, (question, question_ids) in enumerate(zip(questions, encoded, strict=True)):
-            num_cut += len(question_ids) > self.max_question_length
-            question_ids = question_ids[: min(self.max_question_length, self.max_length // 2)]
+            num_cut += len(question_ids) > longest
+            question_ids = question_ids[:longest]
             ids, offsets = context_tokens[question.context]
             gold = gold_span(offsets, question.answers)
             room = self.max_length - len(question_ids) - 2
@@ -170,25 +171,27 @@ class QuestionAnswering(Task):
 
         questions, windows = held_out.context
         lengths = [len(row["input_ids"]) for row in held_out.dataset]
-        best = [n[0] for n in self.decode(prediction.predictions, questions, windows, lengths)]
-        guesses = [
-            {"id": str(i), "prediction_text": answer.text} for i, answer in enumerate(best)
-        ]
+        decoded = self.decode(prediction.predictions, questions, windows, lengths)
+        best = [answers[0].text for answers in decoded]
         truth = [{"id": str(i), "answers": q.answers} for i, q in enumerate(questions)]
         if self.version_2_with_negative:
-            guesses = [g | {"no_answer_probability": 0.0} for g in guesses]
-            found = metrics.load("squad_v2").compute(predictions=guesses, references=truth)
-            values = {
-                "exact_match" if key == "exact" else key: value / 100
-                for key, value in found.items()
-                if "total" not in key and "thresh" not in key
-            }
+            guesses = [span_and_margin(str(i), answers) for i, answers in enumerate(decoded)]
+            found = metrics.load("squad_v2").compute(
+                predictions=guesses,
+                references=truth,
+                no_answer_threshold=self.null_score_diff_threshold,
+            )
         else:
+            guesses = [{"id": str(i), "prediction_text": text} for i, text in enumerate(best)]
             found = metrics.load("squad").compute(predictions=guesses, references=truth)
-            values = {key: value / 100 for key, value in found.items()}
+        values = {
+            "exact_match" if key == "exact" else key: value / (100 if is_share(key) else 1)
+            for key, value in found.items()
+            if key != "total"
+        }
         rows = [
-            [best_over_answers(token_f1, answer.text, question.answers["text"])]
-            for answer, question in zip(best, questions, strict=True)
+            [best_over_answers(token_f1, text, question.answers["text"])]
+            for text, question in zip(best, questions, strict=True)
         ]
         interval = bootstrap(rows, lambda means: means[:, 0])
         return Score(values, "f1", interval, num_rows=len(questions))
@@ -200,7 +203,7 @@ class QuestionAnswering(Task):
         windows: Sequence[Window],
         lengths: Sequence[int],
     ) -> list[list[Answer]]:
-        """Return the n best answers of each question, best first.
+        """Return the n best spans of each question, best first, with "" among them in v2.
 
         `logits` is (windows, length, 2) for start and end; `lengths` are the rows' true lengths,
         whose last token is the no-answer slot.
@@ -219,11 +222,12 @@ class QuestionAnswering(Task):
         for answers, null_score in zip(found, null, strict=True):
             answers.sort(key=lambda answer: -answer.score)
             unique = list({(a.start, a.end): a for a in reversed(answers)}.values())[::-1]
+            unique = unique[: self.n_best]
             if self.version_2_with_negative or not unique:
                 margin = null_score - (unique[0].score if unique else float("-inf"))
                 place = 0 if margin > self.null_score_diff_threshold else 1
                 unique.insert(place, Answer("", null_score))
-            ranked.append(unique[: self.n_best])
+            ranked.append(unique)
         return ranked
 
     def best_spans(self, row: Any, window: Window) -> list[tuple[float, int, int]]:
@@ -240,9 +244,24 @@ class QuestionAnswering(Task):
         return [(float(grid[i, j]), int(starts[i]), int(ends[j])) for i, j in ordered]
 
 
+def span_and_margin(identity: str, answers: Sequence[Answer]) -> dict[str, Any]:
+    """Return the best span, and by how much "" scores above it, in the form of `squad_v2`."""
+    null = next(answer for answer in answers if answer.start is None)
+    span = next((answer for answer in answers if answer.start is not None), None)
+    return {
+        "id": identity,
+        "prediction_text": span.text if span else "",
+        "no_answer_probability": null.score - span.score if span else 0.0,
+    }
+
+
+def is_share(key: str) -> bool:
+    """Tell a score in percent from a count or a threshold."""
+    return not key.endswith(("total", "thresh"))
+
+
 def window_starts(num_tokens: int, room: int, stride: int) -> list[int]:
-    """Return where windows of `room` tokens start, `stride` of them shared; the last one ends
-    with the context."""
+    """Return where windows of `room` tokens start, `stride` of them shared."""
     starts = [0]
     while starts[-1] + room < num_tokens:
         starts.append(starts[-1] + room - stride)
