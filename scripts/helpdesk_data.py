@@ -1,0 +1,390 @@
+"""Support tickets of an invented shop: queues, questions with their answers, and case files.
+
+    python scripts/helpdesk_data.py data/helpdesk --seed 0 --num-train 4000
+
+Writes JSONL, the same bytes for the same arguments:
+
+    classify/{train,test}.jsonl    {"id", "text", "queue"}
+    answer/{train,test}.jsonl      {"id", "question", "context", "answers": {"text", "answer_start"}}
+    documents/{train,test}.jsonl   {"text"}
+
+No ticket stands in two files. A ticket names two things of each kind (two dates, two numbers, two
+sums), so that a question is answered by what stands around a value, not by its form; some
+questions ask for a thing that the ticket does not name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+UNANSWERABLE = 0.125
+
+FIRST_NAMES = (
+    "Ada Amir Ana Björn Chiara Chloé Dário Elif Emeka Farid Grace Hana Ines Jürgen Kemal Lê Łucja "
+    "Mei Nils Noor Olga Priya Quentin Rosa Sørine Tomás Uma Viktor Wei Yusuf Zoë 美咲"
+).split()
+LAST_NAMES = (
+    "Abara Bauer Černý D'Souza Eriksen Fontaine García Haddad Ito Jensen Kovács Lindqvist Müller "
+    "Nakamura Okafor Păun Quispe Rossi Szabó Tran Ünal Vogel Watanabe Yıldız Zając 佐藤"
+).split()
+CITIES = (
+    "Århus Bergen Córdoba Dublin Évora Fès Gdańsk Halle Izmir Jaén Köln Lyon Łódź Malmö Nantes "
+    "Oulu Porto Québec Riga Sète Turin Uppsala Vigo Zürich 京都"
+).split()
+STREETS = (
+    "Mill Lane|Harbour Street|Rue du Four|Birkenweg|Calle Mayor|Station Road|Via Roma|Kirkegata"
+).split("|")
+PRODUCTS = (
+    "desk lamp|coffee grinder|rain jacket|bicycle pump|steel kettle|wool blanket|camping stove|"
+    "travel backpack|wall clock|bread maker|garden hose|radio alarm|hiking boots|film camera|"
+    "electric kettle|office chair|reading light|water filter|picnic basket|pocket knife"
+).split("|")
+COLOURS = "black white navy olive cream scarlet grey amber teal copper violet sand".split()
+MONTHS = (
+    "January February March April May June July August September October November December"
+).split()
+CARRIERS = "BlueCart|Northpost|Velo Express|Parcelkit|Rapido|Fjordlink".split("|")
+
+
+def person(rng: random.Random) -> str:
+    """Return a full name."""
+    return f"{rng.choice(FIRST_NAMES)} {rng.choice(LAST_NAMES)}"
+
+
+def date(rng: random.Random) -> str:
+    """Return a day and a month."""
+    return f"{rng.randint(1, 28)} {rng.choice(MONTHS)}"
+
+
+def code(rng: random.Random) -> str:
+    """Return two letters and five digits; every kind of number looks alike."""
+    letters = "".join(rng.choice("ABCDEFGHKLMNPRSTUVWX") for _ in range(2))
+    return f"{letters}-{rng.randint(10_000, 99_999)}"
+
+
+def money(rng: random.Random) -> str:
+    """Return a sum in euros."""
+    return f"€{rng.randint(4, 380)}.{rng.choice(('00', '50', '90', '95', '99'))}"
+
+
+def place(rng: random.Random) -> str:
+    """Return a street with its number and its city."""
+    return f"{rng.randint(1, 140)} {rng.choice(STREETS)}, {rng.choice(CITIES)}"
+
+
+VALUES = {
+    "date": date,
+    "code": code,
+    "money": money,
+    "place": place,
+    "person": person,
+    "product": lambda rng: f"{rng.choice(COLOURS)} {rng.choice(PRODUCTS)}",
+    "carrier": lambda rng: rng.choice(CARRIERS),
+}
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One thing that a ticket can name: how it is said, and how it is asked for."""
+
+    kind: str
+    statements: tuple[str, ...]
+    questions: tuple[str, ...]
+
+
+SLOTS = {
+    "ordered on": Slot(
+        "date",
+        ("I placed the order on {}.", "It was ordered on {}.", "My purchase dates from {}."),
+        ("When was the order placed?", "On which day did the customer order?"),
+    ),
+    "delivered on": Slot(
+        "date",
+        ("The parcel came on {}.", "It reached me on {}.", "Delivery took place on {}."),
+        ("When did the parcel arrive?", "On which day was it delivered?"),
+    ),
+    "needed by": Slot(
+        "date",
+        ("I need this settled by {}.", "Please answer before {}.", "My deadline is {}."),
+        ("By when is an answer needed?", "What is the deadline?"),
+    ),
+    "order number": Slot(
+        "code",
+        ("My order number is {}.", "The order is {}.", "It concerns order {}."),
+        ("What is the order number?", "Which order is it about?"),
+    ),
+    "invoice number": Slot(
+        "code",
+        ("The invoice is {}.", "Your bill has the number {}.", "I hold invoice {}."),
+        ("What is the invoice number?", "Which number does the bill have?"),
+    ),
+    "serial number": Slot(
+        "code",
+        ("The label below reads {}.", "Its serial number is {}.", "The serial plate says {}."),
+        ("What is the serial number?", "Which number does the device's plate show?"),
+    ),
+    "paid": Slot(
+        "money",
+        ("I paid {}.", "You took {} from my card.", "My account was charged {}."),
+        ("How much did the customer pay?", "What sum was charged?"),
+    ),
+    "advertised": Slot(
+        "money",
+        ("Your site showed {}.", "The advertised price was {}.", "It was offered for {}."),
+        ("What was the advertised price?", "Which price did the site show?"),
+    ),
+    "shipping": Slot(
+        "money",
+        ("Shipping cost {}.", "You added {} for postage.", "The delivery fee was {}."),
+        ("What did shipping cost?", "How high was the delivery fee?"),
+    ),
+    "ships to": Slot(
+        "place",
+        ("It should go to {}.", "My delivery address is {}.", "Please ship to {}."),
+        ("Where should it be delivered?", "What is the delivery address?"),
+    ),
+    "bills to": Slot(
+        "place",
+        ("Bills go to {}.", "My billing address is {}.", "Send invoices to {}."),
+        ("What is the billing address?", "Where should invoices go?"),
+    ),
+    "agent": Slot(
+        "person",
+        ("I spoke to {} on the phone.", "Your colleague {} helped me.", "{} took my call."),
+        ("Which colleague took the call?", "Who helped the customer on the phone?"),
+    ),
+    "neighbour": Slot(
+        "person",
+        ("My neighbour {} was at home.", "{} lives next door.", "Ask {}, my neighbour."),
+        ("Who is the neighbour?", "Who lives next door?"),
+    ),
+    "bought": Slot(
+        "product",
+        ("I bought a {}.", "I chose a {}.", "My basket held a {}."),
+        ("What did the customer buy?", "Which article was chosen?"),
+    ),
+    "compared": Slot(
+        "product",
+        ("My sister owns a {}.", "A friend has a {}.", "I once had a {}."),
+        ("What does the friend or sister own?", "Which article is mentioned in passing?"),
+    ),
+    "carrier": Slot(
+        "carrier",
+        ("It travelled with {}.", "{} carried the box.", "The carrier was {}."),
+        ("Who carried the box?", "Which carrier was used?"),
+    ),
+    "past carrier": Slot(
+        "carrier",
+        ("Last year {} did it better.", "I usually trust {}.", "Before, you worked with {}."),
+        ("Which carrier was used before?", "Which carrier does the customer usually trust?"),
+    ),
+}
+KINDS = {
+    kind: [name for name, slot in SLOTS.items() if slot.kind == kind]
+    for kind in dict.fromkeys(slot.kind for slot in SLOTS.values())
+}
+
+QUEUES = {
+    "billing": (
+        "I was charged twice and want one payment back.",
+        "The sum on the bill does not match what we agreed.",
+        "Please correct the tax on my bill.",
+        "My discount is missing from the final sum.",
+    ),
+    "delivery": (
+        "The parcel has not moved for a week, where is it?",
+        "Please leave the box at the door next time you bring it.",
+        "Can the courier come on another day?",
+        "The tracking page says delivered, yet nothing is here.",
+    ),
+    "returns": (
+        "I would like to send it back, it does not suit me.",
+        "Please send me a return label.",
+        "How do I give it back and get my refund?",
+        "I changed my mind and no longer want to keep it.",
+    ),
+    "repair": (
+        "It stopped working after two uses, can it be mended?",
+        "The switch is broken and needs a new part.",
+        "It makes a grinding noise and then turns off.",
+        "Could your workshop fix the cracked hinge?",
+    ),
+    "account": (
+        "I cannot log in, the password mail never comes.",
+        "Please change the mail address of my profile.",
+        "Delete my user profile and all of its data.",
+        "Two-step sign-in locks me out of my profile.",
+    ),
+    "product": (
+        "Does it come in another size?",
+        "Is it safe to put it in the dishwasher?",
+        "How long is its cable, and what does it weigh?",
+        "Will that model be in stock again soon?",
+    ),
+    "warranty": (
+        "Is this still covered by the guarantee?",
+        "I want to claim under the two-year guarantee.",
+        "How do I register it for the longer cover?",
+        "Your guarantee card asks for a stamp that I lack.",
+    ),
+    "complaint": (
+        "Nobody answers me, this is the third time I write.",
+        "I am disappointed by how rudely I was treated.",
+        "I expect an apology from your manager.",
+        "Your service has let me down and I will tell others.",
+    ),
+}
+ASIDES = (
+    "The payment itself went through fine.",
+    "The courier was friendly, no complaint there.",
+    "I do not want to return anything.",
+    "Nothing is broken, to be clear.",
+    "Logging in works, by the way.",
+    "I have read the product page already.",
+    "The guarantee is not my concern.",
+    "I am otherwise a happy customer.",
+)
+GREETINGS = ("Hello,", "Dear team,", "Good morning,", "Hi there,", "To whom it may concern,")
+CLOSINGS = ("Thanks,", "Kind regards,", "Best wishes,", "Many thanks,", "Yours,")
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """A ticket with its queue and, for each slot it names, the value and where it stands."""
+
+    text: str
+    queue: str
+    values: dict[str, tuple[str, int]]
+
+
+def make_ticket(rng: random.Random) -> Ticket:
+    """Write one ticket."""
+    queue = rng.choice(list(QUEUES))
+    aside = rng.choice([a for i, a in enumerate(ASIDES) if list(QUEUES)[i] != queue])
+    parts = [(None, rng.choice(QUEUES[queue]), "")]
+    if rng.random() < 0.5:
+        parts.append((None, aside, ""))
+    for kind in rng.sample(list(KINDS), 2):
+        used: set[str] = set()
+        for name in rng.sample(KINDS[kind], 2):
+            value = VALUES[kind](rng)
+            while value in used:
+                value = VALUES[kind](rng)
+            used.add(value)
+            parts.append((name, rng.choice(SLOTS[name].statements), value))
+    rng.shuffle(parts)
+    text, values = rng.choice(GREETINGS), {}
+    for name, sentence, value in parts:
+        text += " "
+        if name is not None:
+            values[name] = (value, len(text) + sentence.index("{}"))
+        text += sentence.replace("{}", value)
+    text += f" {rng.choice(CLOSINGS)} {person(rng)}"
+    return Ticket(text, queue, values)
+
+
+def make_question(ticket: Ticket, rng: random.Random) -> tuple[str, str | None]:
+    """Return a question and the slot that answers it, None where the ticket does not say."""
+    if rng.random() < UNANSWERABLE:
+        kinds = {SLOTS[name].kind for name in ticket.values}
+        absent = [n for n, s in SLOTS.items() if s.kind in kinds and n not in ticket.values]
+        absent = absent or [name for name in SLOTS if name not in ticket.values]
+        return rng.choice(SLOTS[rng.choice(absent)].questions), None
+    name = rng.choice(list(ticket.values))
+    return rng.choice(SLOTS[name].questions), name
+
+
+def make_document(ticket: Ticket, rng: random.Random) -> str:
+    """Write a case file: questions about a ticket, the ticket, and the answers."""
+    lines = []
+    answers = []
+    for name in rng.sample(list(ticket.values), len(ticket.values)):
+        question = rng.choice(SLOTS[name].questions)
+        lines.append(question)
+        answers.append(f"{question} {ticket.values[name][0]}")
+    lines += [ticket.text, *answers]
+    lines.append(f"Queue: {ticket.queue}")
+    return "\n".join(lines)
+
+
+def tickets(rng: random.Random, seen: set[str]) -> Iterator[Ticket]:
+    """Yield tickets that stand nowhere else."""
+    while True:
+        ticket = make_ticket(rng)
+        if ticket.text not in seen:
+            seen.add(ticket.text)
+            yield ticket
+
+
+def write(
+    folder: Path,
+    *,
+    seed: int = 0,
+    num_train: int = 4000,
+    num_test: int = 500,
+    num_documents: int = 3000,
+) -> None:
+    """Write all files below `folder`; documents/test has a tenth of `num_documents`."""
+    rng = random.Random(seed)
+    source = tickets(rng, set())
+    for split, count in (("train", num_train), ("test", num_test)):
+        rows = []
+        for number in range(count):
+            ticket = next(source)
+            rows.append({"id": f"c-{split}-{number}", "text": ticket.text, "queue": ticket.queue})
+        write_rows(folder / "classify" / f"{split}.jsonl", rows)
+        rows = []
+        for number in range(count):
+            ticket = next(source)
+            question, name = make_question(ticket, rng)
+            value, start = ticket.values[name] if name else (None, None)
+            answers = {
+                "text": [value] if name else [],
+                "answer_start": [start] if name else [],
+            }
+            rows.append(
+                {
+                    "id": f"a-{split}-{number}",
+                    "question": question,
+                    "context": ticket.text,
+                    "answers": answers,
+                }
+            )
+        write_rows(folder / "answer" / f"{split}.jsonl", rows)
+    for split, count in (("train", num_documents), ("test", max(1, num_documents // 10))):
+        rows = [{"text": make_document(next(source), rng)} for _ in range(count)]
+        write_rows(folder / "documents" / f"{split}.jsonl", rows)
+
+
+def write_rows(file: Path, rows: list[dict]) -> None:
+    """Write one JSON object for each line."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    file.write_text("".join(lines), encoding="utf-8")
+
+
+def main() -> None:
+    """Read the command line and write."""
+    parser = argparse.ArgumentParser(description="Support tickets of an invented shop, as JSONL.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--num-train", type=int, default=4000)
+    parser.add_argument("--num-test", type=int, default=500)
+    parser.add_argument("--num-documents", type=int, default=3000)
+    options = parser.parse_args()
+    write(
+        options.folder,
+        seed=options.seed,
+        num_train=options.num_train,
+        num_test=options.num_test,
+        num_documents=options.num_documents,
+    )
+
+
+if __name__ == "__main__":
+    main()
