@@ -5,7 +5,7 @@
 Writes JSONL, the same bytes for the same arguments:
 
     classify/{train,test}.jsonl    {"id", "text", "queue"}
-    answer/{train,test}.jsonl      {"id", "question", "context", "answers": {"text", "answer_start"}}
+    answer/{train,test}.jsonl      {"id", "question", "context", "answers"}
     documents/{train,test}.jsonl   {"text"}
 
 No ticket stands in two files. A ticket names two things of each kind (two dates, two numbers, two
@@ -299,8 +299,8 @@ def make_question(ticket: Ticket, rng: random.Random) -> tuple[str, str | None]:
     return rng.choice(SLOTS[name].questions), name
 
 
-def make_document(ticket: Ticket, rng: random.Random) -> str:
-    """Write a case file: questions about a ticket, the ticket, and the answers."""
+def make_case(ticket: Ticket, rng: random.Random) -> str:
+    """Write a case: questions about a ticket, the ticket, and the answers."""
     lines = []
     answers = []
     for name in rng.sample(list(ticket.values), len(ticket.values)):
@@ -327,7 +327,7 @@ def write(
     seed: int = 0,
     num_train: int = 4000,
     num_test: int = 500,
-    num_documents: int = 3000,
+    num_documents: int = 2000,
 ) -> None:
     """Write all files below `folder`; documents/test has a tenth of `num_documents`."""
     rng = random.Random(seed)
@@ -357,7 +357,10 @@ def write(
             )
         write_rows(folder / "answer" / f"{split}.jsonl", rows)
     for split, count in (("train", num_documents), ("test", max(1, num_documents // 10))):
-        rows = [{"text": make_document(next(source), rng)} for _ in range(count)]
+        rows = []
+        for _ in range(count):
+            cases = [make_case(next(source), rng) for _ in range(rng.randint(1, 3))]
+            rows.append({"text": "\n\n".join(cases)})
         write_rows(folder / "documents" / f"{split}.jsonl", rows)
 
 
@@ -375,7 +378,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--num-train", type=int, default=4000)
     parser.add_argument("--num-test", type=int, default=500)
-    parser.add_argument("--num-documents", type=int, default=3000)
+    parser.add_argument("--num-documents", type=int, default=2000)
     options = parser.parse_args()
     write(
         options.folder,
