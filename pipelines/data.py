@@ -73,10 +73,14 @@ def load_split(source: DatasetSource, split: str) -> Examples:
     """Read one split from the Hub or from its file."""
     if not is_local(source):
         dataset = hub_dataset(source, split, streaming=False)
-        names = [f.names for f in dataset.features.values() if hasattr(f, "names")]
-        label_names = tuple(names[0]) if len(names) == 1 else None
-        return Examples(dataset.to_list(), f"{source.path} {split}", label_names=label_names)
-    file = local_file(source, split)
+        return Examples(
+            dataset.to_list(), f"{source.path} {split}", label_names=class_labels(dataset)
+        )
+    return read_file(local_file(source, split))
+
+
+def read_file(file: Path) -> Examples:
+    """Read a local file. Raise DataError for one that has no rows."""
     numbered = list(read(file))
     if not numbered:
         raise DataError(f"{file}: no rows.")
@@ -90,6 +94,29 @@ def hub_dataset(source: DatasetSource, split: str, *, streaming: bool) -> Any:
     return load_dataset(
         source.path, source.name, split=split, revision=source.revision, streaming=streaming
     )
+
+
+def check_vocabulary(examples: Examples, tokenizer: Any, num_embeddings: int) -> None:
+    """Raise DataError for the first row with a token that the model has no embedding for."""
+    if len(tokenizer) <= num_embeddings:
+        return
+    for index, row in enumerate(examples.rows):
+        for text in (value for value in row.values() if isinstance(value, str)):
+            ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+            if ids and max(ids) >= num_embeddings:
+                token = tokenizer.convert_ids_to_tokens(max(ids))
+                raise DataError(
+                    f"{examples.where(index)}: {token!r} is token {max(ids)}, beyond the model's "
+                    f"vocabulary of {num_embeddings}: tokenizer and model do not match."
+                )
+
+
+def class_labels(dataset: Any) -> dict[str, tuple[str, ...]]:
+    """Return the names of each column that is a ClassLabel or a list of them."""
+    from datasets import ClassLabel
+
+    inner = {name: getattr(f, "feature", f) for name, f in dataset.features.items()}
+    return {name: tuple(f.names) for name, f in inner.items() if isinstance(f, ClassLabel)}
 
 
 def is_local(source: DatasetSource) -> bool:

@@ -9,12 +9,71 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import HfApi, is_offline_mode, try_to_load_from_cache
+from huggingface_hub.errors import (
+    HFValidationError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Trainer
 
+from pipelines.data import is_local
 from pipelines.models import load_base
-from pipelines.recipe import Model, Recipe
+from pipelines.recipe import Model, Problem, Recipe, RecipeError, Scratch
 
 LIBRARIES = ("torch", "transformers", "datasets", "accelerate", "peft", "evaluate", "bitsandbytes")
+
+
+def pin(recipe: Recipe) -> Recipe:
+    """Return the recipe with the commit of every Hub repository in place of its revision.
+
+    Two runs of the result then read the same bytes. With HF_HUB_OFFLINE the cache decides, and
+    nothing is pinned. Raise RecipeError for what is neither on disk nor on the Hub.
+    """
+    problems: list[Problem] = []
+    model: Model | Scratch = recipe.model
+    if isinstance(model, Model):
+        model = pin_model(model, "model", problems)
+    elif isinstance(model.tokenizer, Model):
+        model = replace(model, tokenizer=pin_model(model.tokenizer, "model.tokenizer", problems))
+    source = recipe.task.dataset
+    if not is_local(source):
+        commit = commit_of(source.path, source.revision, "dataset", "task.dataset.path", problems)
+        source = replace(source, revision=commit)
+    if problems:
+        raise RecipeError(problems)
+    return replace(recipe, model=model, task=replace(recipe.task, dataset=source))
+
+
+def pin_model(model: Model, path: str, problems: list[Problem]) -> Model:
+    """Return a checkpoint with its commit, or unchanged if it is a folder."""
+    name = model.name_or_path
+    if Path(name).is_dir():
+        return model
+    return replace(
+        model,
+        revision=commit_of(name, model.revision, "model", f"{path}.name_or_path", problems),
+    )
+
+
+def commit_of(
+    name: str, revision: str | None, kind: str, path: str, problems: list[Problem]
+) -> str | None:
+    """Return the commit that `revision`, or the default branch, names on the Hub now."""
+    if is_offline_mode():
+        if kind == "model" and try_to_load_from_cache(name, "config.json") is None:
+            text = f"{name!r} is no folder and not in the cache, and HF_HUB_OFFLINE is set."
+            problems.append(Problem(path, text))
+        return revision
+    try:
+        return HfApi().repo_info(name, revision=revision, repo_type=kind).sha
+    except RepositoryNotFoundError:
+        problems.append(Problem(path, f"{name!r} is no folder and no {kind} on the Hub."))
+    except RevisionNotFoundError:
+        problems.append(Problem(path, f"{name!r} has no revision {revision!r}."))
+    except HFValidationError:
+        problems.append(Problem(path, f"{name!r} is no folder and no Hub id."))
+    return None
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ def train_bpe_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedToke
     )
     bpe.train_from_iterator(texts, trainer)
     model = json.loads(bpe.to_str())["model"]
-    merges = [tuple(merge) for merge in model["merges"]]
+    merges: Any = [tuple(merge) for merge in model["merges"]]
     return GPT2Tokenizer(vocab=model["vocab"], merges=merges, eos_token=EOS, pad_token=EOS)
 
 
@@ -79,7 +79,7 @@ def train_char_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerBase:
 
 def build_model(
     recipe: Recipe, tokenizer: PreTrainedTokenizerBase, labels: tuple[str, ...]
-) -> PreTrainedModel:
+) -> Any:
     """Return the model to train: base, head and, if the recipe has one, a new adapter."""
     task = recipe.task
     if isinstance(recipe.model, Scratch):
@@ -133,18 +133,8 @@ def load_base(
         device_map={"": state.device} if quantization and state.device.type != "cpu" else None,
         **task.model_kwargs(labels),
     )
-    if len(tokenizer) > base.get_input_embeddings().num_embeddings:
-        raise RecipeError(
-            [
-                Problem(
-                    "model",
-                    f"the tokenizer has {len(tokenizer)} tokens, the model "
-                    f"{base.get_input_embeddings().num_embeddings}: they do not match.",
-                )
-            ]
-        )
-    length = getattr(task, "block_size", None) or getattr(task, "max_length", 0)
-    positions = getattr(base.config, "max_position_embeddings", length)
+    length = int(getattr(task, "block_size", 0) or getattr(task, "max_length", 0))
+    positions = int(getattr(base.config, "max_position_embeddings", length))
     if length > positions:
         name = "block_size" if hasattr(task, "block_size") else "max_length"
         raise RecipeError([Problem(f"task.{name}", f"{length} is above the model's {positions}.")])

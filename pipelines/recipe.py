@@ -281,9 +281,14 @@ def choices(hint: Any) -> list[Any]:
     return [hint]
 
 
+def is_part(hint: Any) -> bool:
+    """Tell a dataclass from a plain type."""
+    return isinstance(hint, type) and dataclasses.is_dataclass(hint)
+
+
 def build(hint: Any, value: Any, path: str, problems: list[Problem]) -> Any:
     """Build a value of type `hint` from JSON, collecting what is wrong."""
-    kinds = {c.__name__: c for c in choices(hint) if dataclasses.is_dataclass(c)}
+    kinds = {c.__name__: c for c in choices(hint) if is_part(c)}
     if not kinds or (value is None and type(None) in choices(hint)):
         return tuple(value) if isinstance(value, list) else value
     if not isinstance(value, dict):

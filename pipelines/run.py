@@ -9,8 +9,8 @@ from typing import Any
 from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
-from pipelines.data import load_splits
-from pipelines.hub import load_adapter, save
+from pipelines.data import check_vocabulary, load_splits
+from pipelines.hub import load_adapter, pin, save
 from pipelines.models import build_model, load_tokenizer
 from pipelines.recipe import Recipe
 from pipelines.report import print_report, print_score
@@ -26,6 +26,7 @@ def run(recipe: Recipe) -> dict[str, Any]:
     transformers_logging.set_verbosity_error()
     set_seed(recipe.train.seed)
 
+    recipe = pin(recipe)
     task = recipe.task
     splits = load_splits(task.dataset)
     labels = task.labels(splits.train)
@@ -36,6 +37,8 @@ def run(recipe: Recipe) -> dict[str, Any]:
     print_report(recipe, world_size, train, held_out)
 
     model = build_model(recipe, tokenizer, labels)
+    for examples in (splits.train, splits.held_out):
+        check_vocabulary(examples, tokenizer, model.get_input_embeddings().num_embeddings)
     trainer = build_trainer(recipe, model, tokenizer, train=train, held_out=held_out, labels=labels)
     baseline = task.baseline(train, held_out)
     if baseline is None:

@@ -155,12 +155,12 @@ SLOTS = {
     ),
     "agent": Slot(
         "person",
-        ("I spoke to {} on the phone.", "Your colleague {} helped me.", "{} took my call."),
+        ("I spoke to {} on the phone.", "Your colleague {} helped me.", "On the phone was {}."),
         ("Which colleague took the call?", "Who helped the customer on the phone?"),
     ),
     "neighbour": Slot(
         "person",
-        ("My neighbour {} was at home.", "{} lives next door.", "Ask {}, my neighbour."),
+        ("My neighbour {} was at home.", "Next door lives {}.", "Ask {}, my neighbour."),
         ("Who is the neighbour?", "Who lives next door?"),
     ),
     "bought": Slot(
@@ -175,7 +175,7 @@ SLOTS = {
     ),
     "carrier": Slot(
         "carrier",
-        ("It travelled with {}.", "{} carried the box.", "The carrier was {}."),
+        ("It travelled with {}.", "The box came with {}.", "The carrier was {}."),
         ("Who carried the box?", "Which carrier was used?"),
     ),
     "past carrier": Slot(
@@ -300,16 +300,13 @@ def make_question(ticket: Ticket, rng: random.Random) -> tuple[str, str | None]:
 
 
 def make_case(ticket: Ticket, rng: random.Random) -> str:
-    """Write a case: questions about a ticket, the ticket, and the answers."""
-    lines = []
-    answers = []
-    for name in rng.sample(list(ticket.values), len(ticket.values)):
-        question = rng.choice(SLOTS[name].questions)
-        lines.append(question)
-        answers.append(f"{question} {ticket.values[name][0]}")
-    lines += [ticket.text, *answers]
-    lines.append(f"Queue: {ticket.queue}")
-    return "\n".join(lines)
+    """Write a case: a colleague's question, the ticket with the answer marked, and the queue."""
+    question, name = make_question(ticket, rng)
+    text = ticket.text
+    if name is not None:
+        value, start = ticket.values[name]
+        text = f"{text[:start]}[{value}]{text[start + len(value) :]}"
+    return f"{question}\n{text}\nQueue: {ticket.queue}"
 
 
 def tickets(rng: random.Random, seen: set[str]) -> Iterator[Ticket]:
@@ -359,7 +356,7 @@ def write(
     for split, count in (("train", num_documents), ("test", max(1, num_documents // 10))):
         rows = []
         for _ in range(count):
-            cases = [make_case(next(source), rng) for _ in range(rng.randint(1, 3))]
+            cases = [make_case(next(source), rng) for _ in range(rng.randint(2, 4))]
             rows.append({"text": "\n\n".join(cases)})
         write_rows(folder / "documents" / f"{split}.jsonl", rows)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from annotated_types import Gt, Lt
@@ -48,7 +48,8 @@ class Examples:
     rows: Sequence[dict[str, Any]] | Iterable[dict[str, Any]]
     origin: str
     lines: Sequence[int] | None = None
-    label_names: tuple[str, ...] | None = None
+    label_names: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Names in the order of their ids, of each column that is a ClassLabel."""
 
     def where(self, index: int) -> str:
         """Name the file and the line, or the split and the row, of a row."""
@@ -100,19 +101,32 @@ class Task:
         labels: tuple[str, ...],
         *,
         training: bool,
+        labelled: bool = True,
     ) -> Features:
-        """Encode rows. Raise DataError with file and line for a row that cannot be used."""
+        """Encode rows. Raise DataError with file and line for a row that cannot be used.
+
+        Rows to predict are not `labelled`: they need no labels, and what they have is not read.
+        """
         raise NotImplementedError
 
     def collate(self, pad_token_id: int) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
         """Return the function that pads rows on the right to a batch."""
-        raise NotImplementedError
+
+        def batch(rows: list[dict[str, Any]]) -> dict[str, Any]:
+            import torch
+
+            inputs = pad_inputs(rows, pad_token_id)
+            if "labels" in rows[0]:
+                inputs["labels"] = torch.tensor([row["labels"] for row in rows])
+            return inputs
+
+        return batch
 
     def loss(self, outputs: Any, labels: torch.Tensor, num_items: torch.Tensor) -> torch.Tensor:
         """Return the summed loss divided by `num_items`, the labels of the whole global batch."""
         raise NotImplementedError
 
-    def reduce_logits(self, logits: Any, labels: torch.Tensor) -> Any:
+    def reduce_logits(self, logits: Any, labels: torch.Tensor | None) -> Any:
         """Return what the scorer needs of a batch's logits."""
         return logits
 
@@ -120,6 +134,12 @@ class Task:
         self, prediction: EvalPrediction, held_out: Features, labels: tuple[str, ...]
     ) -> Score:
         """Score a whole evaluation split."""
+        raise NotImplementedError
+
+    def predictions(
+        self, logits: Any, given: Features, labels: tuple[str, ...]
+    ) -> list[dict[str, Any]]:
+        """Return what the logits say of each row, ready to print."""
         raise NotImplementedError
 
     def baseline(self, train: Features, held_out: Features) -> dict[str, float] | None:

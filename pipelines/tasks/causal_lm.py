@@ -35,7 +35,7 @@ class CausalLM(Task):
                 )
             yield text
 
-    def features(self, examples, tokenizer, labels, *, training) -> Features:
+    def features(self, examples, tokenizer, labels, *, training, labelled=True) -> Features:
         """Join documents with EOS and pack them into blocks.
 
         Each block repeats the last token of the block before, so that every token is predicted

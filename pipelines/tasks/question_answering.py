@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge
 
-from pipelines.tasks.base import DataError, Examples, Features, Score, Task, bootstrap, pad_inputs
+from pipelines.tasks.base import DataError, Examples, Features, Score, Task, bootstrap
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,9 @@ class QuestionAnswering(Task):
     head: ClassVar[str | None] = "qa_outputs"
     peft_task_type: ClassVar[str] = "QUESTION_ANS"
 
-    def question(self, examples: Examples, index: int, row: dict[str, Any]) -> Question:
+    def question(
+        self, examples: Examples, index: int, row: dict[str, Any], *, labelled: bool
+    ) -> Question:
         """Check a row; the gold text must stand in the context where it is said to."""
         where = examples.where(index)
         for column in (self.question_column, self.context_column):
@@ -82,6 +84,8 @@ class QuestionAnswering(Task):
                     f"{where}: column {column!r} holds {row.get(column)!r}, not a text. "
                     f"Columns: {', '.join(row)}."
                 )
+        if not labelled:
+            return Question(str(row.get("id", index)), row[self.context_column], {"text": []})
         answers = row.get(self.answers_column)
         if not isinstance(answers, dict) or not {"text", "answer_start"} <= answers.keys():
             raise DataError(
@@ -99,8 +103,11 @@ class QuestionAnswering(Task):
             )
         return Question(str(row.get("id", index)), context, answers)
 
-    def features(self, examples, tokenizer, labels, *, training) -> Features:
-        questions = [self.question(examples, i, row) for i, row in enumerate(examples.rows)]
+    def features(self, examples, tokenizer, labels, *, training, labelled=True) -> Features:
+        questions = [
+            self.question(examples, i, row, labelled=labelled)
+            for i, row in enumerate(examples.rows)
+        ]
         if not questions:
             raise DataError(f"{examples.origin}: no rows.")
         asked = [row[self.question_column] for row in examples.rows]
@@ -141,16 +148,6 @@ class QuestionAnswering(Task):
         }
         return Features(rows, report, num_rows=len(questions), context=(questions, windows))
 
-    def collate(self, pad_token_id):
-        def batch(rows: list[dict[str, Any]]) -> dict[str, Any]:
-            import torch
-
-            return pad_inputs(rows, pad_token_id) | {
-                "labels": torch.tensor([row["labels"] for row in rows])
-            }
-
-        return batch
-
     def loss(self, outputs, labels, num_items):
         """Return the mean cross-entropy of start and end; `labels` is (batch, 2)."""
         import torch.nn.functional as F
@@ -187,7 +184,7 @@ class QuestionAnswering(Task):
         values = {
             "exact_match" if key == "exact" else key: value / (100 if is_share(key) else 1)
             for key, value in found.items()
-            if key != "total"
+            if not key.endswith("total")
         }
         rows = [
             [best_over_answers(token_f1, text, question.answers["text"])]
@@ -195,6 +192,15 @@ class QuestionAnswering(Task):
         ]
         interval = bootstrap(rows, lambda means: means[:, 0])
         return Score(values, "f1", interval, num_rows=len(questions))
+
+    def predictions(self, logits, given, labels):
+        questions, windows = given.context
+        lengths = [len(row["input_ids"]) for row in given.dataset]
+        decoded = self.decode(logits, questions, windows, lengths)
+        return [
+            {"answer": best.text, "start": best.start, "end": best.end, "score": best.score}
+            for best, *_ in decoded
+        ]
 
     def decode(
         self,
@@ -256,8 +262,8 @@ def span_and_margin(identity: str, answers: Sequence[Answer]) -> dict[str, Any]:
 
 
 def is_share(key: str) -> bool:
-    """Tell a score in percent from a count or a threshold."""
-    return not key.endswith(("total", "thresh"))
+    """Tell a score in percent from a threshold."""
+    return not key.endswith("thresh")
 
 
 def window_starts(num_tokens: int, room: int, stride: int) -> list[int]:

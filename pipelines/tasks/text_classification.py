@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge
 
-from pipelines.tasks.base import DataError, Examples, Features, Score, Task, bootstrap, pad_inputs
+from pipelines.tasks.base import DataError, Examples, Features, Score, Task, bootstrap
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +37,8 @@ class TextClassification(Task):
         """Return names from the dataset's ClassLabel, or from the rows in natural order."""
         if self.problem_type == "regression":
             return ()
-        if train.label_names:
-            return train.label_names
+        if self.label_column in train.label_names:
+            return train.label_names[self.label_column]
         names = {str(v) for i, row in enumerate(train.rows) for v in self.values(train, i, row)}
         if len(names) < 2:
             raise DataError(
@@ -81,7 +81,7 @@ class TextClassification(Task):
             return number
         found = []
         for value in self.values(examples, index, row):
-            if examples.label_names and isinstance(value, int):
+            if self.label_column in examples.label_names:
                 if not 0 <= value < len(ids):
                     raise DataError(
                         f"{examples.where(index)}: label {value} is outside 0 to {len(ids) - 1}."
@@ -98,7 +98,7 @@ class TextClassification(Task):
             return [float(i in found) for i in range(len(ids))]
         return found[0]
 
-    def features(self, examples, tokenizer, labels, *, training) -> Features:
+    def features(self, examples, tokenizer, labels, *, training, labelled=True) -> Features:
         ids = {name: i for i, name in enumerate(labels)}
         columns = [c for c in (self.text_column, self.text_pair_column) if c]
         texts: list[list[str]] = [[] for _ in columns]
@@ -111,29 +111,23 @@ class TextClassification(Task):
                         f"not a text. Columns: {', '.join(row)}."
                     )
                 column_texts.append(row[column])
-            targets.append(self.target(examples, index, row, ids))
-        if not targets:
+            if labelled:
+                targets.append(self.target(examples, index, row, ids))
+        if not texts[0]:
             raise DataError(f"{examples.origin}: no rows.")
         encoded = [
             tokenizer(t, add_special_tokens=False, verbose=False)["input_ids"] for t in texts
         ]
-        rows, num_cut = [], 0
-        for parts, target in zip(zip(*encoded, strict=True), targets, strict=True):
+        rows: list[dict[str, Any]] = []
+        num_cut = 0
+        for parts in zip(*encoded, strict=True):
             input_ids, cut = join(list(parts), tokenizer.eos_token_id, self.max_length)
             num_cut += cut
-            rows.append({"input_ids": input_ids, "labels": target})
+            rows.append({"input_ids": input_ids})
+        for row, target in zip(rows, targets, strict=False):
+            row["labels"] = target
         report = {"rows": len(rows), "rows_cut": num_cut}
         return Features(rows, report, num_rows=len(rows))
-
-    def collate(self, pad_token_id):
-        def batch(rows: list[dict[str, Any]]) -> dict[str, Any]:
-            import torch
-
-            return pad_inputs(rows, pad_token_id) | {
-                "labels": torch.tensor([row["labels"] for row in rows])
-            }
-
-        return batch
 
     def loss(self, outputs, labels, num_items):
         import torch.nn.functional as F
@@ -189,6 +183,25 @@ class TextClassification(Task):
         }
         interval = bootstrap((guess == truth)[:, None], lambda m: m[:, 0])
         return Score(values, "accuracy", interval, num_rows=len(truth))
+
+    def predictions(self, logits, given, labels):
+        import numpy as np
+
+        logits = np.asarray(logits, dtype=np.float64)
+        if self.problem_type == "regression":
+            return [{"value": float(row[0])} for row in logits]
+        if self.problem_type == "multi_label_classification":
+            shares = 1 / (1 + np.exp(-logits))
+            return [
+                {
+                    "labels": [labels[i] for i in np.flatnonzero(row > 0.5)],
+                    "scores": dict(zip(labels, map(float, row), strict=True)),
+                }
+                for row in shares
+            ]
+        shares = np.exp(logits - logits.max(1, keepdims=True))
+        shares /= shares.sum(1, keepdims=True)
+        return [{"label": labels[row.argmax()], "score": float(row.max())} for row in shares]
 
     def baseline(self, train, held_out) -> dict[str, float] | None:
         if self.problem_type != "single_label_classification":
