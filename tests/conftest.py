@@ -1,0 +1,90 @@
+"""Small real models and data, made once."""
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["ACCELERATE_USE_CPU"] = "true"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest  # noqa: E402
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def load_module(path: Path):
+    """Import a file that is run by path."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def helpdesk(tmp_path_factory) -> Path:
+    """A folder with a little helpdesk data."""
+    folder = tmp_path_factory.mktemp("helpdesk")
+    module = load_module(ROOT / "scripts" / "helpdesk_data.py")
+    module.write(folder, seed=1, num_train=64, num_test=32, num_documents=40)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer(helpdesk):
+    """A byte-level BPE of 400 tokens."""
+    from pipelines.data import read_file
+    from pipelines.models import load_tokenizer
+    from pipelines.recipe import Scratch, Tokenizer
+
+    texts = [row["text"] for row in read_file(helpdesk / "documents" / "train.jsonl").rows]
+    model = Scratch(size="tiny", n_positions=256, tokenizer=Tokenizer(vocab_size=400))
+    return load_tokenizer(model, texts, max_length=256)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory, tokenizer) -> Path:
+    """A GPT-2 of 2 layers, 32 wide, as a language model's folder."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=len(tokenizer),
+        n_positions=256,
+        n_layer=2,
+        n_head=2,
+        n_embd=32,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        initializer_range=0.2,
+        bos_token_id=tokenizer.eos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    folder = tmp_path_factory.mktemp("checkpoint")
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def tasks(helpdesk):
+    """One task of each kind on the helpdesk data."""
+    from pipelines.tasks import CausalLM, DatasetSource, QuestionAnswering, TextClassification
+
+    def source(name: str) -> DatasetSource:
+        return DatasetSource(path=str(helpdesk / name), eval_split="test")
+
+    return {
+        "causal_lm": CausalLM(dataset=source("documents"), block_size=64),
+        "text_classification": TextClassification(
+            dataset=source("classify"), label_column="queue", max_length=64
+        ),
+        "question_answering": QuestionAnswering(
+            dataset=source("answer"), version_2_with_negative=True, max_length=128, stride=32
+        ),
+    }
