@@ -77,9 +77,7 @@ def train_char_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerBase:
     )
 
 
-def build_model(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, labels: tuple[str, ...]
-) -> Any:
+def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, labels: tuple[str, ...]) -> Any:
     """Return the model to train: base, head and, if the recipe has one, a new adapter."""
     task = recipe.task
     if isinstance(recipe.model, Scratch):

@@ -133,11 +133,12 @@ class QuestionAnswering(Task):
                 end = min(start + room, len(ids))
                 row = [*question_ids, eos, *ids[start:end], eos]
                 first = len(question_ids) + 1
-                target = [len(row) - 1, len(row) - 1]
+                null = len(row) - 1
+                target = [null, null]
                 if gold and start <= gold[0] and gold[1] < end:
                     target = [first + gold[0] - start, first + gold[1] - start]
                     held = True
-                rows.append({"input_ids": row, "labels": target})
+                rows.append({"input_ids": row, "labels": [*target, first, len(row)]})
                 windows.append(Window(number, first, offsets[start:end]))
             num_lost += not held
         report = {
@@ -149,12 +150,23 @@ class QuestionAnswering(Task):
         return Features(rows, report, num_rows=len(questions), context=(questions, windows))
 
     def loss(self, outputs, labels, num_items):
-        """Return the mean cross-entropy of start and end; `labels` is (batch, 2)."""
+        """Return the mean cross-entropy of start and end.
+
+        `labels` is (batch, 4): start, end, first and one past the last position to choose from.
+        Without these bounds the padding of a batch would take part in the softmax.
+        """
+        import torch
         import torch.nn.functional as F
 
-        start = F.cross_entropy(outputs.start_logits.float(), labels[:, 0], reduction="sum")
-        end = F.cross_entropy(outputs.end_logits.float(), labels[:, 1], reduction="sum")
-        return (start + end) / num_items
+        start, end, first, stop = labels.unsqueeze(-1).unbind(1)
+        places = torch.arange(outputs.start_logits.shape[1], device=labels.device)
+        outside = (places < first) | (places >= stop)  # (batch, length)
+        total = torch.zeros((), device=labels.device)
+        for logits, target in ((outputs.start_logits, start), (outputs.end_logits, end)):
+            masked = logits.float().masked_fill(outside, float("-inf"))
+            total = total + F.cross_entropy(masked, target.squeeze(-1), reduction="sum")
+        num_rows = num_items / labels.shape[1]
+        return total / (2 * num_rows)
 
     def reduce_logits(self, logits, labels):
         """Return (batch, length, 2)."""

@@ -1,0 +1,98 @@
+"""Batch 8, batch 1 accumulated 8 times and batch 4 on 2 processes are one and the same step."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+from conftest import ROOT
+
+from pipelines.recipe import NF4, Int8, Lora, Model, Recipe, Train
+
+METHODS = {
+    "full": (None, None),
+    "lora": (None, Lora(r=4)),
+    "8bit": (Int8(), Lora(r=4)),
+    "4bit": (NF4(), Lora(r=4)),
+}
+# LLM.int8 takes whole columns of a batch out of the 8-bit product when one value in them is above
+# its threshold, and quantises each row: a split batch has other outliers.
+TOLERANCE = {"full": 1e-5, "lora": 1e-5, "8bit": 2e-2, "4bit": 1e-4}
+TASKS = ("causal_lm", "text_classification", "question_answering")
+
+
+def launch(config: str, recipes: dict[str, Recipe], folder) -> dict[str, list[dict]]:
+    """Run tests/train_steps.py and return its logs."""
+    folder.mkdir()
+    given, found = folder / "recipes.json", folder / "logs.json"
+    given.write_text(json.dumps({k: json.loads(r.to_json()) for k, r in recipes.items()}))
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
+    command += [str(ROOT / "accelerate_configs" / config), str(ROOT / "tests" / "train_steps.py")]
+    done = subprocess.run(
+        [*command, str(given), str(found)], capture_output=True, text=True, timeout=280
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(found.read_text())
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory, checkpoint, helpdesk):
+    """The logs of every task and method in the three layouts."""
+    from pipelines.tasks import CausalLM, DatasetSource, QuestionAnswering, TextClassification
+
+    def source(name: str) -> DatasetSource:
+        return DatasetSource(path=str(helpdesk / name), eval_split="test", max_train_rows=24)
+
+    tasks = {
+        "causal_lm": CausalLM(dataset=source("documents"), block_size=64),
+        "text_classification": TextClassification(
+            dataset=source("classify"), label_column="queue", max_length=64
+        ),
+        "question_answering": QuestionAnswering(
+            dataset=source("answer"), version_2_with_negative=True, max_length=160, stride=32
+        ),
+    }
+    folder = tmp_path_factory.mktemp("equivalence")
+    base = {
+        f"{task_name} {method}": Recipe(
+            name="steps",
+            task=task,
+            model=Model(name_or_path=str(checkpoint)),
+            quantization=quantization,
+            lora=lora,
+            train=Train(
+                learning_rate=1e-3,
+                max_steps=3,
+                warmup_steps=0,
+                global_batch_size=8,
+                per_device_train_batch_size=8,
+                logging_steps=1,
+                max_grad_norm=1e9,
+            ),
+            output_dir=str(folder / "out"),
+        )
+        for task_name, task in tasks.items()
+        for method, (quantization, lora) in METHODS.items()
+    }
+    accumulated = {
+        f"{name} accumulated": replace(
+            recipe, train=replace(recipe.train, per_device_train_batch_size=1)
+        )
+        for name, recipe in base.items()
+    }
+    found = launch("cpu.yaml", base | accumulated, folder / "one")
+    two = launch("cpu_2_processes.yaml", base, folder / "two")
+    return found | {f"{name} two": rows for name, rows in two.items()}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("layout", ["accumulated", "two"])
+def test_loss_and_gradient_norm_do_not_depend_on_the_layout(logs, task, method, layout):
+    whole, split = logs[f"{task} {method}"], logs[f"{task} {method} {layout}"]
+    assert len(whole) == len(split) == 3
+    assert {row["world_size"] for row in split} == {2 if layout == "two" else 1}
+    for expected, got in zip(whole, split, strict=True):
+        for name in ("loss", "grad_norm"):
+            assert got[name] == pytest.approx(expected[name], rel=TOLERANCE[method]), name

@@ -1,0 +1,44 @@
+"""Train recipes step by step under `accelerate launch` and write the log of each.
+
+    accelerate launch ... tests/train_steps.py RECIPES.json OUT.json
+
+RECIPES.json maps names to recipes; OUT.json gets, for each, the logged steps.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from transformers import set_seed
+
+from pipelines.data import load_splits
+from pipelines.models import build_model, load_tokenizer
+from pipelines.recipe import Recipe
+from pipelines.training import build_trainer, check_world_size
+
+
+def steps(recipe: Recipe) -> list[dict]:
+    """Return loss and gradient norm of each step."""
+    set_seed(recipe.train.seed)
+    splits = load_splits(recipe.task.dataset)
+    labels = recipe.task.labels(splits.train)
+    tokenizer = load_tokenizer(recipe.model, [], max_length=256)
+    train = recipe.task.features(splits.train, tokenizer, labels, training=True)
+    model = build_model(recipe, tokenizer, labels)
+    trainer = build_trainer(recipe, model, tokenizer, train=train, held_out=train, labels=labels)
+    trainer.train()
+    return [
+        {"loss": row["loss"], "grad_norm": row["grad_norm"], "world_size": check_world_size()}
+        for row in trainer.state.log_history
+        if "grad_norm" in row
+    ]
+
+
+if __name__ == "__main__":
+    recipes = json.loads(Path(sys.argv[1]).read_text())
+    check_world_size()
+    logs = {name: steps(Recipe.from_json(json.dumps(value))) for name, value in recipes.items()}
+    import torch.distributed as dist
+
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        Path(sys.argv[2]).write_text(json.dumps(logs))
