@@ -100,88 +100,207 @@ class Slot:
 SLOTS = {
     "ordered on": Slot(
         "date",
-        ("I placed the order on {}.", "It was ordered on {}.", "My purchase dates from {}."),
-        ("When was the order placed?", "On which day did the customer order?"),
+        (
+            "I placed the order on {}.",
+            "It was ordered on {}.",
+            "My order dates from {}.",
+        ),
+        (
+            "When was the order placed?",
+            "On which day was it ordered?",
+        ),
     ),
     "delivered on": Slot(
         "date",
-        ("The parcel came on {}.", "It reached me on {}.", "Delivery took place on {}."),
-        ("When did the parcel arrive?", "On which day was it delivered?"),
+        (
+            "It was delivered on {}.",
+            "The delivery came on {}.",
+            "Your courier delivered it on {}.",
+        ),
+        (
+            "When was it delivered?",
+            "On which day did the delivery come?",
+        ),
     ),
     "needed by": Slot(
         "date",
-        ("I need this settled by {}.", "Please answer before {}.", "My deadline is {}."),
-        ("By when is an answer needed?", "What is the deadline?"),
+        (
+            "I need an answer by {}.",
+            "My deadline is {}.",
+            "Please answer by {}.",
+        ),
+        (
+            "By when is an answer needed?",
+            "What is the deadline?",
+        ),
     ),
     "order number": Slot(
         "code",
-        ("My order number is {}.", "The order is {}.", "It concerns order {}."),
-        ("What is the order number?", "Which order is it about?"),
+        (
+            "My order number is {}.",
+            "It concerns order {}.",
+            "The number of the order is {}.",
+        ),
+        (
+            "What is the order number?",
+            "Which order does it concern?",
+        ),
     ),
     "invoice number": Slot(
         "code",
-        ("The invoice is {}.", "Your bill has the number {}.", "I hold invoice {}."),
-        ("What is the invoice number?", "Which number does the bill have?"),
+        (
+            "The invoice number is {}.",
+            "I hold invoice {}.",
+            "Your invoice says {}.",
+        ),
+        (
+            "What is the invoice number?",
+            "Which invoice is it about?",
+        ),
     ),
     "serial number": Slot(
         "code",
-        ("The label below reads {}.", "Its serial number is {}.", "The serial plate says {}."),
-        ("What is the serial number?", "Which number does the device's plate show?"),
+        (
+            "The serial number is {}.",
+            "Its serial plate says {}.",
+            "The plate shows serial {}.",
+        ),
+        (
+            "What is the serial number?",
+            "What does the serial plate say?",
+        ),
     ),
     "paid": Slot(
         "money",
-        ("I paid {}.", "You took {} from my card.", "My account was charged {}."),
-        ("How much did the customer pay?", "What sum was charged?"),
+        (
+            "I paid {}.",
+            "The sum that I paid was {}.",
+            "In the end I paid {}.",
+        ),
+        (
+            "How much was paid?",
+            "What sum did the customer pay?",
+        ),
     ),
     "advertised": Slot(
         "money",
-        ("Your site showed {}.", "The advertised price was {}.", "It was offered for {}."),
-        ("What was the advertised price?", "Which price did the site show?"),
+        (
+            "It was advertised for {}.",
+            "The advertised price was {}.",
+            "Your site advertised {}.",
+        ),
+        (
+            "What was the advertised price?",
+            "For how much was it advertised?",
+        ),
     ),
     "shipping": Slot(
         "money",
-        ("Shipping cost {}.", "You added {} for postage.", "The delivery fee was {}."),
-        ("What did shipping cost?", "How high was the delivery fee?"),
+        (
+            "Shipping cost {}.",
+            "The shipping fee was {}.",
+            "For shipping you added {}.",
+        ),
+        (
+            "What did shipping cost?",
+            "How high was the shipping fee?",
+        ),
     ),
     "ships to": Slot(
         "place",
-        ("It should go to {}.", "My delivery address is {}.", "Please ship to {}."),
-        ("Where should it be delivered?", "What is the delivery address?"),
+        (
+            "It should go to {}.",
+            "My delivery address is {}.",
+            "Please deliver it to {}.",
+        ),
+        (
+            "Where should it go?",
+            "What is the delivery address?",
+        ),
     ),
     "bills to": Slot(
         "place",
-        ("Bills go to {}.", "My billing address is {}.", "Send invoices to {}."),
-        ("What is the billing address?", "Where should invoices go?"),
+        (
+            "Please send bills to {}.",
+            "My billing address is {}.",
+            "The bill belongs to {}.",
+        ),
+        (
+            "Where should bills be sent?",
+            "What is the billing address?",
+        ),
     ),
     "agent": Slot(
         "person",
-        ("I spoke to {} on the phone.", "Your colleague {} helped me.", "On the phone was {}."),
-        ("Which colleague took the call?", "Who helped the customer on the phone?"),
+        (
+            "On the phone I spoke to {}.",
+            "Your colleague on the phone was {}.",
+            "The phone was answered by {}.",
+        ),
+        (
+            "Who was on the phone?",
+            "Which colleague answered the phone?",
+        ),
     ),
     "neighbour": Slot(
         "person",
-        ("My neighbour {} was at home.", "Next door lives {}.", "Ask {}, my neighbour."),
-        ("Who is the neighbour?", "Who lives next door?"),
+        (
+            "My neighbour is {}.",
+            "The box is with my neighbour {}.",
+            "Next door lives my neighbour {}.",
+        ),
+        (
+            "Who is the neighbour?",
+            "Which neighbour has the box?",
+        ),
     ),
     "bought": Slot(
         "product",
-        ("I bought a {}.", "I chose a {}.", "My basket held a {}."),
-        ("What did the customer buy?", "Which article was chosen?"),
+        (
+            "I bought a {}.",
+            "What I bought is a {}.",
+            "Last week I bought a {}.",
+        ),
+        (
+            "What was bought?",
+            "Which article did the customer buy?",
+        ),
     ),
     "compared": Slot(
         "product",
-        ("My sister owns a {}.", "A friend has a {}.", "I once had a {}."),
-        ("What does the friend or sister own?", "Which article is mentioned in passing?"),
+        (
+            "My sister owns a {}.",
+            "My sister has a {}.",
+            "For my sister I once chose a {}.",
+        ),
+        (
+            "What does the sister own?",
+            "Which article has the sister?",
+        ),
     ),
     "carrier": Slot(
         "carrier",
-        ("It travelled with {}.", "The box came with {}.", "The carrier was {}."),
-        ("Who carried the box?", "Which carrier was used?"),
+        (
+            "The carrier was {}.",
+            "As carrier you chose {}.",
+            "This time the carrier was {}.",
+        ),
+        (
+            "Who was the carrier?",
+            "Which carrier was chosen this time?",
+        ),
     ),
     "past carrier": Slot(
         "carrier",
-        ("Last year {} did it better.", "I usually trust {}.", "Before, you worked with {}."),
-        ("Which carrier was used before?", "Which carrier does the customer usually trust?"),
+        (
+            "Last year it came with {}.",
+            "Last year you worked with {}.",
+            "Last year I had {}.",
+        ),
+        (
+            "With whom did it come last year?",
+            "Who was used last year?",
+        ),
     ),
 }
 KINDS = {
