@@ -131,12 +131,26 @@ def load_base(
         device_map={"": state.device} if quantization and state.device.type != "cpu" else None,
         **task.model_kwargs(labels),
     )
+    keep_4bit_layout(base)
     length = int(getattr(task, "block_size", 0) or getattr(task, "max_length", 0))
     positions = int(getattr(base.config, "max_position_embeddings", length))
     if length > positions:
         name = "block_size" if hasattr(task, "block_size") else "max_length"
         raise RecipeError([Problem(f"task.{name}", f"{length} is above the model's {positions}.")])
     return base
+
+
+def keep_4bit_layout(base: PreTrainedModel) -> None:
+    """Keep bitsandbytes from repacking 4-bit weights on CPUs with bfloat16 units.
+
+    It does so in place at the first evaluation: the scales are rounded to bfloat16 and training
+    then goes on with other weights; widths that are no multiple of 64 raise in a reshape.
+    """
+    from bitsandbytes.nn import Linear4bit
+
+    for module in base.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
 
 
 def quantization_config(quantization: Int8 | NF4 | None) -> BitsAndBytesConfig | None:

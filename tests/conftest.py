@@ -71,9 +71,8 @@ def checkpoint(tmp_path_factory, tokenizer) -> Path:
     return folder
 
 
-@pytest.fixture
-def tasks(helpdesk):
-    """One task of each kind on the helpdesk data."""
+def make_tasks(helpdesk: Path) -> dict:
+    """Return one task of each kind on the helpdesk data."""
     from pipelines.tasks import CausalLM, DatasetSource, QuestionAnswering, TextClassification
 
     def source(name: str) -> DatasetSource:
@@ -88,3 +87,20 @@ def tasks(helpdesk):
             dataset=source("answer"), version_2_with_negative=True, max_length=128, stride=32
         ),
     }
+
+
+@pytest.fixture
+def tasks(helpdesk):
+    """One task of each kind."""
+    return make_tasks(helpdesk)
+
+
+def first_logits(task, model, tokenizer, rows):
+    """Return the logits of one batch."""
+    import torch
+
+    batch = task.collate(tokenizer.pad_token_id)([dict(row) for row in rows])
+    batch.pop("labels")
+    with torch.no_grad():
+        outputs = model(**batch)
+    return torch.cat([v.flatten() for k, v in outputs.items() if k.endswith("logits")])

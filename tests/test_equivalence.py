@@ -6,7 +6,7 @@ import sys
 from dataclasses import replace
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, make_tasks
 
 from pipelines.recipe import NF4, Int8, Lora, Model, Recipe, Train
 
@@ -39,20 +39,7 @@ def launch(config: str, recipes: dict[str, Recipe], folder) -> dict[str, list[di
 @pytest.fixture(scope="module")
 def logs(tmp_path_factory, checkpoint, helpdesk):
     """The logs of every task and method in the three layouts."""
-    from pipelines.tasks import CausalLM, DatasetSource, QuestionAnswering, TextClassification
-
-    def source(name: str) -> DatasetSource:
-        return DatasetSource(path=str(helpdesk / name), eval_split="test", max_train_rows=24)
-
-    tasks = {
-        "causal_lm": CausalLM(dataset=source("documents"), block_size=64),
-        "text_classification": TextClassification(
-            dataset=source("classify"), label_column="queue", max_length=64
-        ),
-        "question_answering": QuestionAnswering(
-            dataset=source("answer"), version_2_with_negative=True, max_length=160, stride=32
-        ),
-    }
+    tasks = make_tasks(helpdesk)
     folder = tmp_path_factory.mktemp("equivalence")
     base = {
         f"{task_name} {method}": Recipe(

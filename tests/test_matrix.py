@@ -1,0 +1,190 @@
+"""Every task with every method trains, saves, and reloads in a new process as it was."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipelines.data import load_splits
+from pipelines.recipe import NF4, Int8, Lora, Model, Recipe, Train
+
+METHODS = {
+    "full": (None, None),
+    "lora": (None, Lora(r=4)),
+    "8bit": (Int8(), Lora(r=4)),
+    "4bit": (NF4(), Lora(r=4)),
+}
+TASKS = ("causal_lm", "text_classification", "question_answering")
+
+RELOAD = """
+import sys, torch
+from conftest import first_logits
+from pipelines.hub import load_adapter
+from pipelines.data import load_splits
+found = {}
+for folder in sys.argv[2:]:
+    loaded = load_adapter(folder)
+    splits = load_splits(loaded.recipe.task.dataset)
+    rows = loaded.recipe.task.features(
+        splits.held_out, loaded.tokenizer, loaded.labels, training=False
+    ).dataset[:4]
+    logits = first_logits(loaded.recipe.task, loaded.model, loaded.tokenizer, rows)
+    found[folder] = (logits, loaded.labels)
+torch.save(found, sys.argv[1])
+"""
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory, checkpoint, helpdesk):
+    """What each run had before saving, and what a new process loads."""
+    from conftest import first_logits, make_tasks
+
+    import pipelines.run
+
+    folder = tmp_path_factory.mktemp("matrix")
+    trained = {}
+    real_save = pipelines.run.save
+
+    def save_and_note(trainer, recipe, tokenizer, labels, metrics):
+        splits = load_splits(recipe.task.dataset)
+        rows = recipe.task.features(splits.held_out, tokenizer, labels, training=False).dataset
+        logits = first_logits(recipe.task, trainer.model.eval(), tokenizer, rows[:4])
+        trained[str(recipe.folder)] = (logits, labels)
+        return real_save(trainer, recipe, tokenizer, labels, metrics)
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(pipelines.run, "save", save_and_note)
+    for task_name, task in make_tasks(helpdesk).items():
+        for method, (quantization, lora) in METHODS.items():
+            pipelines.run.run(
+                Recipe(
+                    name=f"{task_name}-{method}",
+                    task=task,
+                    model=Model(name_or_path=str(checkpoint)),
+                    quantization=quantization,
+                    lora=lora,
+                    train=Train(max_steps=2, learning_rate=1e-2, warmup_steps=0),
+                    output_dir=str(folder / f"{task_name}-{method}"),
+                )
+            )
+    patch.undo()
+    file = folder / "reloaded.pt"
+    done = subprocess.run(
+        [sys.executable, "-c", RELOAD, str(file), *trained],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder, trained, torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("task", TASKS)
+def test_a_result_reloads_in_a_new_process(results, task, method):
+    folder, trained, reloaded = results
+    name = str(folder / f"{task}-{method}")
+    (logits, labels), (loaded_logits, loaded_labels) = trained[name], reloaded[name]
+    assert loaded_labels == labels
+    assert bool(labels) == (task == "text_classification")
+    torch.testing.assert_close(loaded_logits, logits, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("task", TASKS)
+def test_training_moved_the_head_and_the_adapter(results, task, method, checkpoint):
+    from safetensors.torch import load_file
+
+    folder, _, _ = results
+    path = folder / f"{task}-{method}"
+    if method == "full":
+        tensors = load_file(path / "model.safetensors")
+        before = load_file(checkpoint / "model.safetensors")
+        moved = [k for k in before if k in tensors and not torch.equal(before[k], tensors[k])]
+        assert moved
+        return
+    tensors = load_file(path / "adapter_model.safetensors")
+    ups = [value for name, value in tensors.items() if "lora_B" in name]
+    assert len(ups) == 2 * 4  # c_attn, attn.c_proj, c_fc, mlp.c_proj of 2 layers
+    assert all(value.abs().sum() > 0 for value in ups)  # LoRA's B starts at zero
+    heads = {"text_classification": "score", "question_answering": "qa_outputs"}
+    if task in heads:
+        (weight,) = [v for k, v in tensors.items() if k.endswith(f"{heads[task]}.weight")]
+        assert weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("method", ["8bit", "4bit"])
+@pytest.mark.parametrize("task", TASKS)
+def test_the_base_is_quantised_and_the_head_is_not(task, method, checkpoint, tokenizer, helpdesk):
+    import bitsandbytes as bnb
+    from conftest import make_tasks
+
+    from pipelines.models import build_model
+
+    quantization, lora = METHODS[method]
+    recipe = Recipe(
+        name="a",
+        task=make_tasks(helpdesk)[task],
+        model=Model(name_or_path=str(checkpoint)),
+        quantization=quantization,
+        lora=lora,
+    )
+    labels = ("a", "b", "c") if task == "text_classification" else ()
+    model = build_model(recipe, tokenizer, labels)
+    kind = bnb.nn.Linear8bitLt if method == "8bit" else bnb.nn.Linear4bit
+    layers = [n for n, m in model.named_modules() if isinstance(m, kind)]
+    assert len(layers) == 8
+    assert not any(h in n for n in layers for h in ("lm_head", "score", "qa_outputs"))
+    trainable = {n for n, p in model.named_parameters() if p.requires_grad}
+    head = {"text_classification": "score", "question_answering": "qa_outputs"}.get(task)
+    assert all("lora_" in n or (head is not None and head in n) for n in trainable)
+    assert head is None or any(head in n for n in trainable)
+
+
+def test_the_sidecar_names_labels_versions_and_score(results):
+    folder, _, _ = results
+    sidecar = json.loads((folder / "text_classification-8bit" / "task.json").read_text())
+    assert sidecar["labels"] == sorted(sidecar["labels"])
+    assert sidecar["versions"].keys() >= {"torch", "transformers", "peft"}
+    metrics = sidecar["metrics"]
+    assert metrics["rows"] == 32
+    assert metrics["baseline"].keys() == {"majority class"}
+    low, high = metrics["confidence_interval"]
+    assert low <= metrics["accuracy"] <= high
+
+
+def test_evaluate_gives_the_score_of_the_run(results):
+    from pipelines.run import evaluate_adapter
+
+    folder, _, _ = results
+    for name in ("causal_lm-lora", "text_classification-8bit", "question_answering-4bit"):
+        recorded = json.loads((folder / name / "task.json").read_text())["metrics"]
+        again = evaluate_adapter(folder / name)
+        assert again[again["primary"]] == pytest.approx(recorded[again["primary"]], rel=1e-6)
+
+
+def test_predictions_of_a_loaded_result(results, helpdesk):
+    from pipelines.data import read_file
+    from pipelines.hub import load_adapter
+    from pipelines.predict import predict
+    from pipelines.tasks import DataError
+
+    folder, _, _ = results
+    rows = read_file(helpdesk / "classify" / "test.jsonl")
+    unlabelled = type(rows)([{"text": row["text"]} for row in rows.rows], "rows")
+    loaded = load_adapter(folder / "text_classification-8bit")
+    found = predict(loaded, unlabelled)
+    hits = [guess["label"] == row["queue"] for guess, row in zip(found, rows.rows, strict=True)]
+    assert sum(hits) / len(hits) == pytest.approx(loaded.metrics["accuracy"])
+
+    rows = read_file(helpdesk / "answer" / "test.jsonl")
+    answers = predict(load_adapter(folder / "question_answering-lora"), rows)
+    for answer, row in zip(answers, rows.rows, strict=True):
+        assert answer["answer"] == (
+            row["context"][answer["start"] : answer["end"]] if answer["answer"] else ""
+        )
+    with pytest.raises(DataError, match="no labels to predict"):
+        predict(load_adapter(folder / "causal_lm-lora"), rows)
