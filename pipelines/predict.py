@@ -10,6 +10,7 @@ import torch
 
 from pipelines.data import read_file
 from pipelines.hub import Loaded, load_adapter
+from pipelines.report import quiet
 from pipelines.tasks.base import DataError, Examples
 
 
@@ -34,6 +35,7 @@ def predict(loaded: Loaded, examples: Examples, *, batch_size: int = 32) -> list
 
 def predict_file(folder: str | Path, file: str | Path) -> None:
     """Print one line of JSON for each row of a JSONL or CSV file, with its `id` if it has one."""
+    quiet()
     examples = read_file(Path(file))
     for row, prediction in zip(examples.rows, predict(load_adapter(folder), examples), strict=True):
         known = {"id": row["id"]} if "id" in row else {}

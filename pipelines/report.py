@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from logging import ERROR, getLogger
 from typing import Any
 
+import datasets
 from accelerate import PartialState
 from rich.console import Console
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.utils import logging
 
 from pipelines.recipe import Recipe
 from pipelines.tasks.base import Features
@@ -14,6 +18,35 @@ from pipelines.tasks.base import Features
 def console() -> Console:
     """Return a console that is silent on all ranks but the first."""
     return Console(quiet=not PartialState().is_main_process, soft_wrap=True, highlight=False)
+
+
+class StepLog(TrainerCallback):
+    """Say loss, gradient norm and learning rate of a step, and the metric of an evaluation."""
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        logs = logs or {}
+        step = f"  step {state.global_step:,} of {state.max_steps:,}: "
+        if "grad_norm" in logs:
+            line = f"loss {logs['loss']:.4f}, gradient norm {logs['grad_norm']:.3g}, "
+            console().print(f"{step}{line}learning rate {logs['learning_rate']:.3g}", markup=False)
+        elif "eval_primary" in logs and 0 < state.global_step < state.max_steps:
+            name = logs["eval_primary"]
+            console().print(f"{step}{name} {logs[f'eval_{name}']:.4f}", markup=False)
+
+
+def quiet() -> None:
+    """Silence what the libraries say of every model: false alarms and progress bars."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    getLogger("bitsandbytes").setLevel(ERROR)
 
 
 def print_report(recipe: Recipe, world_size: int, train: Features, held_out: Features) -> None:

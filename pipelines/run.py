@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from transformers import set_seed
-from transformers.utils import logging as transformers_logging
 
 from pipelines.data import check_vocabulary, load_splits
 from pipelines.hub import load_adapter, pin, save
 from pipelines.models import build_model, load_tokenizer
 from pipelines.recipe import Recipe
-from pipelines.report import print_report, print_score
+from pipelines.report import print_report, print_score, quiet
 from pipelines.tasks import CausalLM
 from pipelines.tasks.base import Examples
 from pipelines.training import build_trainer, check_world_size, score_of
@@ -23,7 +22,7 @@ def run(recipe: Recipe) -> dict[str, Any]:
     """Train, evaluate and save; return the metrics."""
     started = time.perf_counter()
     world_size = check_world_size()
-    transformers_logging.set_verbosity_error()
+    quiet()
     set_seed(recipe.train.seed)
 
     recipe = pin(recipe)
@@ -55,7 +54,7 @@ def run(recipe: Recipe) -> dict[str, Any]:
 
 def evaluate_adapter(folder: str | Path) -> dict[str, Any]:
     """Score a saved result on the evaluation split of its recipe; return the metrics."""
-    transformers_logging.set_verbosity_error()
+    quiet()
     loaded = load_adapter(folder)
     splits = load_splits(loaded.recipe.task.dataset)
     held_out = loaded.recipe.task.features(

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 from accelerate import PartialState
-from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainingArguments
 
 from pipelines.recipe import Problem, Recipe, RecipeError, Train
+from pipelines.report import StepLog
 from pipelines.tasks.base import Features
 
 
@@ -57,6 +57,8 @@ def build_trainer(
         compute_metrics=compute_metrics,
         preprocess_logits_for_metrics=task.reduce_logits,
     )
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(StepLog())
     return trainer
 
 
@@ -91,7 +93,7 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
         logging_nan_inf_filter=False,
         remove_unused_columns=False,
         label_names=["labels"],
-        disable_tqdm=not sys.stderr.isatty(),
+        disable_tqdm=True,
         report_to="none",
     )
 
@@ -130,9 +132,11 @@ def requested_processes() -> int | None:
     from accelerate.commands.launch import launch_command_parser
 
     command = psutil.Process(os.getppid()).cmdline()
-    if "launch" not in command or not any("accelerate" in part for part in command):
+    names = ("launch", "launch.py", "accelerate-launch", "accelerate.commands.launch")
+    start = next((i for i, part in enumerate(command) if Path(part).name in names), None)
+    if start is None or not any("accelerate" in part for part in command[: start + 1]):
         return None
-    arguments, _ = launch_command_parser().parse_known_args(command[command.index("launch") + 1 :])
+    arguments, _ = launch_command_parser().parse_known_args(command[start + 1 :])
     if arguments.num_processes is not None:
         return arguments.num_processes
     if arguments.config_file is None or not Path(arguments.config_file).is_file():

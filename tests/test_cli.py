@@ -1,0 +1,299 @@
+"""What a user types, right and wrong."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT, load_module
+
+from pipelines.recipe import Int8, Lora, Model, Recipe, RecipeError, Scratch, Tokenizer, Train
+from pipelines.tasks import CausalLM, DataError, DatasetSource, TextClassification
+
+RECIPES = sorted((ROOT / "recipes").glob("*.py"))
+ANYWHERE = DatasetSource(path="nowhere")
+CLASSIFY = TextClassification(dataset=ANYWHERE)
+
+HELP = """
+import runpy, sys
+sys.argv = [{path!r}, "--help"]
+try:
+    runpy.run_path({path!r}, run_name="__main__")
+except SystemExit as stop:
+    assert stop.code in (0, None), stop.code
+heavy = {{"torch", "transformers", "datasets", "peft", "accelerate"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_help_imports_no_torch_and_takes_under_a_second(path):
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-c", HELP.format(path=str(path))], capture_output=True, text=True
+        )
+        seconds.append(time.perf_counter() - start)
+        assert done.returncode == 0, done.stderr
+        if seconds[-1] < 1:
+            break
+    assert "--train.learning-rate" in done.stdout
+    assert min(seconds) < 1.0, seconds
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_is_a_value_that_travels_as_json(path):
+    recipe = load_module(path).RECIPE
+    assert recipe.name == path.stem.replace("_", "-")
+    assert Recipe.from_json(recipe.to_json()) == recipe
+    assert len(path.read_text().splitlines()) < 50
+
+
+def test_all_problems_are_told_at_once():
+    with pytest.raises(RecipeError) as caught:
+        Recipe(
+            name="a",
+            task=CLASSIFY,
+            model=Model(name_or_path="gpt2"),
+            quantization=Int8(),
+            train=Train(
+                learning_rate=-1.0,
+                lr_scheduler_type="cosin",
+                global_batch_size=0,
+                num_train_epochs=float("nan"),
+            ),
+        )
+    said = {problem.path: problem.message for problem in caught.value.problems}
+    assert "-1.0 is out of range; it must be above 0" in said["train.learning_rate"]
+    assert "did you mean cosine?" in said["train.lr_scheduler_type"]
+    assert "at least 1" in said["train.global_batch_size"]
+    assert "nan is out of range" in said["train.num_train_epochs"]
+    assert "Add lora=Lora()" in said["quantization"]
+
+
+@pytest.mark.parametrize(
+    ("parts", "field"),
+    [
+        ({"model": Scratch(size="tiny"), "lora": Lora()}, "lora"),
+        ({"model": Scratch(size="tiny", n_embd=30, n_head=4)}, "model.n_embd"),
+        ({"model": Scratch(size="tiny", n_positions=64)}, "task.max_length"),
+        (
+            {
+                "model": Scratch(size="tiny", tokenizer=Tokenizer()),
+                "task": CausalLM(dataset=DatasetSource(path="x", streaming=True), block_size=16),
+            },
+            "model.tokenizer",
+        ),
+    ],
+)
+def test_combinations_that_cannot_run_are_refused(parts, field):
+    with pytest.raises(RecipeError) as caught:
+        Recipe(**({"name": "a", "task": CLASSIFY} | parts))
+    assert field in [problem.path for problem in caught.value.problems]
+
+
+def test_json_with_unknown_keys_and_types_is_refused():
+    recipe = Recipe(name="a", task=CLASSIFY, model=Model(name_or_path="b"))
+    value = json.loads(recipe.to_json())
+    value["train"]["learning_rat"] = 1
+    value["task"]["type"] = "TextClasification"
+    with pytest.raises(RecipeError) as caught:
+        Recipe.from_json(json.dumps(value))
+    said = {problem.path: problem.message for problem in caught.value.problems}
+    assert "did you mean learning_rate?" in said["train.learning_rat"]
+    assert "did you mean TextClassification?" in said["task.type"]
+
+
+def run_recipe(name, *arguments, launcher=(), env=None):
+    """Run a recipe as a user does."""
+    command = [sys.executable, *launcher, str(ROOT / "recipes" / f"{name}.py"), *arguments]
+    return subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | (env or {}), timeout=120
+    )
+
+
+def test_wrong_values_on_the_command_line_name_the_flag():
+    done = run_recipe("helpdesk_classify_lora_8bit", "--train.learning-rate", "50", "--lora.r", "0")
+    assert done.returncode == 2
+    assert "--train.learning-rate: 50.0 is out of range; it must be below 10" in done.stderr
+    assert "--lora.r: 0 is out of range; it must be at least 1" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_unknown_flag_names_the_nearest():
+    done = run_recipe("helpdesk_classify_lora_8bit", "--train.learning-rat", "1e-3")
+    assert done.returncode == 2
+    assert "--train.learning-rate" in done.stderr + done.stdout
+
+
+def test_a_missing_file_is_told_without_a_trace():
+    done = run_recipe("helpdesk_pretrain", "--task.dataset.path", "no/such/folder")
+    assert done.returncode == 3
+    assert done.stderr.strip().endswith("no/such/folder: no such file or folder.")
+
+
+def test_a_model_that_is_nowhere_is_told_without_a_trace(helpdesk):
+    done = run_recipe(
+        "helpdesk_classify_lora_8bit", "--task.dataset.path", str(helpdesk / "classify")
+    )
+    assert done.returncode == 2
+    assert "--model.name-or-path: 'runs/helpdesk-pretrain' is no folder" in done.stderr
+
+
+def test_a_launcher_that_starts_fewer_processes_is_refused(helpdesk):
+    launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2")
+    done = run_recipe(
+        "helpdesk_pretrain",
+        "--task.dataset.path",
+        str(helpdesk / "documents"),
+        launcher=launcher,
+    )
+    assert done.returncode != 0
+    assert "2 processes were asked for, 1 started" in done.stderr
+
+
+def test_a_global_batch_that_cannot_be_shared_names_sizes_that_can():
+    from pipelines.training import split_batch
+
+    with pytest.raises(RecipeError, match="9 rows cannot be shared by 2 processes; 8 or 10"):
+        split_batch(Train(global_batch_size=9), 2)
+
+
+# Rows
+
+
+def write(folder, name, lines):
+    """Write a file of lines."""
+    file = folder / name
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return file
+
+
+def features(task, file, tokenizer, labels=None):
+    """Encode a file's rows."""
+    from pipelines.data import read_file
+
+    rows = read_file(file)
+    return task.features(
+        rows, tokenizer, task.labels(rows) if labels is None else labels, training=True
+    )
+
+
+def test_broken_files_name_the_line(tmp_path):
+    from pipelines.data import read_file
+
+    good = json.dumps({"text": "a", "label": "x"})
+    for name, lines, said in [
+        ("a.jsonl", [good, "", "{not json"], r"a.jsonl:3: not JSON"),
+        ("b.jsonl", [good, "[1]"], r"b.jsonl:2: '\[1\]' is not an object"),
+        ("c.csv", ["text,label", "a,b", "only"], r"c.csv:3: 1 cells, but the header has 2"),
+        ("d.jsonl", [""], r"d.jsonl: no rows"),
+        ("e.json", ['{"data": 1}'], r"e.json: not SQuAD JSON"),
+    ]:
+        with pytest.raises(DataError, match=said):
+            read_file(write(tmp_path, name, lines))
+    (tmp_path / "f.txt").write_bytes(b"ab\xff")
+    with pytest.raises(DataError, match="f.txt: not UTF-8 at byte 2"):
+        read_file(tmp_path / "f.txt")
+
+
+def test_csv_keeps_na_and_null_as_text(tmp_path):
+    from pipelines.data import read_file
+
+    file = write(tmp_path, "a.csv", ["text,label", "NA,null", '"a, b",c'])
+    assert read_file(file).rows == [
+        {"text": "NA", "label": "null"},
+        {"text": "a, b", "label": "c"},
+    ]
+
+
+def test_rows_that_cannot_be_used_name_file_and_line(tmp_path, tokenizer):
+    rows = [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}, {"txt": "c", "label": "x"}]
+    file = write(tmp_path, "a.jsonl", [json.dumps(row) for row in rows])
+    with pytest.raises(DataError, match=r"a.jsonl:3: column 'text' holds None.*Columns: txt"):
+        features(CLASSIFY, file, tokenizer)
+    file = write(tmp_path, "b.jsonl", [json.dumps(row) for row in rows[:2]])
+    with pytest.raises(DataError, match=r"b.jsonl:2: label 'y' does not occur.*Known labels: x"):
+        features(CLASSIFY, file, tokenizer, labels=("x", "z"))
+    file = write(tmp_path, "c.jsonl", [json.dumps({"text": "a"})])
+    with pytest.raises(DataError, match=r"c.jsonl:1: no value in column 'label'"):
+        features(CLASSIFY, file, tokenizer)
+    file = write(tmp_path, "d.jsonl", [json.dumps(rows[0])])
+    with pytest.raises(DataError, match="holds one label, x; a classifier needs two"):
+        features(CLASSIFY, file, tokenizer)
+
+
+def test_questions_that_cannot_be_used_name_file_and_line(tmp_path, tokenizer):
+    from pipelines.tasks import QuestionAnswering
+
+    task = QuestionAnswering(dataset=ANYWHERE)
+    good = {"question": "q", "context": "ab", "answers": {"text": ["b"], "answer_start": [1]}}
+    for change, said in [
+        ({"context": ""}, "column 'context' holds ''"),
+        ({"answers": {"text": ["b"], "answer_start": [0]}}, "'b' does not stand at character 0"),
+        ({"answers": {"text": [], "answer_start": []}}, "use --task.version-2-with-negative"),
+        ({"answers": "b"}, "column 'answers' holds 'b'"),
+    ]:
+        file = write(tmp_path, "a.jsonl", [json.dumps(good), json.dumps(good | change)])
+        with pytest.raises(DataError, match=f"a.jsonl:2: .*{said}"):
+            features(task, file, tokenizer)
+
+
+def test_a_token_beyond_the_vocabulary_names_the_row(tokenizer):
+    from pipelines.data import check_vocabulary
+    from pipelines.tasks.base import Examples
+
+    rows = Examples([{"text": "!"}, {"text": "Hello zzz"}], "a.jsonl", [1, 2])
+    check_vocabulary(rows, tokenizer, len(tokenizer))
+    most = max(tokenizer("Hello zzz")["input_ids"])
+    with pytest.raises(DataError, match=f"a.jsonl:2: .* is token {most}, beyond .* of {most}"):
+        check_vocabulary(rows, tokenizer, most)
+
+
+def test_unknown_target_modules_name_the_nearest(checkpoint, tokenizer, tasks):
+    from pipelines.models import build_model
+
+    recipe = Recipe(
+        name="a",
+        task=tasks["causal_lm"],
+        model=Model(name_or_path=str(checkpoint)),
+        lora=Lora(target_modules=("c_atn",)),
+    )
+    with pytest.raises(RecipeError, match="no 'c_atn'; did you mean c_attn"):
+        build_model(recipe, tokenizer, ())
+
+
+@pytest.mark.parametrize("name", ["classify", "answer", "documents"])
+def test_helpdesk_data_is_the_same_for_a_seed_and_shares_no_ticket(name, tmp_path):
+    module = load_module(ROOT / "scripts" / "helpdesk_data.py")
+    texts = {}
+    for copy, seed in (("a", 3), ("b", 3), ("c", 4)):
+        module.write(tmp_path / copy, seed=seed, num_train=200, num_test=60, num_documents=50)
+        for split in ("train", "test"):
+            texts[copy, split] = (tmp_path / copy / name / f"{split}.jsonl").read_text()
+    assert texts["a", "train"] == texts["b", "train"] != texts["c", "train"]
+    column = "context" if name == "answer" else "text"
+    train, test = (
+        [json.loads(line)[column] for line in texts["a", split].splitlines()]
+        for split in ("train", "test")
+    )
+    assert len(set(train)) == len(train)
+    assert not set(train) & set(test)
+
+
+def test_helpdesk_answers_stand_where_they_are_said_to(tmp_path):
+    module = load_module(ROOT / "scripts" / "helpdesk_data.py")
+    module.write(tmp_path, num_train=1000, num_test=10, num_documents=10)
+    rows = [json.loads(line) for line in (tmp_path / "answer/train.jsonl").open(encoding="utf-8")]
+    empty = 0
+    for row in rows:
+        answers = row["answers"]
+        empty += not answers["text"]
+        for text, start in zip(answers["text"], answers["answer_start"], strict=True):
+            assert row["context"][start : start + len(text)] == text
+    assert 0.08 < empty / len(rows) < 0.18
+    queues = {json.loads(line)["queue"] for line in (tmp_path / "classify/train.jsonl").open()}
+    assert len(queues) == 8
