@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import transformers
 from accelerate import PartialState
+from tokenizers import Regex
 from tokenizers import Tokenizer as TokenizersTokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -23,6 +24,7 @@ from transformers import (
 
 from pipelines.recipe import NF4, Int8, Lora, Model, Problem, Recipe, RecipeError, Scratch, nearest
 from pipelines.tasks import Task
+from pipelines.tasks.question_answering import CONTRACTION_OR_SYMBOL
 
 HEADS = ["lm_head", "score", "qa_outputs", "classifier"]  # kept in full precision
 EOS = "<|endoftext|>"
@@ -50,9 +52,17 @@ def load_tokenizer(
 
 
 def train_bpe_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
-    """Train GPT-2's byte-level BPE."""
+    """Train GPT-2's byte-level BPE, without merges of digits or of punctuation.
+
+    It then reads numbers digit by digit, and a context of `QuestionAnswering` as any text.
+    """
     bpe = TokenizersTokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(CONTRACTION_OR_SYMBOL), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,

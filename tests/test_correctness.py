@@ -268,3 +268,12 @@ def test_recipe_round_trips_through_json(tasks):
             "c_proj",
             "c_fc",
         ]
+
+
+def test_a_trained_tokenizer_reads_a_context_as_any_text(tokenizer, helpdesk):
+    from pipelines.tasks.question_answering import splitting
+
+    for row in load_splits(DatasetSource(path=str(helpdesk / "answer"))).train.rows:
+        text = row["context"] + "''; (1,234.5)"
+        assert splitting(tokenizer)(text)["input_ids"] == tokenizer(text)["input_ids"]
+        assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
