@@ -9,9 +9,8 @@ from typing import Any
 import torch
 import transformers
 from accelerate import PartialState
-from tokenizers import Regex
+from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as TokenizersTokenizer
-from tokenizers import decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoTokenizer,
     BitsAndBytesConfig,

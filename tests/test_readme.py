@@ -1,0 +1,41 @@
+"""The README's commands and names are real."""
+
+import re
+import shlex
+
+import pytest
+import tyro
+from conftest import ROOT, load_module
+
+from pipelines.recipe import Recipe
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = [
+    line
+    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    for line in block.replace("\\\n", " ").splitlines()
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_names_files_and_flags_that_exist(command):
+    words = shlex.split(command)
+    files = [w for w in words if w.startswith(("recipes/", "scripts/", "accelerate_configs/"))]
+    for file in files:
+        assert (ROOT / file).is_file(), file
+    recipes = [i for i, word in enumerate(words) if word.startswith("recipes/")]
+    if recipes and "--help" not in words:
+        recipe = load_module(ROOT / words[recipes[0]]).RECIPE
+        flags = words[recipes[0] + 1 :]
+        config = (tyro.conf.AvoidSubcommands,)
+        assert isinstance(tyro.cli(Recipe, default=recipe, args=flags, config=config), Recipe)
+
+
+def test_the_recipe_shown_is_the_recipe():
+    shown = re.search(r"```python\n(RECIPE = .*?)```", README, re.DOTALL)[1]
+    assert shown.strip() in (ROOT / "recipes" / "gpt2_sst2_lora_8bit.py").read_text()
+
+
+def test_every_recipe_and_config_is_listed():
+    for path in [*(ROOT / "recipes").glob("*.py"), *(ROOT / "accelerate_configs").glob("*.yaml")]:
+        assert path.stem in README, path.name
