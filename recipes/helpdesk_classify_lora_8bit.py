@@ -13,14 +13,16 @@ from pipelines.tasks import DatasetSource, TextClassification
 RECIPE = Recipe(
     name="helpdesk-classify-lora-8bit",
     task=TextClassification(
-        dataset=DatasetSource(path="data/helpdesk/classify", eval_split="test"),
+        dataset=DatasetSource(
+            path="data/helpdesk/classify", eval_split="test", max_train_rows=1600
+        ),
         label_column="queue",
         max_length=192,
     ),
     model=Model(name_or_path="runs/helpdesk-pretrain"),
     quantization=Int8(),
     lora=Lora(r=16, lora_alpha=32),
-    train=Train(learning_rate=2e-3, num_train_epochs=1, global_batch_size=32),
+    train=Train(learning_rate=2e-3, num_train_epochs=1, global_batch_size=16),
 )
 
 if __name__ == "__main__":

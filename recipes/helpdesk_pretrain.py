@@ -15,14 +15,18 @@ RECIPE = Recipe(
         block_size=256,
     ),
     model=Scratch(
-        size="mini", n_embd=192, n_positions=256, tokenizer=Tokenizer(kind="bpe", vocab_size=1024)
+        n_layer=4,
+        n_head=4,
+        n_embd=128,
+        n_positions=256,
+        tokenizer=Tokenizer(kind="bpe", vocab_size=2048),
     ),
     train=Train(
         learning_rate=2e-3,
         min_learning_rate=2e-4,
         lr_scheduler_type="cosine",
-        num_train_epochs=3,
-        global_batch_size=16,
+        num_train_epochs=2,
+        global_batch_size=4,
         weight_decay=0.1,
     ),
 )
