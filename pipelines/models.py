@@ -194,6 +194,10 @@ def add_adapter(base: PreTrainedModel, recipe: Recipe) -> Any:
         base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
     every = lora.target_modules == ("all-linear",)
     initial = lora.init_lora_weights
+    transposed = recipe.quantization is None and base.config.model_type == "gpt2"  # Conv1D
+    if initial == "olora" and transposed:
+        text = "'olora' does not know GPT-2's Conv1D layers; did you mean pissa?"
+        raise RecipeError([Problem("lora.init_lora_weights", text)])
     config = LoraConfig(
         task_type=task.peft_task_type,
         r=lora.r,
@@ -205,7 +209,7 @@ def add_adapter(base: PreTrainedModel, recipe: Recipe) -> Any:
         use_rslora=lora.use_rslora,
         use_dora=lora.use_dora,
         init_lora_weights=True if initial == "default" else initial,
-        fan_in_fan_out=recipe.quantization is None and base.config.model_type == "gpt2",
+        fan_in_fan_out=transposed,
         revision=recipe.model.revision,
     )
     return get_peft_model(base, config)

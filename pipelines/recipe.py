@@ -25,6 +25,7 @@ SIZES: dict[str, tuple[int, int, int]] = {  # layers, heads, width
     "large": (36, 20, 1280),
     "xl": (48, 25, 1600),
 }
+PLAIN_INITS = ("default", "gaussian")  # what LoRA can start from on a quantised base
 
 
 @dataclass(frozen=True)
@@ -201,6 +202,12 @@ class Recipe:
                 "quantization",
                 "8-bit and 4-bit weights cannot be trained. Add lora=Lora() to train an adapter "
                 "on them, or drop quantization.",
+            )
+        if self.quantization and self.lora and self.lora.init_lora_weights not in PLAIN_INITS:
+            yield Problem(
+                "lora.init_lora_weights",
+                f"{self.lora.init_lora_weights!r} starts from the base's weights, which are "
+                f"quantised. Allowed: {', '.join(PLAIN_INITS)}.",
             )
         if isinstance(self.model, Scratch):
             if self.lora:
