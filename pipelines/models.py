@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
+from transformers.pytorch_utils import Conv1D
 
 from pipelines.recipe import NF4, Int8, Lora, Model, Problem, Recipe, RecipeError, Scratch, nearest
 from pipelines.tasks import Task
@@ -194,7 +195,7 @@ def add_adapter(base: PreTrainedModel, recipe: Recipe) -> Any:
         base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
     every = lora.target_modules == ("all-linear",)
     initial = lora.init_lora_weights
-    transposed = recipe.quantization is None and base.config.model_type == "gpt2"  # Conv1D
+    transposed = any(isinstance(module, Conv1D) for module in base.modules())
     if initial == "olora" and transposed:
         text = "'olora' does not know GPT-2's Conv1D layers; did you mean pissa?"
         raise RecipeError([Problem("lora.init_lora_weights", text)])

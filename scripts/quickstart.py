@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 from rich.console import Console
 from rich.table import Table
 
@@ -45,7 +46,7 @@ def command(name: str, *arguments: str, quiet: bool = False) -> str:
     print("$", shlex.join([f".venv/bin/{name}", *arguments]), flush=True)
     done = subprocess.run(
         [str(BIN / name), *arguments],
-        env=os.environ | OFFLINE,
+        env=os.environ | OFFLINE | {"OMP_NUM_THREADS": str(psutil.cpu_count(logical=False))},
         stdout=subprocess.PIPE if quiet else None,
         text=True,
     )
