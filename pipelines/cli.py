@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -47,10 +48,11 @@ def console() -> None:
 
 
 class reported:  # noqa: N801 - a context manager, used as a word
-    """Turn the user's mistakes into a few lines and an exit code: 2 recipe, 3 data."""
+    """Show the user's mistakes as a few lines and an exit code: 2 recipe, 3 data."""
 
     def __enter__(self) -> None:
-        return None
+        # It warns at import, before `quiet` can be imported, of kernels that are not installed.
+        getLogger("bitsandbytes").setLevel(ERROR)
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, RecipeError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from logging import ERROR, getLogger
+import warnings
 from typing import Any
 
 import datasets
@@ -46,7 +46,7 @@ def quiet() -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     datasets.disable_progress_bars()
-    getLogger("bitsandbytes").setLevel(ERROR)
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
 
 
 def print_report(recipe: Recipe, world_size: int, train: Features, held_out: Features) -> None:

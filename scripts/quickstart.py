@@ -90,7 +90,10 @@ def main() -> None:
                 said = f"{row['question']} {found['answer'] or 'no answer'}, in truth {truth}"
             console.print(f"    {said}", style="bold", markup=False)
 
-    table = Table("run", "metric", "score", "95 % interval", "rows", "baseline", "seconds")
+    columns = ("task", "metric", "score", "95 % interval", "rows", "baseline", "seconds")
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(column, no_wrap=column != "baseline")
     scores = {}
     for name in RUNS:
         metrics = json.loads(Path(f"runs/{name}/task.json").read_text(encoding="utf-8"))["metrics"]
@@ -99,10 +102,10 @@ def main() -> None:
         low, high = metrics["confidence_interval"]
         baseline = ", ".join(f"{key} {value:.4g}" for key, value in metrics["baseline"].items())
         table.add_row(
-            name,
+            name.split("-")[1],
             primary,
             f"{metrics[primary]:.4f}",
-            f"{low:.4f} to {high:.4f}",
+            f"{low:.3f} to {high:.3f}",
             f"{metrics['rows']:,}",
             baseline,
             f"{metrics['seconds']:.0f}",

@@ -143,6 +143,7 @@ class TextClassification(Task):
 
     def score(self, prediction, held_out, labels) -> Score:
         import numpy as np
+        from scipy.stats import binomtest
 
         from pipelines import metrics
 
@@ -181,8 +182,8 @@ class TextClassification(Task):
             "f1_per_class": dict(zip(labels, map(float, per_class["f1"]), strict=True)),
             "confusion_matrix": np.asarray(confusion).tolist(),
         }
-        interval = bootstrap((guess == truth)[:, None], lambda m: m[:, 0])
-        return Score(values, "accuracy", interval, num_rows=len(truth))
+        hits = binomtest(int((guess == truth).sum()), len(truth)).proportion_ci(method="wilson")
+        return Score(values, "accuracy", (hits.low, hits.high), num_rows=len(truth))
 
     def predictions(self, logits, given, labels):
         import numpy as np
