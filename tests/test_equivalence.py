@@ -16,9 +16,9 @@ METHODS = {
     "8bit": (Int8(), Lora(r=4)),
     "4bit": (NF4(), Lora(r=4)),
 }
-# LLM.int8 takes whole columns of a batch out of the 8-bit product when one value in them is above
-# its threshold, and quantises each row: a split batch has other outliers.
-TOLERANCE = {"full": 1e-5, "lora": 1e-5, "8bit": 2e-2, "4bit": 1e-4}
+# In training on a CPU bitsandbytes multiplies by the dequantised weights: nothing of a batch is
+# quantised, so that 8 and 4 bits need no other tolerance.
+TOLERANCE = 1e-5
 TASKS = ("causal_lm", "text_classification", "question_answering")
 
 
@@ -82,4 +82,4 @@ def test_loss_and_gradient_norm_do_not_depend_on_the_layout(logs, task, method, 
     assert {row["world_size"] for row in split} == {2 if layout == "two" else 1}
     for expected, got in zip(whole, split, strict=True):
         for name in ("loss", "grad_norm"):
-            assert got[name] == pytest.approx(expected[name], rel=TOLERANCE[method]), name
+            assert got[name] == pytest.approx(expected[name], rel=TOLERANCE), name
