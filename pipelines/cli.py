@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import runpy
 import sys
+from collections.abc import Callable
 from logging import ERROR, getLogger
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import tyro
 
-from pipelines.recipe import Problem, Recipe, RecipeError
+from pipelines.recipe import Problem, PublishError, Recipe, RecipeError
 from pipelines.tasks import DataError
 
 
@@ -23,32 +25,121 @@ def main(recipe: Recipe) -> None:
         run(chosen)
 
 
-def evaluate(folder: Annotated[Path, tyro.conf.Positional], /) -> None:
-    """Score a saved result on the evaluation split of its recipe."""
-    from pipelines.run import evaluate_adapter
+Repo = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="REPO")]
 
-    evaluate_adapter(folder)
+
+def evaluate(
+    repo: Repo,
+    /,
+    *,
+    revision: str | None = None,
+    data: Path | None = None,
+    metric: str | None = None,
+) -> None:
+    """Score a result, and compare with the score that its run claims.
+
+    Exits with 1 where the claim is not found again.
+
+    Args:
+        repo: Folder of a run, or Hub id.
+        revision: Commit, branch or tag on the Hub.
+        data: JSONL or CSV file to score on, in place of the run's evaluation rows.
+        metric: Further `evaluate` module: a name of this project, a path, or a name on the Hub.
+
+    """
+    from pipelines.scoring import evaluate_adapter
+
+    result = evaluate_adapter(repo, revision, data=data, metric=metric)
+    if result.claimed is not None and not result.equal:
+        raise SystemExit(1)
 
 
 def predict(
-    folder: Annotated[Path, tyro.conf.Positional],
+    repo: Repo,
     file: Annotated[Path, tyro.conf.Positional],
     /,
 ) -> None:
-    """Print labels, or answers, for the rows of a JSONL or CSV file."""
+    """Print labels, or answers, for the rows of a JSONL or CSV file.
+
+    Args:
+        repo: Folder of a run, or Hub id.
+        file: Rows without labels.
+
+    """
     from pipelines.predict import predict_file
 
-    predict_file(folder, file)
+    predict_file(repo, file)
+
+
+def publish(folder: Annotated[Path, tyro.conf.Positional], repo: Repo, /, *, public: bool = False):
+    """Upload a result to the Hub, or finish an upload.
+
+    Args:
+        folder: Folder of a run.
+        repo: Hub id, as USER/NAME.
+        public: Publish for everybody to see.
+
+    """
+    from pipelines.publish import publish as upload
+
+    upload(folder, repo, public=public)
+
+
+def lm_eval(
+    repo: Repo,
+    /,
+    *,
+    tasks: tuple[str, ...],
+    include_path: Path | None = None,
+    limit: int | None = None,
+    batch_size: int = 8,
+) -> None:
+    """Score a language model with EleutherAI's lm-evaluation-harness.
+
+    Args:
+        repo: Folder of a run, or Hub id.
+        tasks: Names of the harness's tasks.
+        include_path: Folder with task files of your own.
+        limit: Rows of each task.
+        batch_size: Rows at once.
+
+    """
+    from pipelines.harness import evaluate_with_harness
+
+    evaluate_with_harness(
+        repo, tasks, include_path=include_path, limit=limit, batch_size=batch_size
+    )
+
+
+def hub(folder: Path = Path("runs/hub"), port: int = 8643) -> None:
+    """Serve a Hub on this machine, for trying and testing.
+
+    Args:
+        folder: Where it keeps the repositories.
+        port: Port on loopback; 0 takes a free one.
+
+    """
+    script = Path(__file__).parents[1] / "scripts" / "local_hub.py"
+    if not script.is_file():
+        stop([f"{script} is not there: the Hub for trying needs a checkout of the project."], 2)
+    runpy.run_path(str(script))["main"](folder=folder, port=port)
 
 
 def console() -> None:
     """Entry point of `gpt2-recipes`."""
+    verbs: dict[str, Callable[..., Any]] = {
+        "evaluate": evaluate,
+        "predict": predict,
+        "publish": publish,
+        "lm-eval": lm_eval,
+        "hub": hub,
+    }
     with reported():
-        tyro.extras.subcommand_cli_from_dict({"evaluate": evaluate, "predict": predict})
+        tyro.extras.subcommand_cli_from_dict(verbs, description="Use and publish results.")
 
 
 class reported:  # noqa: N801 - a context manager, used as a word
-    """Show the user's mistakes as a few lines and an exit code: 2 recipe, 3 data."""
+    """Show a failure as a few lines and an exit code: 2 recipe, 3 data, 6 not published."""
 
     def __enter__(self) -> None:
         # It warns at import, before `quiet` can be imported, of kernels that are not installed.
@@ -59,6 +150,8 @@ class reported:  # noqa: N801 - a context manager, used as a word
             stop([as_typed(problem) for problem in error.problems], 2)
         if isinstance(error, DataError):
             stop(str(error).splitlines(), 3)
+        if isinstance(error, PublishError):
+            stop(str(error).splitlines(), 6)
 
 
 def as_typed(problem: Problem) -> str:
@@ -69,7 +162,7 @@ def as_typed(problem: Problem) -> str:
     return f"{name}: {problem.message}"
 
 
-def stop(lines: list[str], code: int) -> None:
+def stop(lines: list[str], code: int) -> NoReturn:
     """Print the lines once, from the first process, and exit."""
     import os
 

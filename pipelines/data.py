@@ -124,7 +124,8 @@ def is_local(source: DatasetSource) -> bool:
     path = Path(source.path)
     if path.exists():
         return True
-    if path.suffix in SUFFIXES or path.is_absolute() or source.path.count("/") > 1:
+    named = path.suffix in SUFFIXES or path.is_absolute() or source.path.startswith(".")
+    if named or source.path.count("/") > 1:
         raise DataError(f"{source.path}: no such file or folder.")
     return False
 

@@ -1,26 +1,49 @@
-"""Save a result so that it loads with its labels, and load it again."""
+"""Save a result so that it loads with its labels, and load it again, from disk or from the Hub."""
 
 from __future__ import annotations
 
 import json
+import os
+import platform
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from huggingface_hub import HfApi, is_offline_mode, try_to_load_from_cache
+from huggingface_hub import HfApi, is_offline_mode, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     HFValidationError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, Trainer
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, Trainer
 
 from pipelines.data import is_local
 from pipelines.models import load_base
-from pipelines.recipe import Model, Problem, Recipe, RecipeError, Scratch
+from pipelines.recipe import NF4, Int8, Model, Problem, Recipe, RecipeError, Scratch
+from pipelines.report import plot_training
+from pipelines.tasks.base import Examples
 
+Precision = Literal["fp32", "bf16", "8bit", "4bit"]
+SHAPE = ("hidden_size", "num_hidden_layers", "vocab_size")
+FILES = (  # all that a repository may hold; nothing else is ever uploaded or downloaded
+    "README.md",
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "config.json",
+    "generation_config.json",
+    "merges.txt",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "recipe.json",
+    "special_tokens_map.json",
+    "task.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "training_curve.png",
+    "vocab.json",
+)
 LIBRARIES = ("torch", "transformers", "datasets", "accelerate", "peft", "evaluate", "bitsandbytes")
 
 
@@ -78,13 +101,18 @@ def commit_of(
 
 @dataclass(frozen=True)
 class Loaded:
-    """A result, ready to use."""
+    """A result, ready to use. `sidecar` is its task.json, with the labels and the metrics."""
 
     recipe: Recipe
     model: Any
     tokenizer: PreTrainedTokenizerBase
     labels: tuple[str, ...]
-    metrics: dict[str, Any]
+    sidecar: dict[str, Any]
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """Metrics of the run that wrote it."""
+        return self.sidecar["metrics"]
 
 
 def save(
@@ -93,8 +121,9 @@ def save(
     tokenizer: PreTrainedTokenizerBase,
     labels: tuple[str, ...],
     metrics: dict[str, Any],
+    held_out: Examples,
 ) -> Path:
-    """Write adapter or model, tokenizer, recipe.json and task.json; rank 0 alone."""
+    """Write adapter or model, tokenizer, recipe.json, task.json and the curve; rank 0 alone."""
     folder = recipe.folder
     if trainer.accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
@@ -102,42 +131,133 @@ def save(
         if recipe.lora is None:
             model.config.use_cache = True
         model.save_pretrained(folder)
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's; `publish` writes the card
         tokenizer.save_pretrained(folder)
+        backend: Any = tokenizer.backend_tokenizer
+        backend.save(str(folder / "tokenizer.json"), pretty=False)  # half the size
         (folder / "recipe.json").write_text(recipe.to_json(), encoding="utf-8")
         sidecar = {
             "task": type(recipe.task).__name__,
             "labels": list(labels),
             "pad_token_id": tokenizer.pad_token_id,
             "max_length": tokenizer.model_max_length,
+            "base": base_of(recipe, model),
+            "eval_rows": held_out.fingerprint(),
+            "hardware": hardware(trainer),
             "versions": {name: version(name) for name in LIBRARIES},
             "metrics": metrics,
         }
         text = json.dumps(sidecar, indent=2, ensure_ascii=False) + "\n"
         (folder / "task.json").write_text(text, encoding="utf-8")
+        plot_training(trainer.state.log_history, folder / "training_curve.png")
     trainer.accelerator.wait_for_everyone()
     return folder
 
 
-def load_adapter(folder: str | Path) -> Loaded:
-    """Rebuild base, adapter, head, tokenizer and labels from a result's folder.
+def base_of(recipe: Recipe, model: Any) -> dict[str, Any] | None:
+    """Return what identifies an adapter's base: its name, revision and shape."""
+    if recipe.lora is None:
+        return None
+    assert isinstance(recipe.model, Model)
+    config = model.get_base_model().config
+    named = {"name_or_path": recipe.model.name_or_path, "revision": recipe.model.revision}
+    return named | {name: getattr(config, name) for name in SHAPE}
 
-    Raise FileNotFoundError for a folder that no run has written.
+
+def hardware(trainer: Trainer) -> str:
+    """Name what the run computed on."""
+    device = trainer.accelerator.device
+    if device.type == "cuda":
+        return f"{trainer.accelerator.num_processes} x {torch.cuda.get_device_name(device)}"
+    return f"{os.cpu_count()} CPU cores, {platform.machine()}"
+
+
+def load_adapter(
+    repo: str | Path,
+    revision: str | None = None,
+    *,
+    base: str | None = None,
+    base_revision: str | None = None,
+    precision: Precision | None = None,
+    device: str | torch.device | None = None,
+) -> Loaded:
+    """Rebuild base, adapter, head, tokenizer and labels of a result.
+
+    `repo` is the folder of a run or a Hub id. `base` replaces the base that the adapter names,
+    say by a copy on disk; it must have the same width, depth, vocabulary and revision. The base is
+    loaded as it was trained on, or in another `precision`. Full models load the same way.
+
+    Raise RecipeError for a repository that is not there or was not written by a run, and for
+    another base than the adapter's.
     """
-    folder = Path(folder)
+    folder = result_folder(repo, revision)
     recipe = Recipe.from_json((folder / "recipe.json").read_text(encoding="utf-8"))
     sidecar = json.loads((folder / "task.json").read_text(encoding="utf-8"))
     labels = tuple(sidecar["labels"])
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    source = recipe.model if recipe.lora else Model(name_or_path=str(folder))
-    assert isinstance(source, Model)
+    source = Model(name_or_path=str(folder))
+    if recipe.lora is not None:
+        assert isinstance(recipe.model, Model)
+        source = recipe.model
+        if base is not None:
+            problems: list[Problem] = []
+            source = pin_model(Model(name_or_path=base, revision=base_revision), "base", problems)
+            if problems:
+                raise RecipeError(problems)
+        check_base(source, sidecar["base"])
+    quantization = recipe.quantization
+    if precision is not None:
+        others: dict[str, Int8 | NF4] = {"8bit": Int8(), "4bit": NF4()}
+        quantization = others.get(precision)
     model: Any = load_base(
-        recipe.task, source, labels, quantization=recipe.quantization, tokenizer=tokenizer
+        recipe.task,
+        source,
+        labels,
+        quantization=quantization,
+        tokenizer=tokenizer,
+        dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
     )
     if recipe.lora is not None:
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(model, str(folder))
-    if not recipe.quantization:
-        model = model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    if quantization is None:
+        model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     recipe = replace(recipe, output_dir=str(folder))
-    return Loaded(recipe, model.eval(), tokenizer, labels, sidecar["metrics"])
+    return Loaded(recipe, model.eval(), tokenizer, labels, sidecar)
+
+
+def result_folder(repo: str | Path, revision: str | None) -> Path:
+    """Return the folder of a result, downloaded if it is not on disk."""
+    folder = Path(repo)
+    if not folder.is_dir():
+        problems: list[Problem] = []
+        name = str(repo)
+        commit = commit_of(name, revision, "model", name, problems)
+        if problems:
+            raise RecipeError(problems)
+        folder = Path(snapshot_download(name, revision=commit, allow_patterns=list(FILES)))
+    missing = [name for name in ("recipe.json", "task.json") if not (folder / name).is_file()]
+    if missing:
+        text = f"has no {' and no '.join(missing)}: no run of a recipe wrote it."
+        raise RecipeError([Problem(str(repo), text)])
+    return folder
+
+
+def check_base(source: Model, recorded: dict[str, Any]) -> None:
+    """Raise RecipeError, naming both values, for another base than the adapter was trained on."""
+    config = AutoConfig.from_pretrained(source.name_or_path, revision=source.revision)
+    found = {name: getattr(config, name) for name in SHAPE}
+    if source.revision is not None and recorded["revision"] is not None:
+        found["revision"] = source.revision
+    problems = [
+        Problem(
+            "base",
+            f"the adapter was trained on {name} {recorded[name]}, but {source.name_or_path} "
+            f"has {value}.",
+        )
+        for name, value in found.items()
+        if value != recorded[name]
+    ]
+    if problems:
+        raise RecipeError(problems)

@@ -129,13 +129,14 @@ def load_base(
     *,
     quantization: Int8 | NF4 | None,
     tokenizer: PreTrainedTokenizerBase,
+    dtype: torch.dtype = torch.float32,
 ) -> PreTrainedModel:
-    """Load a checkpoint in fp32, 8 or 4 bits with the head of the task."""
+    """Load a checkpoint in `dtype`, 8 or 4 bits with the head of the task."""
     state = PartialState()
     base = getattr(transformers, task.auto_class).from_pretrained(
         model.name_or_path,
         revision=model.revision,
-        dtype=torch.float32,
+        dtype=dtype,
         pad_token_id=tokenizer.pad_token_id,
         quantization_config=quantization_config(quantization),
         device_map={"": state.device} if quantization and state.device.type != "cpu" else None,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import types
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import torch
 from pipelines.data import read_file
 from pipelines.hub import Loaded, load_adapter
 from pipelines.report import quiet
+from pipelines.tasks import QuestionAnswering, TextClassification
 from pipelines.tasks.base import DataError, Examples
 
 
@@ -33,10 +36,78 @@ def predict(loaded: Loaded, examples: Examples, *, batch_size: int = 32) -> list
     return task.predictions(logits, given, loaded.labels)
 
 
-def predict_file(folder: str | Path, file: str | Path) -> None:
+def predict_file(repo: str, file: str | Path) -> None:
     """Print one line of JSON for each row of a JSONL or CSV file, with its `id` if it has one."""
     quiet()
     examples = read_file(Path(file))
-    for row, prediction in zip(examples.rows, predict(load_adapter(folder), examples), strict=True):
+    for row, prediction in zip(examples.rows, predict(load_adapter(repo), examples), strict=True):
         known = {"id": row["id"]} if "id" in row else {}
         print(json.dumps(known | prediction, ensure_ascii=False))
+
+
+class Pipeline:
+    """A classifier or an answerer in the shape of a transformers pipeline.
+
+    `evaluate.evaluator("text-classification")` and `evaluate.evaluator("question-answering")` take
+    it as their `model_or_pipeline`.
+    """
+
+    def __init__(self, loaded: Loaded):
+        """Raise DataError for a task that evaluate has no evaluator for."""
+        task = loaded.recipe.task
+        plain = isinstance(task, TextClassification) and loaded.labels
+        if not isinstance(task, QuestionAnswering) and not plain:
+            raise DataError(f"{loaded.recipe.name}: it neither classifies nor answers.")
+        self.loaded = loaded
+        self.task = "text-classification" if plain else "question-answering"
+        let_evaluate_take_it()
+
+    def __call__(
+        self,
+        inputs: str | Iterable[str | dict[str, str]] | None = None,
+        *,
+        question: str | Iterable[str] | None = None,
+        context: str | Iterable[str] | None = None,
+        **ignored: Any,
+    ) -> list[dict[str, Any]]:
+        """Return a prediction for each text, pair of texts, or question with its context.
+
+        Pairs are dictionaries of `text` and `text_pair`. Options of transformers' pipelines, such
+        as `truncation`, are set by the recipe and ignored here.
+        """
+        task: Any = self.loaded.recipe.task
+        if isinstance(task, QuestionAnswering):
+            assert question is not None and context is not None
+            pairs = zip(listed(question), listed(context), strict=True)
+            columns = (task.question_column, task.context_column)
+            rows = [dict(zip(columns, pair, strict=True)) for pair in pairs]
+        else:
+            assert inputs is not None
+            names = {"text": task.text_column, "text_pair": task.text_pair_column}
+            rows = [
+                {names[k]: v for k, v in ({"text": x} if isinstance(x, str) else x).items()}
+                for x in listed(inputs)
+            ]
+        return predict(self.loaded, Examples(rows, "inputs"))
+
+
+def listed(value: Any) -> list[Any]:
+    """Return one text as a list of one."""
+    return [value] if isinstance(value, str | dict) else list(value)
+
+
+def let_evaluate_take_it() -> None:
+    """Give evaluate what transformers 5 has dropped and it still asks for.
+
+    It compares every pipeline with `transformers.TFPreTrainedModel`, and knows only tasks that
+    transformers lists; question answering is no longer there.
+    """
+    import evaluate.evaluator.base
+    import transformers
+    from transformers.pipelines import SUPPORTED_TASKS
+
+    stand_in: Any = types.SimpleNamespace(
+        PreTrainedModel=transformers.PreTrainedModel, TFPreTrainedModel=()
+    )
+    evaluate.evaluator.base.transformers = stand_in
+    SUPPORTED_TASKS.setdefault("question-answering", {"impl": Pipeline, "type": "text"})

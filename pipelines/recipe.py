@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import re
 import types
 import typing
 from collections.abc import Iterator
@@ -42,6 +43,16 @@ class RecipeError(Exception):
     def __init__(self, problems: list[Problem]):
         self.problems = problems
         super().__init__("\n".join(f"{p.path}: {p.message}" for p in problems))
+
+
+class PublishError(Exception):
+    """The Hub did not take a result. It is complete in its folder; the message says what to do."""
+
+    def __init__(self, folder: Path, repo: str, public: bool, cause: object):
+        again = f"gpt2-recipes publish {folder} {repo}{' --public' if public else ''}"
+        super().__init__(
+            f"Not published: {cause}\nThe result is complete in {folder}. Finish with\n    {again}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,6 +195,10 @@ class Recipe:
     """How to optimise."""
     output_dir: str | None = None
     """Folder of the result; runs/<name> if not given."""
+    push_to: str | None = None
+    """Hub repository to publish the result to, as USER/NAME; private, unless it is `public`."""
+    public: bool = False
+    """Publish for everybody to see."""
 
     def __post_init__(self) -> None:
         problems = [*wrong_values(self, ""), *self.wrong_combinations()]
@@ -197,6 +212,8 @@ class Recipe:
 
     def wrong_combinations(self) -> Iterator[Problem]:
         """Yield what no single field can know."""
+        if self.push_to is not None:
+            yield from wrong_repo_id(self.push_to)
         if self.quantization and not self.lora:
             yield Problem(
                 "quantization",
@@ -261,6 +278,12 @@ class Recipe:
             raise RecipeError(problems)
         assert isinstance(built, Recipe)
         return built
+
+
+def wrong_repo_id(repo: str) -> Iterator[Problem]:
+    """Yield a problem unless `repo` is the id of a Hub repository of a user."""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
+        yield Problem("push_to", f"{repo!r} is not of the form USER/NAME.")
 
 
 def plain(value: Any) -> Any:

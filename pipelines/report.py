@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -57,6 +58,24 @@ def print_report(recipe: Recipe, world_size: int, train: Features, held_out: Fea
     for name, features in (("train", train), ("eval", held_out)):
         parts = [f"{value:,} {key.replace('_', ' ')}" for key, value in features.report.items()]
         out.print(f"  {name}: {', '.join(parts) or 'streamed'}", markup=False)
+
+
+def plot_training(log: list[dict[str, Any]], file: Path) -> None:
+    """Draw the loss over the steps, of training and of the evaluations in between, as a PNG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    axes = figure.subplots()
+    for key, name in (("loss", "training"), ("eval_loss", "evaluation")):
+        points = [(row["step"], row[key]) for row in log if key in row]
+        if points:
+            axes.plot(
+                *zip(*points, strict=True), label=name, marker="." if len(points) < 50 else ""
+            )
+    axes.set(xlabel="optimizer step", ylabel="loss")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(file, dpi=120)
 
 
 def print_score(name: str, metrics: dict[str, Any]) -> None:

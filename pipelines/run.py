@@ -1,16 +1,17 @@
-"""The main flow: from a recipe to a measured, saved result."""
+"""The main flow: from a recipe to a measured, saved, published result."""
 
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from transformers import set_seed
 
 from pipelines.data import check_vocabulary, load_splits
-from pipelines.hub import load_adapter, pin, save
+from pipelines.hub import pin, save
 from pipelines.models import build_model, load_tokenizer
+from pipelines.publish import check_destination, check_reload, publish
 from pipelines.recipe import Recipe
 from pipelines.report import print_report, print_score, quiet
 from pipelines.tasks import CausalLM
@@ -19,13 +20,15 @@ from pipelines.training import build_trainer, check_world_size, score_of
 
 
 def run(recipe: Recipe) -> dict[str, Any]:
-    """Train, evaluate and save; return the metrics."""
+    """Train, evaluate, save and publish; return the metrics."""
     started = time.perf_counter()
     world_size = check_world_size()
     quiet()
     set_seed(recipe.train.seed)
 
     recipe = pin(recipe)
+    if recipe.push_to and PartialState().is_main_process:
+        check_destination(recipe, recipe.push_to, public=recipe.public)
     task = recipe.task
     splits = load_splits(task.dataset)
     labels = task.labels(splits.train)
@@ -47,29 +50,13 @@ def run(recipe: Recipe) -> dict[str, Any]:
     metrics = score_of(trainer.evaluate())
     metrics["baseline"] = baseline
     metrics["seconds"] = round(time.perf_counter() - started, 1)
-    save(trainer, recipe, tokenizer, labels, metrics)
+    folder = save(trainer, recipe, tokenizer, labels, metrics, splits.held_out)
     print_score(recipe.name, metrics)
-    return metrics
-
-
-def evaluate_adapter(folder: str | Path) -> dict[str, Any]:
-    """Score a saved result on the evaluation split of its recipe; return the metrics."""
-    quiet()
-    loaded = load_adapter(folder)
-    splits = load_splits(loaded.recipe.task.dataset)
-    held_out = loaded.recipe.task.features(
-        splits.held_out, loaded.tokenizer, loaded.labels, training=False
-    )
-    trainer = build_trainer(
-        loaded.recipe,
-        loaded.model,
-        loaded.tokenizer,
-        train=None,
-        held_out=held_out,
-        labels=loaded.labels,
-    )
-    metrics = score_of(trainer.evaluate())
-    print_score(loaded.recipe.name, metrics)
+    if recipe.push_to and PartialState().is_main_process:
+        batch = task.collate(int(tokenizer.pad_token_id or 0))(held_out.dataset[:8])
+        check_reload(trainer, folder, batch)
+        publish(folder, recipe.push_to, public=recipe.public)
+    trainer.accelerator.wait_for_everyone()
     return metrics
 
 

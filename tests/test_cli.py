@@ -137,10 +137,14 @@ def test_a_missing_file_is_told_without_a_trace():
 
 def test_a_model_that_is_nowhere_is_told_without_a_trace(helpdesk):
     done = run_recipe(
-        "helpdesk_classify_lora_8bit", "--task.dataset.path", str(helpdesk / "classify")
+        "helpdesk_classify_lora_8bit",
+        "--task.dataset.path",
+        str(helpdesk / "classify"),
+        "--model.name-or-path",
+        "runs/nowhere",
     )
     assert done.returncode == 2
-    assert "--model.name-or-path: 'runs/helpdesk-pretrain' is no folder" in done.stderr
+    assert "--model.name-or-path: 'runs/nowhere' is no folder" in done.stderr
 
 
 def test_a_launcher_that_starts_fewer_processes_is_refused(helpdesk):

@@ -48,12 +48,12 @@ def results(tmp_path_factory, checkpoint, helpdesk):
     trained = {}
     real_save = pipelines.run.save
 
-    def save_and_note(trainer, recipe, tokenizer, labels, metrics):
+    def save_and_note(trainer, recipe, tokenizer, labels, metrics, rows_scored):
         splits = load_splits(recipe.task.dataset)
         rows = recipe.task.features(splits.held_out, tokenizer, labels, training=False).dataset
         logits = first_logits(recipe.task, trainer.model.eval(), tokenizer, rows[:4])
         trained[str(recipe.folder)] = (logits, labels)
-        return real_save(trainer, recipe, tokenizer, labels, metrics)
+        return real_save(trainer, recipe, tokenizer, labels, metrics, rows_scored)
 
     patch = pytest.MonkeyPatch()
     patch.setattr(pipelines.run, "save", save_and_note)
@@ -157,13 +157,15 @@ def test_the_sidecar_names_labels_versions_and_score(results):
 
 
 def test_evaluate_gives_the_score_of_the_run(results):
-    from pipelines.run import evaluate_adapter
+    from pipelines.scoring import evaluate_adapter
 
     folder, _, _ = results
     for name in ("causal_lm-lora", "text_classification-8bit", "question_answering-4bit"):
         recorded = json.loads((folder / name / "task.json").read_text())["metrics"]
         again = evaluate_adapter(folder / name)
-        assert again[again["primary"]] == pytest.approx(recorded[again["primary"]], rel=1e-6)
+        assert again.claimed == recorded[recorded["primary"]]
+        assert again.score == pytest.approx(again.claimed, rel=1e-6)
+        assert again.equal
 
 
 def test_predictions_of_a_loaded_result(results, helpdesk):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -56,6 +58,14 @@ class Examples:
         if self.lines is not None:
             return f"{self.origin}:{self.lines[index]}"
         return f"{self.origin} row {index}"
+
+    def fingerprint(self) -> str:
+        """Return a hash of the rows, to tell whether two scores are of the same data."""
+        digest = hashlib.sha256()
+        for row in self.rows:
+            line = json.dumps(row, sort_keys=True, ensure_ascii=False, default=str)
+            digest.update(line.encode() + b"\n")
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ nothing but itself. A row is `question <eos> window of the context <eos>`.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
@@ -213,8 +214,8 @@ class QuestionAnswering(Task):
         lengths = [len(row["input_ids"]) for row in given.dataset]
         decoded = self.decode(logits, questions, windows, lengths)
         return [
-            {"answer": best.text, "start": best.start, "end": best.end, "score": best.score}
-            for best, *_ in decoded
+            {"answer": best.text, "start": best.start, "end": best.end, "score": share}
+            for best, share in ((answers[0], share_of_first(answers)) for answers in decoded)
         ]
 
     def decode(
@@ -265,6 +266,11 @@ class QuestionAnswering(Task):
         kept = np.argwhere((width >= 0) & (width < self.max_answer_length))
         ordered = sorted(kept, key=lambda place: -grid[tuple(place)])[: self.n_best]
         return [(float(grid[i, j]), int(starts[i]), int(ends[j])) for i, j in ordered]
+
+
+def share_of_first(answers: Sequence[Answer]) -> float:
+    """Return the softmax of the first answer's score among those of the n best."""
+    return 1 / sum(math.exp(min(answer.score - answers[0].score, 700)) for answer in answers)
 
 
 def span_and_margin(identity: str, answers: Sequence[Answer]) -> dict[str, Any]:

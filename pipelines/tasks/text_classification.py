@@ -204,6 +204,14 @@ class TextClassification(Task):
         shares /= shares.sum(1, keepdims=True)
         return [{"label": labels[row.argmax()], "score": float(row.max())} for row in shares]
 
+    def guess(self, prediction: dict[str, Any], ids: dict[str, int]) -> Any:
+        """Return a prediction in the form of a target."""
+        if self.problem_type == "regression":
+            return prediction["value"]
+        if self.problem_type == "multi_label_classification":
+            return [float(name in prediction["labels"]) for name in ids]
+        return ids[prediction["label"]]
+
     def baseline(self, train, held_out) -> dict[str, float] | None:
         if self.problem_type != "single_label_classification":
             return None

@@ -1,0 +1,285 @@
+"""Publish a result to the Hub: checks before training, one commit after it, read back."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx2
+import torch
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    constants,
+    get_token,
+    is_offline_mode,
+)
+from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, RepositoryNotFoundError
+from huggingface_hub.hf_api import RepoFile
+from transformers import Trainer
+
+from pipelines.card import model_card
+from pipelines.hub import FILES, load_adapter
+from pipelines.recipe import (
+    Model,
+    Problem,
+    PublishError,
+    Recipe,
+    RecipeError,
+    Scratch,
+    wrong_repo_id,
+)
+from pipelines.report import console
+
+TOKEN = re.compile(rb"hf_[A-Za-z0-9]{30,}")
+PAUSES = (0.5, 1.0, 2.0, 4.0)  # seconds before each further attempt
+RETRIED = (412, 429, 500, 502, 503, 504)  # 412: somebody else's commit came first
+Answer = TypeVar("Answer")
+
+
+def check_destination(recipe: Recipe, repo: str, *, public: bool) -> None:
+    """Make sure that `repo` can take the result: the account, its rights, the visibility, the base.
+
+    Create the repository if it is not there. Raise RecipeError for what would fail later.
+    """
+    problems = list(wrong_repo_id(repo))
+    if not problems:
+        try:
+            problems = [*wrong_base(recipe), *wrong_destination(HfApi(), repo, public=public)]
+        except (HfHubHTTPError, httpx2.TransportError) as error:
+            text = f"{constants.ENDPOINT} does not answer: {first_line(error)}"
+            problems = [Problem("push_to", text)]
+    if problems:
+        raise RecipeError(problems)
+
+
+def wrong_base(recipe: Recipe) -> Iterator[Problem]:
+    """Yield a problem when an adapter's base is nowhere but on this machine."""
+    if recipe.lora and isinstance(recipe.model, Model) and Path(recipe.model.name_or_path).is_dir():
+        folder = recipe.model.name_or_path
+        yield Problem(
+            "model.name_or_path",
+            f"{folder!r} is a folder of this machine, where nobody else can load it from. Publish "
+            f"it with `gpt2-recipes publish {folder} USER/NAME` and name that.",
+        )
+
+
+def wrong_destination(api: HfApi, repo: str, *, public: bool) -> Iterator[Problem]:
+    """Yield why this account cannot publish to `repo`."""
+    if is_offline_mode():
+        yield Problem("push_to", "HF_HUB_OFFLINE is set.")
+        return
+    owner = repo.split("/")[0]
+    try:
+        account = attempt(api.whoami)
+    except LocalTokenNotFoundError:
+        yield Problem("push_to", "nobody is logged in. Use `hf auth login`, or set HF_TOKEN.")
+        return
+    except HfHubHTTPError as error:
+        if status_of(error) != 401:
+            raise
+        yield Problem("push_to", "the Hub does not know the token. Use `hf auth login`.")
+        return
+    roles = {org["name"]: org.get("roleInOrg") for org in account["orgs"]}
+    if owner != account["name"] and roles.get(owner) not in ("admin", "write", "contributor"):
+        text = f"{account['name']!r} may not write to {owner!r}"
+        names = [account["name"], *(name for name, role in roles.items() if role != "read")]
+        yield Problem("push_to", f"{text}; it may write to {', '.join(names)}.")
+        return
+    if account.get("auth", {}).get("accessToken", {}).get("role") == "read":
+        yield Problem("push_to", "the token may only read. Use one that may write.")
+        return
+    try:
+        private = attempt(lambda: api.model_info(repo)).private
+    except RepositoryNotFoundError:
+        try:
+            attempt(lambda: api.create_repo(repo, private=not public, exist_ok=True))
+        except HfHubHTTPError as error:
+            if status_of(error) not in (401, 403):
+                raise
+            yield Problem("push_to", f"{repo} cannot be created: {first_line(error)}")
+            return
+        private = attempt(lambda: api.model_info(repo)).private
+    if private and public:
+        yield Problem("public", f"{repo} is private. Change that in its settings, or do not ask.")
+    if not private and not public:
+        yield Problem("push_to", f"{repo} is public. With --public you agree to that.")
+
+
+def publish(folder: str | Path, repo: str, *, public: bool = False) -> str:
+    """Upload a result in one commit, read its checksums back and return the commit.
+
+    Raise RecipeError for a result or a destination that cannot be published, before any file is
+    sent, and PublishError when the Hub does not take it. Then the same call goes on: what has
+    arrived is not sent again.
+    """
+    folder = Path(folder)
+    recipe, sidecar = read_result(folder)
+    check_destination(recipe, repo, public=public)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".publish-") as name:
+        stage = Path(name)
+        fill(stage, folder, portable(recipe), sidecar, repo)
+        check_contents(stage)
+        try:
+            commit = attempt(lambda: upload(HfApi(), stage, repo))
+            checked = attempt(
+                lambda: HfApi().verify_repo_checksums(repo, revision=commit, local_dir=stage)
+            )
+        except (HfHubHTTPError, httpx2.TransportError, OSError, RuntimeError) as error:
+            raise PublishError(folder, repo, public, first_line(error)) from error
+        wrong = [*(item["path"] for item in checked.mismatches), *checked.extra_paths]
+        if wrong:
+            raise PublishError(folder, repo, public, f"{', '.join(wrong)} arrived changed")
+    console().print(f"published: {constants.ENDPOINT}/{repo} at {commit}", markup=False)
+    return commit
+
+
+def read_result(folder: Path) -> tuple[Recipe, dict[str, Any]]:
+    """Return recipe and sidecar. Raise RecipeError for a folder that no finished run has left."""
+    weights = "adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json"
+    needed = [name for name in ("recipe.json", "task.json") if not (folder / name).is_file()]
+    if not any((folder / name).is_file() for name in weights):
+        needed.append(weights[0])
+    if needed:
+        raise RecipeError([Problem(str(folder), f"has no {' and no '.join(needed)}.")])
+    recipe = Recipe.from_json((folder / "recipe.json").read_text(encoding="utf-8"))
+    sidecar = json.loads((folder / "task.json").read_text(encoding="utf-8"))
+    metrics = sidecar["metrics"]
+    if not math.isfinite(metrics[metrics["primary"]]):
+        text = f"its {metrics['primary']} is {metrics[metrics['primary']]}."
+        raise RecipeError([Problem(str(folder), text)])
+    return recipe, sidecar
+
+
+def portable(recipe: Recipe) -> Recipe:
+    """Return the recipe without this machine's paths; what is below the current folder stays."""
+    task = recipe.task
+    source = replace(task.dataset, path=public_name(task.dataset.path))
+    model: Model | Scratch = recipe.model
+    if isinstance(model, Model):
+        model = replace(model, name_or_path=public_name(model.name_or_path))
+    elif isinstance(model.tokenizer, Model):
+        name = public_name(model.tokenizer.name_or_path)
+        model = replace(model, tokenizer=replace(model.tokenizer, name_or_path=name))
+    return replace(
+        recipe,
+        task=replace(task, dataset=source),
+        model=model,
+        output_dir=None,
+        push_to=None,
+        public=False,
+    )
+
+
+def public_name(path: str) -> str:
+    """Return a Hub id as it is, and a path below the current folder or else its name, with "./"."""
+    place = Path(os.path.abspath(path))  # links stay as they were typed
+    if not place.exists():
+        return path
+    if place.is_relative_to(Path.cwd()):
+        return f"./{place.relative_to(Path.cwd()).as_posix()}"
+    return f"./{place.name}"
+
+
+def fill(stage: Path, folder: Path, recipe: Recipe, sidecar: dict[str, Any], repo: str) -> None:
+    """Put what a repository holds into an empty folder beside the result."""
+    for file in sorted(folder.iterdir()):
+        if file.is_file() and any(fnmatch(file.name, pattern) for pattern in FILES):
+            os.link(file, stage / file.name)
+    for name, text in (
+        ("recipe.json", recipe.to_json()),
+        ("README.md", model_card(recipe, sidecar, repo)),
+    ):
+        (stage / name).unlink(missing_ok=True)
+        (stage / name).write_text(text, encoding="utf-8")
+
+
+def check_contents(stage: Path) -> None:
+    """Raise RecipeError for a token or a path of this machine in what would be uploaded."""
+    secrets = [token.encode() for token in (get_token(), os.environ.get("HF_TOKEN")) if token]
+    places = [str(path).encode() for path in (Path.home(), Path.cwd()) if len(path.parts) > 1]
+    problems = []
+    for file in sorted(stage.glob("*")):
+        if file.suffix not in (".json", ".md", ".txt"):
+            continue
+        content = file.read_bytes()
+        if TOKEN.search(content) or any(secret in content for secret in secrets):
+            problems.append(Problem(file.name, "holds a token of the Hub."))
+        for place in places:
+            if place in content:
+                problems.append(Problem(file.name, f"holds a path of here, {place.decode()}."))
+    if problems:
+        raise RecipeError(problems)
+
+
+def upload(api: HfApi, stage: Path, repo: str) -> str:
+    """Commit the files of `stage`, and leave out those of an earlier result; return the commit."""
+    head = api.model_info(repo).sha
+    there = api.list_repo_tree(repo, recursive=True, revision=head)
+    ours = sorted(file.name for file in stage.iterdir())
+    stale = [
+        item.path
+        for item in there
+        if isinstance(item, RepoFile)
+        and item.path not in ours
+        and any(fnmatch(item.path, pattern) for pattern in FILES)
+    ]
+    commit = api.create_commit(
+        repo,
+        [
+            *(CommitOperationAdd(name, stage / name) for name in ours),
+            *(CommitOperationDelete(path) for path in stale),
+        ],
+        commit_message="A result of gpt2-recipes",
+        parent_commit=head,
+    )
+    return commit.oid
+
+
+def attempt(call: Callable[[], Answer]) -> Answer:
+    """Return what `call` returns, after further attempts where the Hub or the line failed."""
+    for pause in PAUSES:
+        try:
+            return call()
+        except HfHubHTTPError as error:
+            if status_of(error) not in RETRIED:
+                raise
+        except httpx2.TransportError:
+            pass
+        time.sleep(pause)
+    return call()
+
+
+def status_of(error: HfHubHTTPError) -> int | None:
+    """Return the HTTP status of an error."""
+    return error.response.status_code if error.response is not None else None
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its name."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+def check_reload(trainer: Trainer, folder: Path, batch: dict[str, torch.Tensor]) -> None:
+    """Raise RuntimeError unless the result on disk gives the logits of the trained model."""
+    trained: Any = trainer.accelerator.unwrap_model(trainer.model)
+    logits = []
+    for model in (trained.eval(), load_adapter(folder).model):
+        inputs = {k: v.to(trained.device) for k, v in batch.items() if k != "labels"}
+        with torch.inference_mode(), trainer.accelerator.autocast():
+            outputs = model(**inputs)
+        found = [value.float() for name, value in outputs.items() if name.endswith("logits")]
+        logits.append(torch.stack(found))
+    apart = (logits[0] - logits[1]).abs().max().item()
+    if not apart <= 1e-3 * max(1.0, logits[0].abs().max().item()):
+        raise RuntimeError(f"{folder} gives other logits than the trained model, by {apart:.3g}.")

@@ -1,0 +1,137 @@
+"""Score a result again: on the rows of its run, or on other rows, and by other metrics."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines import metrics
+from pipelines.data import is_local, load_splits, read_file
+from pipelines.hub import Loaded, load_adapter
+from pipelines.predict import predict
+from pipelines.recipe import Problem, RecipeError
+from pipelines.report import console, print_score, quiet
+from pipelines.tasks import DataError, QuestionAnswering, TextClassification
+from pipelines.tasks.base import Examples
+from pipelines.training import build_trainer, score_of
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A score, and what the run itself claims for the same rows; None for other rows."""
+
+    metrics: dict[str, Any]
+    claimed: float | None
+
+    @property
+    def score(self) -> float:
+        """The primary metric."""
+        return self.metrics[self.metrics["primary"]]
+
+    @property
+    def equal(self) -> bool:
+        """Tell whether the claim was found again, to 1e-5."""
+        return self.claimed is not None and math.isclose(
+            self.score, self.claimed, rel_tol=1e-5, abs_tol=1e-9
+        )
+
+
+def evaluate_adapter(
+    repo: str | Path,
+    revision: str | None = None,
+    *,
+    data: Path | None = None,
+    metric: str | None = None,
+) -> Evaluation:
+    """Score a result on the evaluation split of its recipe, or on the rows of a file.
+
+    `metric` adds an `evaluate` module: a name of pipelines/metrics, a path, or a name on the Hub.
+    Raise DataError when the rows of the recipe are not on this machine.
+    """
+    quiet()
+    loaded = load_adapter(repo, revision)
+    recipe = loaded.recipe
+    module = None if metric is None else metric_module(metric)
+    rows = read_file(data) if data else evaluation_rows(loaded)
+    held_out = recipe.task.features(rows, loaded.tokenizer, loaded.labels, training=False)
+    trainer = build_trainer(
+        recipe, loaded.model, loaded.tokenizer, train=None, held_out=held_out, labels=loaded.labels
+    )
+    found = score_of(trainer.evaluate())
+    print_score(recipe.name, found)
+    if module is not None:
+        added = module.compute(**metric_inputs(module, loaded, rows))
+        found |= added
+        for name, value in added.items():
+            console().print(f"  {name} {value}", markup=False)
+    same = rows.fingerprint() == loaded.sidecar["eval_rows"]
+    result = Evaluation(found, loaded.metrics[loaded.metrics["primary"]] if same else None)
+    print_comparison(result)
+    return result
+
+
+def evaluation_rows(loaded: Loaded) -> Examples:
+    """Return the rows that the run was scored on."""
+    source = loaded.recipe.task.dataset
+    try:
+        is_local(source)
+    except DataError as error:
+        text = f"{error} The run read its rows there. Score on your own with --data FILE."
+        raise DataError(text) from None
+    return load_splits(source).held_out
+
+
+def print_comparison(result: Evaluation) -> None:
+    """Say whether the claimed score was found again."""
+    if result.claimed is None:
+        line = "these are not the rows of the run, so that its score is not compared"
+    elif result.equal:
+        line = f"equal to the score of the run, {result.claimed:.4f}"
+    else:
+        line = f"NOT equal: the run claims {result.claimed:.6f}, found {result.score:.6f}"
+    console().print(f"  {line}", markup=False)
+
+
+def metric_module(name: str) -> Any:
+    """Load an `evaluate` module by its name here, by a path, or from the Hub."""
+    import evaluate
+
+    if name in metrics.NAMES:
+        return metrics.load(name)
+    if not Path(name).exists():
+        console().print(f"{name}: from the Hub; its code runs on this machine", style="yellow")
+    try:
+        return evaluate.load(name)
+    except FileNotFoundError:
+        known = ", ".join(metrics.NAMES)
+        text = f"no such metric here or on the Hub. Here: {known}."
+        raise RecipeError([Problem(name, text)]) from None
+
+
+def metric_inputs(module: Any, loaded: Loaded, rows: Examples) -> dict[str, list[Any]]:
+    """Return predictions and references in the form that a metric takes."""
+    task, found = loaded.recipe.task, predict(loaded, rows)
+    if isinstance(task, QuestionAnswering):
+        ids = [str(row.get("id", i)) for i, row in enumerate(rows.rows)]
+        truth = [row[task.answers_column] for row in rows.rows]
+        guesses = [
+            {"id": i, "prediction_text": guess["answer"]}
+            for i, guess in zip(ids, found, strict=True)
+        ]
+        features = module.features[0] if isinstance(module.features, list) else module.features
+        if "no_answer_probability" in features["predictions"]:
+            guesses = [
+                guess | {"no_answer_probability": float(not guess["prediction_text"])}
+                for guess in guesses
+            ]
+        references = [{"id": i, "answers": a} for i, a in zip(ids, truth, strict=True)]
+        return {"predictions": guesses, "references": references}
+    assert isinstance(task, TextClassification)
+    encoded = task.features(rows, loaded.tokenizer, loaded.labels, training=False)
+    ids_of = {name: i for i, name in enumerate(loaded.labels)}
+    return {
+        "predictions": [task.guess(prediction, ids_of) for prediction in found],
+        "references": [row["labels"] for row in encoded.dataset],
+    }

@@ -1,0 +1,133 @@
+"""What a test does as a client of the Hub, in a process of its own with a cache of its own.
+
+    python tests/hub_client.py VERB OUT.pt ARGUMENTS...
+
+HF_ENDPOINT is read when huggingface_hub is imported, so that each environment needs a process.
+"""
+
+import contextlib
+import io
+import re
+import sys
+from pathlib import Path
+
+import torch
+from conftest import first_logits, make_tasks
+
+from pipelines.data import load_splits
+from pipelines.hub import load_adapter
+from pipelines.recipe import NF4, Int8, Lora, Model, Recipe, Scratch, Tokenizer, Train
+from pipelines.scoring import evaluate_adapter
+from pipelines.tasks import CausalLM, DatasetSource
+
+METHODS = {
+    "full": (None, None),
+    "lora": (None, Lora(r=4)),
+    "8bit": (Int8(), Lora(r=4)),
+    "4bit": (NF4(), Lora(r=4)),
+}
+
+
+def base(data: str, folder: str) -> Recipe:
+    """Return a recipe that pretrains and publishes a small base."""
+    source = DatasetSource(path=f"{data}/documents", eval_split="test")
+    return Recipe(
+        name="base",
+        task=CausalLM(dataset=source, block_size=64),
+        model=Scratch(
+            n_layer=2, n_head=2, n_embd=64, n_positions=128, tokenizer=Tokenizer(vocab_size=400)
+        ),
+        train=Train(max_steps=4, learning_rate=1e-2, warmup_steps=0),
+        output_dir=f"{folder}/base",
+        push_to="local/base",
+    )
+
+
+def tuned(data: str, folder: str, task: str, method: str) -> Recipe:
+    """Return a recipe that tunes the published base and publishes the result."""
+    quantization, lora = METHODS[method]
+    return Recipe(
+        name=f"{task}-{method}",
+        task=make_tasks(Path(data))[task],
+        model=Model(name_or_path="local/base"),
+        quantization=quantization,
+        lora=lora,
+        train=Train(max_steps=4, learning_rate=1e-2, warmup_steps=0),
+        output_dir=f"{folder}/{task}-{method}",
+        push_to=f"local/{task.replace('_', '-')}-{method}",
+    )
+
+
+def logits_of(loaded_or_parts) -> torch.Tensor:
+    """Return the logits of the first four evaluation rows."""
+    recipe, model, tokenizer, labels = loaded_or_parts
+    held_out = load_splits(recipe.task.dataset).held_out
+    rows = recipe.task.features(held_out, tokenizer, labels, training=False).dataset[:4]
+    return first_logits(recipe.task, model, tokenizer, rows)
+
+
+def publish_all(data: str, folder: str) -> dict:
+    """Train and publish a base, and every task by every method; return logits and metrics."""
+    import pipelines.run
+
+    noted = {}
+    real_save = pipelines.run.save
+
+    def save_and_note(trainer, recipe, tokenizer, labels, metrics, rows_scored):
+        logits = logits_of((recipe, trainer.model.eval(), tokenizer, labels))
+        noted[recipe.push_to] = (logits, labels, metrics)
+        return real_save(trainer, recipe, tokenizer, labels, metrics, rows_scored)
+
+    pipelines.run.save = save_and_note
+    pipelines.run.run(base(data, folder))
+    for task in make_tasks(Path(data)):
+        for method in METHODS:
+            pipelines.run.run(tuned(data, folder, task, method))
+    return noted
+
+
+def load_all(*repos: str) -> dict:
+    """Load and score each repository by its id."""
+    found = {}
+    for repo in repos:
+        loaded = load_adapter(repo)
+        logits = logits_of((loaded.recipe, loaded.model, loaded.tokenizer, loaded.labels))
+        found[repo] = (logits, loaded.labels, evaluate_adapter(repo))
+    return found
+
+
+def run_cards(*repos: str) -> dict:
+    """Execute both snippets of each card as they stand; return what they print and the model."""
+    from huggingface_hub import hf_hub_download
+
+    found = {}
+    for repo in repos:
+        card = Path(hf_hub_download(repo, "README.md")).read_text(encoding="utf-8")
+        own, plain = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+        printed, names = [], {}
+        for snippet in (own, plain):
+            names = {}
+            with contextlib.redirect_stdout(io.StringIO()) as out:
+                exec(compile(snippet, repo, "exec"), names)
+            printed.append(out.getvalue())
+        loaded = load_adapter(repo)
+        parts = (loaded.recipe, loaded.model, loaded.tokenizer, loaded.labels)
+        plain_parts = (loaded.recipe, names["model"].eval(), loaded.tokenizer, loaded.labels)
+        names_of_labels = names["model"].config.id2label
+        found[repo] = (printed, logits_of(plain_parts), logits_of(parts), names_of_labels)
+    return found
+
+
+def precisions(repo: str) -> dict:
+    """Load a repository in each precision; return the logits."""
+    found = {}
+    for precision in ("fp32", "bf16", "8bit", "4bit"):
+        loaded = load_adapter(repo, precision=precision)
+        parts = (loaded.recipe, loaded.model, loaded.tokenizer, loaded.labels)
+        found[precision] = logits_of(parts).float()
+    return found
+
+
+if __name__ == "__main__":
+    verb, out, *arguments = sys.argv[1:]
+    torch.save(globals()[verb](*arguments), out)
