@@ -302,6 +302,7 @@ def training(recipe: Recipe, sidecar: dict[str, Any]) -> str:
     rows = {
         "base": base,
         "data": at(dataset_name(recipe), source.revision),
+        "rows of the score": f"SHA-256 {code(sidecar['eval_rows'])}",
         "method": safe(method),
         "length": f"{length}, {train.global_batch_size} rows a step",
         "learning rate": f"{train.learning_rate:g}, {train.lr_scheduler_type}",
@@ -326,7 +327,7 @@ def one_line(text: str) -> str:
 def safe(text: str) -> str:
     """Return a text that is neither HTML nor Markdown, for a cell of a table."""
     escaped = html.escape(one_line(text))
-    return re.sub(r"[\\`*_{}\[\]|#~!]", lambda match: f"&#{ord(match[0])};", escaped)
+    return re.sub(r"[\\`*{}\[\]|#~!]", lambda match: f"&#{ord(match[0])};", escaped)
 
 
 def code(text: str) -> str:

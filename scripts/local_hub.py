@@ -36,7 +36,7 @@ GIT = "/{prefix:(datasets/|spaces/)?}{user}/{name}"
 
 @dataclass
 class Fault:
-    """What happens to the next `times` requests that match.
+    """What happens to the next `times` requests that match, after `skip` of them.
 
     `action` is an HTTP status; "reset", the connection is closed before the request is carried
     out; or "cut", it is carried out and half of the answer arrives.
@@ -46,11 +46,15 @@ class Fault:
     method: str = ".*"
     path: str = ".*"
     times: int = 1
+    skip: int = 0
 
     def takes(self, request: web.Request) -> bool:
         """Tell whether this request is one of them, and count it."""
         hit = re.fullmatch(self.method, request.method) and re.search(self.path, request.path)
         if not hit or self.times <= 0:
+            return False
+        if self.skip > 0:
+            self.skip -= 1
             return False
         self.times -= 1
         return True

@@ -1,12 +1,15 @@
 """What a test does as a client of the Hub, in a process of its own with a cache of its own.
 
     python tests/hub_client.py VERB OUT.pt ARGUMENTS...
+    python tests/hub_client.py publish_lines
 
 HF_ENDPOINT is read when huggingface_hub is imported, so that each environment needs a process.
 """
 
 import contextlib
 import io
+import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -37,7 +40,7 @@ def base(data: str, folder: str) -> Recipe:
         model=Scratch(
             n_layer=2, n_head=2, n_embd=64, n_positions=128, tokenizer=Tokenizer(vocab_size=400)
         ),
-        train=Train(max_steps=4, learning_rate=1e-2, warmup_steps=0),
+        train=Train(max_steps=12, learning_rate=1e-2, warmup_steps=0),
         output_dir=f"{folder}/base",
         push_to="local/base",
     )
@@ -52,7 +55,7 @@ def tuned(data: str, folder: str, task: str, method: str) -> Recipe:
         model=Model(name_or_path="local/base"),
         quantization=quantization,
         lora=lora,
-        train=Train(max_steps=4, learning_rate=1e-2, warmup_steps=0),
+        train=Train(max_steps=12, learning_rate=1e-2, warmup_steps=0),
         output_dir=f"{folder}/{task}-{method}",
         push_to=f"local/{task.replace('_', '-')}-{method}",
     )
@@ -128,6 +131,28 @@ def precisions(repo: str) -> dict:
     return found
 
 
+def publish_lines() -> None:
+    """Publish for each line of JSON on standard input; answer with exit code and message.
+
+    A line holds the arguments of `publish` and a `token`.
+    """
+    from pipelines.publish import publish
+    from pipelines.recipe import PublishError, RecipeError
+
+    for line in sys.stdin:
+        arguments = json.loads(line)
+        os.environ["HF_TOKEN"] = arguments.pop("token")
+        code, said = 0, ""
+        try:
+            publish(**arguments)
+        except (RecipeError, PublishError) as error:
+            code, said = 2 if isinstance(error, RecipeError) else 6, str(error)
+        print(json.dumps({"code": code, "said": said}), flush=True)
+
+
 if __name__ == "__main__":
-    verb, out, *arguments = sys.argv[1:]
-    torch.save(globals()[verb](*arguments), out)
+    verb, *arguments = sys.argv[1:]
+    if verb == "publish_lines":
+        publish_lines()
+    else:
+        torch.save(globals()[verb](*arguments[1:]), arguments[0])

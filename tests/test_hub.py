@@ -1,67 +1,15 @@
 """The round trip over HTTP: publish, load by id in a new process, find the same score."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
 import yaml
-from conftest import ROOT, load_module
+from conftest import ROOT, SECRET, client
 from hub_client import METHODS
 
-local_hub = load_module(ROOT / "scripts" / "local_hub.py")
 TASKS = ("causal_lm", "text_classification", "question_answering")
-SECRET = "hf_" + "aBcDeFgHiJkLmNoPqRsTuVwXyZ01234567"
 REPOS = ["local/base"] + [f"local/{t.replace('_', '-')}-{m}" for t in TASKS for m in METHODS]
-
-
-def environment(hub, home, token=SECRET) -> dict[str, str]:
-    """Return the environment of a client with an empty cache."""
-    kept = {name: value for name, value in os.environ.items() if name != "HF_TOKEN"}
-    found = kept | {
-        "HF_HUB_OFFLINE": "0",
-        "HF_ENDPOINT": hub.url,
-        "HF_HOME": str(home),
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_UPDATE_DOWNLOAD_COUNTS": "0",
-        "PYTHONPATH": str(ROOT / "tests"),
-    }
-    return found | ({"HF_TOKEN": token} if token else {})
-
-
-def client(hub, home, *arguments, cwd, token=SECRET, code=0):
-    """Run a command against the Hub; return what it printed."""
-    done = subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env=environment(hub, home, token),
-        cwd=cwd,
-        timeout=280,
-    )
-    assert done.returncode == code, (done.returncode, done.stdout[-2000:], done.stderr[-3000:])
-    return done.stdout + done.stderr
-
-
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory):
-    """A Hub with two accounts, which keeps what it is asked."""
-    with local_hub.LocalHub(tmp_path_factory.mktemp("hub"), record=True) as served:
-        served.tokens = {SECRET: ("local", "write"), "hf_reader": ("local", "read")}
-        served.tokens["hf_stranger"] = ("stranger", "write")
-        yield served
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory, helpdesk):
-    """A folder to work in, with the data at data/helpdesk as a user would have it."""
-    folder = tmp_path_factory.mktemp("place")
-    (folder / "data").mkdir()
-    (folder / "data" / "helpdesk").symlink_to(helpdesk)
-    return folder
 
 
 @pytest.fixture(scope="module")

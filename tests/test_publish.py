@@ -1,0 +1,219 @@
+"""Publishing under faults, and what is refused before anything is sent."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, SECRET, client, environment
+
+from pipelines.recipe import Lora, Model, Recipe, Scratch, Tokenizer, Train
+from pipelines.tasks import DatasetSource, TextClassification
+
+CLI = ("-c", "from pipelines.cli import console; console()")
+
+
+@pytest.fixture(scope="module")
+def result(place, helpdesk):
+    """The folder of a finished run of a small classifier."""
+    from pipelines.run import run
+
+    source = DatasetSource(path=str(helpdesk / "classify"), eval_split="test")
+    recipe = Recipe(
+        name="small",
+        task=TextClassification(dataset=source, label_column="queue", max_length=64),
+        model=Scratch(
+            n_layer=1, n_head=2, n_embd=32, n_positions=64, tokenizer=Tokenizer(vocab_size=300)
+        ),
+        train=Train(max_steps=2),
+        output_dir=str(place / "small"),
+    )
+    run(recipe)
+    return recipe.folder
+
+
+class Publisher:
+    """A process that publishes on demand, since importing costs seconds."""
+
+    def __init__(self, hub, place):
+        self.process = subprocess.Popen(
+            [sys.executable, str(ROOT / "tests" / "hub_client.py"), "publish_lines"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment(hub, place / "home-publisher"),
+            cwd=place,
+        )
+
+    def publish(self, folder, repo: str, *, public=False, token=SECRET) -> tuple[int, str]:
+        """Publish; return exit code and message."""
+        arguments = {"folder": str(folder), "repo": repo, "public": public, "token": token or ""}
+        self.process.stdin.write(json.dumps(arguments) + "\n")
+        self.process.stdin.flush()
+        for line in self.process.stdout:
+            if line.startswith("{"):
+                answer = json.loads(line)
+                return answer["code"], answer["said"]
+        raise AssertionError("the process has ended")
+
+
+@pytest.fixture(scope="module")
+def publisher(hub, place):
+    """One publishing process for the module."""
+    found = Publisher(hub, place)
+    yield found
+    found.process.stdin.close()
+    found.process.wait(30)
+
+
+def forget_large_files(hub) -> None:
+    """Drop what LFS has, so that it must be sent again."""
+    for repo in hub.repos.values():
+        for file in repo.commits[-1]["files"].values():
+            if file["lfs"]:
+                (hub.folder / "blobs" / file["sha256"]).unlink(missing_ok=True)
+
+
+@pytest.fixture(scope="module")
+def requests(hub, publisher, result):
+    """Every request of a publication where nothing goes wrong."""
+    hub.seen.clear()
+    assert publisher.publish(result, "local/plain") == (0, "")
+    return [(seen.method, seen.path) for seen in hub.seen]
+
+
+def is_complete(hub, repo: str, result) -> bool:
+    """Tell whether a repository has every file; raise if it has only some of them."""
+    found = hub.repos.get(("models", repo))
+    files = set(found.commit("main")["files"]) - {".gitattributes"} if found else set()
+    wanted = {file.name for file in result.iterdir() if file.is_file()} | {"README.md"}
+    assert files in (set(), wanted), files ^ wanted
+    return bool(files)
+
+
+@pytest.mark.parametrize("action", [503, 429, "reset", "cut"])
+def test_one_fault_at_any_request_is_retried(hub, publisher, requests, result, action):
+    from local_hub import Fault
+
+    assert {method for method, _ in requests} == {"GET", "POST", "PUT"}
+    assert len(requests) >= 10
+    for number in range(len(requests)):
+        repo = f"local/{action}-{number}"
+        forget_large_files(hub)
+        hub.faults[:] = [Fault(action, skip=number)]
+        code, said = publisher.publish(result, repo)
+        assert hub.faults[0].times == 0
+        assert code == 0, (requests[number], said)
+        assert is_complete(hub, repo, result)
+
+
+def test_a_hub_that_stays_broken_leaves_the_command_that_finishes(hub, publisher, result, place):
+    from local_hub import Fault
+
+    hub.faults[:] = [Fault(503, "POST", "/commit/", times=100)]
+    home = place / "home-broken"
+    said = client(hub, home, *CLI, "publish", result, "local/broken", cwd=place, code=6)
+    assert f"gpt2-recipes publish {result} local/broken" in said
+    assert "The result is complete in" in said
+    assert not is_complete(hub, "local/broken", result)
+    hub.faults.clear()
+    hub.seen.clear()
+    client(hub, home, *CLI, "publish", result, "local/broken", cwd=place)
+    assert is_complete(hub, "local/broken", result)
+    assert not [seen for seen in hub.seen if seen.method == "PUT"]  # the weights were there
+
+
+def sent(hub) -> list[str]:
+    """Return the requests that carry files."""
+    kinds = ("/preupload/", "/commit/", "/lfs/", "/info/lfs/")
+    return [seen.path for seen in hub.seen if any(kind in seen.path for kind in kinds)]
+
+
+def test_a_public_repository_is_refused_when_private_was_asked(hub, publisher, result):
+    assert publisher.publish(result, "local/seen") == (0, "")
+    hub.repos["models", "local/seen"].private = False
+    hub.seen.clear()
+    code, said = publisher.publish(result, "local/seen")
+    assert code == 2
+    assert "local/seen is public" in said
+    assert not sent(hub)
+    assert publisher.publish(result, "local/seen", public=True) == (0, "")
+    hub.repos["models", "local/seen"].private = True
+    code, said = publisher.publish(result, "local/seen", public=True)
+    assert code == 2
+    assert "local/seen is private" in said
+
+
+@pytest.mark.parametrize(
+    ("token", "repo", "message"),
+    [
+        (None, "local/x", "nobody is logged in"),
+        ("hf_unknown", "local/x", "does not know the token"),
+        ("hf_reader", "local/x", "the token may only read"),
+        ("hf_stranger", "local/x", "'stranger' may not write to 'local'; it may write to stranger"),
+        ("hf_stranger", "x", "'x' is not of the form USER/NAME"),
+    ],
+)
+def test_who_may_not_publish_is_told_why(hub, publisher, result, token, repo, message):
+    hub.seen.clear()
+    code, said = publisher.publish(result, repo, token=token)
+    assert code == 2
+    assert message in said
+    assert not sent(hub)
+
+
+def test_a_run_that_could_not_be_published_does_not_train(hub, place, checkpoint, helpdesk):
+    script = place / "recipe.py"
+    source = DatasetSource(path=str(helpdesk / "classify"), eval_split="test")
+    recipe = Recipe(
+        name="local-base",
+        task=TextClassification(dataset=source, label_column="queue", max_length=64),
+        model=Model(name_or_path=str(checkpoint)),
+        lora=Lora(r=2),
+        push_to="local/never",
+    )
+    lines = "from pipelines.cli import main; from pipelines.recipe import Recipe; "
+    script.write_text(f"{lines}main(Recipe.from_json({recipe.to_json()!r}))")
+    said = client(hub, place / "home-run", script, cwd=place, code=2)
+    assert f"{str(checkpoint)!r} is a folder of this machine" in said
+    assert f"gpt2-recipes publish {checkpoint} USER/NAME" in said
+    assert not (place / "runs" / "local-base").exists()
+    hub.faults.clear()
+
+
+def test_a_token_in_a_result_is_found_before_it_leaves(hub, publisher, result, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(result, copy)
+    sidecar = json.loads((copy / "task.json").read_text())
+    sidecar["hardware"] = "hf_" + "x" * 34
+    (copy / "task.json").write_text(json.dumps(sidecar))
+    hub.seen.clear()
+    code, said = publisher.publish(copy, "local/leak")
+    assert code == 2
+    assert "task.json: holds a token" in said
+    assert not sent(hub)
+    sidecar["hardware"] = "x"
+    sidecar["metrics"]["accuracy"] = float("nan")
+    (copy / "task.json").write_text(json.dumps(sidecar))
+    code, said = publisher.publish(copy, "local/leak")
+    assert code == 2
+    assert "its accuracy is nan" in said
+    (copy / "model.safetensors").unlink()
+    code, said = publisher.publish(copy, "local/leak")
+    assert code == 2
+    assert "has no adapter_model.safetensors" in said
+
+
+def test_files_of_an_earlier_result_go_and_others_stay(hub, publisher, result):
+    repo = hub.repos["models", "local/plain"]
+    files = dict(repo.commit("main")["files"])
+    files |= {"vocab.json": hub.blob(b"{}", lfs=False), "notes.md": hub.blob(b"mine", lfs=False)}
+    repo.add("main", files, "by hand", "", "local")
+    assert publisher.publish(result, "local/plain") == (0, "")
+    files = repo.commit("main")["files"]
+    assert "vocab.json" not in files
+    assert "notes.md" in files
+    num_commits = len(repo.commits)
+    assert publisher.publish(result, "local/plain") == (0, "")
+    assert len(repo.commits) == num_commits  # nothing was new
