@@ -35,6 +35,7 @@ def evaluate(
     revision: str | None = None,
     data: Path | None = None,
     metric: str | None = None,
+    metric_options: str = "{}",
 ) -> None:
     """Score a result, and compare with the score that its run claims.
 

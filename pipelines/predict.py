@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import types
 from collections.abc import Iterable
@@ -102,12 +103,13 @@ def let_evaluate_take_it() -> None:
     It compares every pipeline with `transformers.TFPreTrainedModel`, and knows only tasks that
     transformers lists; question answering is no longer there.
     """
-    import evaluate.evaluator.base
     import transformers
     from transformers.pipelines import SUPPORTED_TASKS
 
-    stand_in: Any = types.SimpleNamespace(
+    base: Any = importlib.import_module("evaluate.evaluator.base")
+    base.transformers = types.SimpleNamespace(
         PreTrainedModel=transformers.PreTrainedModel, TFPreTrainedModel=()
     )
-    evaluate.evaluator.base.transformers = stand_in
-    SUPPORTED_TASKS.setdefault("question-answering", {"impl": Pipeline, "type": "text"})
+    tasks: Any = importlib.import_module("evaluate.evaluator")
+    tasks.SUPPORTED_PIPELINE_TASKS = SUPPORTED_TASKS | {"question-answering": {}}
+    tasks.check_pipeline_task = tasks.SUPPORTED_PIPELINE_TASKS.__contains__

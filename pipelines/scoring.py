@@ -44,11 +44,13 @@ def evaluate_adapter(
     *,
     data: Path | None = None,
     metric: str | None = None,
+    metric_options: dict[str, Any] | None = None,
 ) -> Evaluation:
     """Score a result on the evaluation split of its recipe, or on the rows of a file.
 
-    `metric` adds an `evaluate` module: a name of pipelines/metrics, a path, or a name on the Hub.
-    Raise DataError when the rows of the recipe are not on this machine.
+    `metric` adds an `evaluate` module: a name of pipelines/metrics, a path, or a name on the Hub;
+    `metric_options` go to its `compute`, and what it finds is `metrics["added"]`. Raise RecipeError
+    when it refuses them, and DataError when the rows of the recipe are not on this machine.
     """
     quiet()
     loaded = load_adapter(repo, revision)
@@ -62,8 +64,12 @@ def evaluate_adapter(
     found = score_of(trainer.evaluate())
     print_score(recipe.name, found)
     if module is not None:
-        added = module.compute(**metric_inputs(module, loaded, rows))
-        found |= added
+        inputs = metric_inputs(module, loaded, rows)
+        try:
+            added = module.compute(**inputs, **(metric_options or {}))
+        except (TypeError, ValueError) as error:
+            raise RecipeError([Problem("metric", f"{metric}: {error}")]) from error
+        found["added"] = added
         for name, value in added.items():
             console().print(f"  {name} {value}", markup=False)
     same = rows.fingerprint() == loaded.sidecar["eval_rows"]
@@ -112,8 +118,9 @@ def metric_module(name: str) -> Any:
 
 def metric_inputs(module: Any, loaded: Loaded, rows: Examples) -> dict[str, list[Any]]:
     """Return predictions and references in the form that a metric takes."""
-    task, found = loaded.recipe.task, predict(loaded, rows)
+    task = loaded.recipe.task
     if isinstance(task, QuestionAnswering):
+        found = predict(loaded, rows)
         ids = [str(row.get("id", i)) for i, row in enumerate(rows.rows)]
         truth = [row[task.answers_column] for row in rows.rows]
         guesses = [
@@ -128,10 +135,12 @@ def metric_inputs(module: Any, loaded: Loaded, rows: Examples) -> dict[str, list
             ]
         references = [{"id": i, "answers": a} for i, a in zip(ids, truth, strict=True)]
         return {"predictions": guesses, "references": references}
-    assert isinstance(task, TextClassification)
+    if not isinstance(task, TextClassification):
+        text = "a language model predicts no labels that it could be computed from."
+        raise RecipeError([Problem("metric", text)])
     encoded = task.features(rows, loaded.tokenizer, loaded.labels, training=False)
     ids_of = {name: i for i, name in enumerate(loaded.labels)}
     return {
-        "predictions": [task.guess(prediction, ids_of) for prediction in found],
+        "predictions": [task.guess(prediction, ids_of) for prediction in predict(loaded, rows)],
         "references": [row["labels"] for row in encoded.dataset],
     }
