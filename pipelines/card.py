@@ -135,8 +135,8 @@ def own_lines(recipe: Recipe, repo: str) -> str:
     if isinstance(recipe.task, CausalLM):
         return "\n".join([*lines, "", f'loaded = load_adapter("{repo}")'])
     if isinstance(recipe.task, QuestionAnswering):
-        row = f'"{recipe.task.question_column}": "Who wrote?", '
-        row += f'"{recipe.task.context_column}": "Ada wrote on Monday."'
+        row = f'{literal(recipe.task.question_column)}: "Who wrote?", '
+        row += f'{literal(recipe.task.context_column)}: "Ada wrote on Monday."'
     else:
         assert isinstance(recipe.task, TextClassification)
         columns = [c for c in (recipe.task.text_column, recipe.task.text_pair_column) if c]
@@ -295,9 +295,9 @@ def training(recipe: Recipe, sidecar: dict[str, Any]) -> str:
     if recipe.lora:
         lora = recipe.lora
         method = f"LoRA, r {lora.r}, alpha {lora.lora_alpha}, on {', '.join(lora.target_modules)}"
-    length = f"{train.max_steps:,} steps"
-    if train.max_steps is None:
-        length = f"{train.num_train_epochs:g} epochs"
+    length = f"{train.num_train_epochs:g} epochs"
+    if train.max_steps is not None:
+        length = f"{train.max_steps:,} steps"
     versions = ", ".join(f"{name} {number}" for name, number in sidecar["versions"].items())
     rows = {
         "base": base,

@@ -133,8 +133,7 @@ def save(
         model.save_pretrained(folder)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's; `publish` writes the card
         tokenizer.save_pretrained(folder)
-        backend: Any = tokenizer.backend_tokenizer
-        backend.save(str(folder / "tokenizer.json"), pretty=False)  # half the size
+        compact(tokenizer, folder)
         (folder / "recipe.json").write_text(recipe.to_json(), encoding="utf-8")
         sidecar = {
             "task": type(recipe.task).__name__,
@@ -152,6 +151,11 @@ def save(
         plot_training(trainer.state.log_history, folder / "training_curve.png")
     trainer.accelerator.wait_for_everyone()
     return folder
+
+
+def compact(tokenizer: Any, folder: Path) -> None:
+    """Write tokenizer.json again without its indentation: GPT-2's shrinks from 3.6 to 1.6 MB."""
+    tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
 
 
 def base_of(recipe: Recipe, model: Any) -> dict[str, Any] | None:

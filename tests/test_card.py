@@ -1,0 +1,198 @@
+"""Model cards: metadata that the Hub takes, and names that break out of nothing."""
+
+import ast
+import re
+from dataclasses import replace
+
+import pytest
+import yaml
+
+from pipelines.card import model_card
+from pipelines.publish import portable
+from pipelines.recipe import Int8, Lora, Model, Recipe, Scratch
+from pipelines.tasks import CausalLM, DatasetSource, QuestionAnswering, TextClassification
+
+HOSTILE = [
+    "<img src=x onerror=alert(1)>",
+    "\n---\nlicense: x\n---\n",
+    "```\n# broken",
+    "a | b",
+    "[x](javascript:alert(1))",
+    "'\"\\ {{",
+    "\u202egnp.exe",
+]
+SIDECAR = {
+    "task": "TextClassification",
+    "labels": HOSTILE,
+    "pad_token_id": 0,
+    "max_length": 64,
+    "base": None,
+    "eval_rows": "0" * 64,
+    "hardware": "1 x <b>GPU</b>",
+    "versions": {"torch": "2.13.0"},
+    "metrics": {
+        "primary": "accuracy",
+        "accuracy": 0.5,
+        "confidence_interval": [0.4, 0.6],
+        "rows": 100,
+        "seconds": 1.0,
+        "baseline": {"majority class": 0.25},
+        "f1_per_class": dict.fromkeys(HOSTILE, 0.5),
+    },
+}
+RECIPE = Recipe(
+    name="hostile",
+    task=TextClassification(
+        dataset=DatasetSource(path="./data/<script>\n---\nlicense: x.jsonl", name="`\n---\n"),
+        text_column="te`xt",
+    ),
+    model=Model(name_or_path="user/base", revision="a" * 40),
+    quantization=Int8(),
+    lora=Lora(),
+)
+
+
+def parts(card: str) -> tuple[dict, str]:
+    """Return the metadata as the Hub reads it, and the text."""
+    match = re.match(r"---\n(.*?)\n---\n", card, re.DOTALL)
+    return yaml.safe_load(match[1]), card[match.end() :]
+
+
+def test_names_do_not_break_out_of_metadata_html_or_code():
+    front, body = parts(model_card(RECIPE, SIDECAR, "user/hostile"))
+    assert "license" not in front
+    assert front["base_model"] == "user/base"
+    (result,) = front["model-index"][0]["results"]
+    assert result["dataset"]["type"].isprintable()
+    outside = re.sub(r"```.*?```", "", body, flags=re.DOTALL)
+    assert set(re.findall(r"<(\w+)", outside)) == {"code"}
+    assert "](java" not in outside
+    assert "\n---" not in outside
+    assert "\u202e" not in body
+    assert body.count("```") == 6
+    table = [line for line in outside.splitlines() if line.startswith("| F1 of")]
+    assert len(table) == len(HOSTILE)
+    assert all(line.count("|") == 3 for line in table)
+
+
+def test_the_snippets_of_a_hostile_card_are_python_with_the_same_labels():
+    body = parts(model_card(RECIPE, SIDECAR, "user/hostile"))[1]
+    own, plain = re.findall(r"```python\n(.*?)```", body, re.DOTALL)
+    ast.parse(own)
+    (labels,) = [
+        node.value
+        for node in ast.parse(plain).body
+        if isinstance(node, ast.Assign) and node.targets[0].id == "labels"
+    ]
+    assert ast.literal_eval(labels) == HOSTILE
+
+
+@pytest.mark.parametrize("lora", [Lora(), None])
+def test_metadata_of_a_hub_dataset(lora):
+    source = DatasetSource(path="nyu-mll/glue", name="sst2", revision="b" * 40, eval_split="test")
+    recipe = replace(
+        RECIPE,
+        task=TextClassification(dataset=source),
+        lora=lora,
+        quantization=Int8() if lora else None,
+    )
+    front, body = parts(model_card(recipe, SIDECAR, "user/x"))
+    assert front["datasets"] == ["nyu-mll/glue"]
+    assert front["base_model_relation"] == ("adapter" if lora else "finetune")
+    assert front["library_name"] == ("peft" if lora else "transformers")
+    dataset = front["model-index"][0]["results"][0]["dataset"]
+    assert dataset == {
+        "name": "nyu-mll/glue (sst2)",
+        "type": "nyu-mll/glue",
+        "split": "test",
+        "config": "sst2",
+        "revision": "b" * 40,
+    }
+    assert f"<code>nyu-mll/glue (sst2)</code> at <code>{'b' * 40}</code>" in body
+
+
+def test_the_pair_and_answer_snippets_are_python():
+    for task in (
+        TextClassification(dataset=DatasetSource(path="a/b"), text_pair_column="other"),
+        TextClassification(dataset=DatasetSource(path="a/b"), problem_type="regression"),
+        TextClassification(
+            dataset=DatasetSource(path="a/b"), problem_type="multi_label_classification"
+        ),
+        QuestionAnswering(dataset=DatasetSource(path="a/b"), version_2_with_negative=True),
+        CausalLM(dataset=DatasetSource(path="a/b")),
+    ):
+        sidecar = SIDECAR | {"task": type(task).__name__}
+        body = parts(model_card(replace(RECIPE, task=task), sidecar, "user/x"))[1]
+        for snippet in re.findall(r"```python\n(.*?)```", body, re.DOTALL):
+            ast.parse(snippet)
+
+
+def test_a_portable_recipe_names_no_place_of_this_machine(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    inside = DatasetSource(path="data")
+    elsewhere = tmp_path.parent / f"{tmp_path.name}-elsewhere"
+    elsewhere.mkdir()
+    outside = DatasetSource(path=str(elsewhere))
+    task = TextClassification(dataset=inside)
+    recipe = Recipe(
+        name="a",
+        task=task,
+        model=Scratch(tokenizer=Model(name_or_path=str(elsewhere))),
+        output_dir=str(tmp_path / "out"),
+        push_to="user/a",
+    )
+    found = portable(recipe)
+    assert found.task.dataset.path == "./data"
+    assert found.output_dir is None
+    assert found.model.tokenizer.name_or_path == f"./{elsewhere.name}"
+    found = portable(replace(recipe, task=replace(task, dataset=outside)))
+    assert found.task.dataset.path == f"./{elsewhere.name}"
+    assert str(tmp_path) not in found.to_json()
+    assert portable(RECIPE).task.dataset == RECIPE.task.dataset
+
+
+def test_an_adapter_of_gpt2_small_is_below_5_mb(tmp_path):
+    """Rank 16 on c_attn, with a tokenizer of GPT-2's size."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import GPT2Config, GPT2ForSequenceClassification
+
+    from pipelines.hub import compact
+
+    model = GPT2ForSequenceClassification(GPT2Config(num_labels=2, pad_token_id=0))
+    adapter = get_peft_model(
+        model, LoraConfig(task_type="SEQ_CLS", r=16, target_modules=["c_attn"])
+    )
+    adapter.save_pretrained(tmp_path)
+    tokenizer = large_tokenizer()
+    tokenizer.save_pretrained(tmp_path)
+    before = (tmp_path / "tokenizer.json").stat().st_size
+    compact(tokenizer, tmp_path)
+    assert (tmp_path / "tokenizer.json").stat().st_size < before / 2
+    size = sum(file.stat().st_size for file in tmp_path.iterdir())
+    assert 3_500_000 < size < 4_900_000  # which leaves 100 kB for curve, card, recipe, sidecar
+
+
+def large_tokenizer():
+    """A byte-level BPE of 50,257 tokens that are as long as GPT-2's, 6.3 characters on average."""
+    import itertools
+
+    from tokenizers import pre_tokenizers
+    from transformers import GPT2Tokenizer
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens, merges = list(alphabet), []
+    known = set(tokens)
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    grown = [a + b for a, b in itertools.product(letters, letters)]
+    merges += [(w[0], w[1]) for w in grown]
+    level = grown
+    while len(tokens) + len(merges) < 50_256:
+        level = [word + letter for word in level[:4000] for letter in letters[:4]]
+        for word in level:
+            if word not in known and len(tokens) + len(merges) < 50_256:
+                known.add(word)
+                merges.append((word[:-1], word[-1]))
+    tokens += ["".join(pair) for pair in merges] + ["<|endoftext|>"]
+    vocab = {token: i for i, token in enumerate(tokens)}
+    return GPT2Tokenizer(vocab=vocab, merges=merges)
