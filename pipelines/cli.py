@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 import sys
 from collections.abc import Callable
@@ -46,11 +47,15 @@ def evaluate(
         revision: Commit, branch or tag on the Hub.
         data: JSONL or CSV file to score on, in place of the run's evaluation rows.
         metric: Further `evaluate` module: a name of this project, a path, or a name on the Hub.
-
+        metric_options: What its `compute` takes beside the rows, as {"average": "macro"}.
     """
+    try:
+        options = dict(json.loads(metric_options))
+    except (ValueError, TypeError):
+        stop([f"--metric-options: {metric_options!r} is not a JSON object."], 2)
     from pipelines.scoring import evaluate_adapter
 
-    result = evaluate_adapter(repo, revision, data=data, metric=metric)
+    result = evaluate_adapter(repo, revision, data=data, metric=metric, metric_options=options)
     if result.claimed is not None and not result.equal:
         raise SystemExit(1)
 
@@ -65,7 +70,6 @@ def predict(
     Args:
         repo: Folder of a run, or Hub id.
         file: Rows without labels.
-
     """
     from pipelines.predict import predict_file
 
@@ -79,7 +83,6 @@ def publish(folder: Annotated[Path, tyro.conf.Positional], repo: Repo, /, *, pub
         folder: Folder of a run.
         repo: Hub id, as USER/NAME.
         public: Publish for everybody to see.
-
     """
     from pipelines.publish import publish as upload
 
@@ -103,7 +106,6 @@ def lm_eval(
         include_path: Folder with task files of your own.
         limit: Rows of each task.
         batch_size: Rows at once.
-
     """
     from pipelines.harness import evaluate_with_harness
 
@@ -118,7 +120,6 @@ def hub(folder: Path = Path("runs/hub"), port: int = 8643) -> None:
     Args:
         folder: Where it keeps the repositories.
         port: Port on loopback; 0 takes a free one.
-
     """
     script = Path(__file__).parents[1] / "scripts" / "local_hub.py"
     if not script.is_file():

@@ -1,6 +1,8 @@
 """The round trip over HTTP: publish, load by id in a new process, find the same score."""
 
 import json
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -126,3 +128,25 @@ def test_a_card_names_base_task_data_and_score(hub, published):
     assert "On 32 rows" in body
     assert "majority class" in body
     assert "gpt2-recipes evaluate local/text-classification-8bit" in body
+
+
+def test_the_section_load_and_evaluate_of_the_readme_runs(hub, place, published):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = readme.split("## Load and evaluate\n")[1].split("\n## ")[0]
+    bash, python = section.split("```bash\n")[1], section.split("```python\n")[1]
+    commands, lines = bash.split("```")[0], python.split("```")[0]
+    assert commands.count("gpt2-recipes") == 4
+    home, repo = place / "home4", "local/helpdesk-classify-lora-8bit"
+    cli = ("-c", "from pipelines.cli import console; console()")
+    client(hub, home, *cli, "publish", "runs/text_classification-8bit", repo, cwd=place)
+    tools = f'export PATH="{Path(sys.executable).parent}:$PATH"; set -e\n'
+    script = (
+        "import subprocess, sys; sys.exit(subprocess.run(['bash', '-c', sys.argv[1]]).returncode)"
+    )
+    said = client(hub, home, "-c", script, tools + commands, cwd=place)
+    assert said.count("equal to the score of the run") == 3  # the file is the evaluation split
+    if not (place / "pipelines").exists():
+        (place / "pipelines").symlink_to(ROOT / "pipelines")
+    said = client(hub, home, "-c", lines, cwd=place)
+    assert "'label'" in said
+    assert "'exact_match'" in said
