@@ -302,7 +302,7 @@ def training(recipe: Recipe, sidecar: dict[str, Any]) -> str:
     rows = {
         "base": base,
         "data": at(dataset_name(recipe), source.revision),
-        "rows of the score": f"SHA-256 {code(sidecar['eval_rows'])}",
+        "rows of the score": f"SHA-256 {code(sidecar['dataset']['eval_rows_sha256'])}",
         "method": safe(method),
         "length": f"{length}, {train.global_batch_size} rows a step",
         "learning rate": f"{train.learning_rate:g}, {train.lr_scheduler_type}",

@@ -141,7 +141,12 @@ def save(
             "pad_token_id": tokenizer.pad_token_id,
             "max_length": tokenizer.model_max_length,
             "base": base_of(recipe, model),
-            "eval_rows": held_out.fingerprint(),
+            "dataset": {
+                "path": public_name(recipe.task.dataset.path),
+                "name": recipe.task.dataset.name,
+                "revision": recipe.task.dataset.revision,
+                "eval_rows_sha256": held_out.fingerprint(),
+            },
             "hardware": hardware(trainer),
             "versions": {name: version(name) for name in LIBRARIES},
             "metrics": metrics,
@@ -166,6 +171,16 @@ def base_of(recipe: Recipe, model: Any) -> dict[str, Any] | None:
     config = model.get_base_model().config
     named = {"name_or_path": recipe.model.name_or_path, "revision": recipe.model.revision}
     return named | {name: getattr(config, name) for name in SHAPE}
+
+
+def public_name(path: str) -> str:
+    """Return a Hub id as it is, and a path below the current folder or else its name, with "./"."""
+    place = Path(os.path.abspath(path))  # links stay as they were typed
+    if not place.exists():
+        return path
+    if place.is_relative_to(Path.cwd()):
+        return f"./{place.relative_to(Path.cwd()).as_posix()}"
+    return f"./{place.name}"
 
 
 def hardware(trainer: Trainer) -> str:

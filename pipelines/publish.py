@@ -24,12 +24,17 @@ from huggingface_hub import (
     get_token,
     is_offline_mode,
 )
-from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    LocalTokenNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from huggingface_hub.hf_api import RepoFile
 from transformers import Trainer
 
 from pipelines.card import model_card
-from pipelines.hub import FILES, load_adapter
+from pipelines.hub import FILES, load_adapter, public_name
 from pipelines.recipe import (
     Model,
     Problem,
@@ -48,34 +53,31 @@ Answer = TypeVar("Answer")
 
 
 def check_destination(recipe: Recipe, repo: str, *, public: bool) -> None:
-    """Make sure that `repo` can take the result: the account, its rights, the visibility, the base.
+    """Make sure, before training, that `repo` can take the result; create it if it is not there.
 
-    Create the repository if it is not there. Raise RecipeError for what would fail later.
+    Raise RecipeError for what would fail later, and when the Hub does not answer.
     """
-    problems = list(wrong_repo_id(repo))
-    if not problems:
-        try:
-            problems = [*wrong_base(recipe), *wrong_destination(HfApi(), repo, public=public)]
-        except (HfHubHTTPError, httpx2.TransportError) as error:
-            text = f"{constants.ENDPOINT} does not answer: {first_line(error)}"
-            problems = [Problem("push_to", text)]
+    try:
+        problems = wrong_destination(HfApi(), recipe, repo, public=public)
+    except (HfHubHTTPError, httpx2.TransportError) as error:
+        text = f"{constants.ENDPOINT} does not answer: {first_line(error)}"
+        problems = [Problem("push_to", text)]
     if problems:
         raise RecipeError(problems)
 
 
-def wrong_base(recipe: Recipe) -> Iterator[Problem]:
-    """Yield a problem when an adapter's base is nowhere but on this machine."""
-    if recipe.lora and isinstance(recipe.model, Model) and Path(recipe.model.name_or_path).is_dir():
-        folder = recipe.model.name_or_path
-        yield Problem(
-            "model.name_or_path",
-            f"{folder!r} is a folder of this machine, where nobody else can load it from. Publish "
-            f"it with `gpt2-recipes publish {folder} USER/NAME` and name that.",
-        )
+def wrong_destination(api: HfApi, recipe: Recipe, repo: str, *, public: bool) -> list[Problem]:
+    """Return what is wrong with the account, the base or the repository, which it creates last."""
+    return (
+        list(wrong_repo_id(repo))
+        or list(wrong_account(api, repo))
+        or list(wrong_base(api, recipe, public=public))
+        or list(wrong_repository(api, repo, public=public))
+    )
 
 
-def wrong_destination(api: HfApi, repo: str, *, public: bool) -> Iterator[Problem]:
-    """Yield why this account cannot publish to `repo`."""
+def wrong_account(api: HfApi, repo: str) -> Iterator[Problem]:
+    """Yield why this account may not write to the owner of `repo`."""
     if is_offline_mode():
         yield Problem("push_to", "HF_HUB_OFFLINE is set.")
         return
@@ -98,7 +100,32 @@ def wrong_destination(api: HfApi, repo: str, *, public: bool) -> Iterator[Proble
         return
     if account.get("auth", {}).get("accessToken", {}).get("role") == "read":
         yield Problem("push_to", "the token may only read. Use one that may write.")
+
+
+def wrong_base(api: HfApi, recipe: Recipe, *, public: bool) -> Iterator[Problem]:
+    """Yield why others could not load an adapter's base."""
+    if recipe.lora is None or not isinstance(recipe.model, Model):
         return
+    name, revision = recipe.model.name_or_path, recipe.model.revision
+    if Path(name).is_dir():
+        yield Problem(
+            "model.name_or_path",
+            f"{name!r} is a folder of this machine, where nobody else can load it from. Publish "
+            f"it with `gpt2-recipes publish {name} USER/NAME` and name that.",
+        )
+        return
+    try:
+        info = attempt(lambda: api.model_info(name, revision=revision))
+    except (RepositoryNotFoundError, RevisionNotFoundError):
+        at = f" at {revision}" if revision else ""
+        yield Problem("model.name_or_path", f"the base {name!r}{at} is not on the Hub.")
+        return
+    if public and info.private:
+        yield Problem("public", f"the base {name} is private, so that others cannot load it.")
+
+
+def wrong_repository(api: HfApi, repo: str, *, public: bool) -> Iterator[Problem]:
+    """Create `repo` if it is not there; yield why it cannot be, or is not as private as asked."""
     try:
         private = attempt(lambda: api.model_info(repo)).private
     except RepositoryNotFoundError:
@@ -125,15 +152,17 @@ def publish(folder: str | Path, repo: str, *, public: bool = False) -> str:
     """
     folder = Path(folder)
     recipe, sidecar = read_result(folder)
-    check_destination(recipe, repo, public=public)
+    api = HfApi()
     with tempfile.TemporaryDirectory(dir=folder, prefix=".publish-") as name:
         stage = Path(name)
         fill(stage, folder, portable(recipe), sidecar, repo)
         check_contents(stage)
         try:
-            commit = attempt(lambda: upload(HfApi(), stage, repo))
+            if problems := wrong_destination(api, recipe, repo, public=public):
+                raise RecipeError(problems)
+            commit = attempt(lambda: upload(api, stage, repo))
             checked = attempt(
-                lambda: HfApi().verify_repo_checksums(repo, revision=commit, local_dir=stage)
+                lambda: api.verify_repo_checksums(repo, revision=commit, local_dir=stage)
             )
         except (HfHubHTTPError, httpx2.TransportError, OSError, RuntimeError) as error:
             raise PublishError(folder, repo, public, first_line(error)) from error
@@ -179,16 +208,6 @@ def portable(recipe: Recipe) -> Recipe:
         push_to=None,
         public=False,
     )
-
-
-def public_name(path: str) -> str:
-    """Return a Hub id as it is, and a path below the current folder or else its name, with "./"."""
-    place = Path(os.path.abspath(path))  # links stay as they were typed
-    if not place.exists():
-        return path
-    if place.is_relative_to(Path.cwd()):
-        return f"./{place.relative_to(Path.cwd()).as_posix()}"
-    return f"./{place.name}"
 
 
 def fill(stage: Path, folder: Path, recipe: Recipe, sidecar: dict[str, Any], repo: str) -> None:

@@ -72,7 +72,7 @@ def evaluate_adapter(
         found["added"] = added
         for name, value in added.items():
             console().print(f"  {name} {value}", markup=False)
-    same = rows.fingerprint() == loaded.sidecar["eval_rows"]
+    same = rows.fingerprint() == loaded.sidecar["dataset"]["eval_rows_sha256"]
     result = Evaluation(found, loaded.metrics[loaded.metrics["primary"]] if same else None)
     print_comparison(result)
     return result

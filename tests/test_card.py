@@ -27,7 +27,7 @@ SIDECAR = {
     "pad_token_id": 0,
     "max_length": 64,
     "base": None,
-    "eval_rows": "0" * 64,
+    "dataset": {"eval_rows_sha256": "0" * 64},
     "hardware": "1 x <b>GPU</b>",
     "versions": {"torch": "2.13.0"},
     "metrics": {

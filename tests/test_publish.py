@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from conftest import ROOT, SECRET, client, environment
@@ -111,6 +112,7 @@ def test_one_fault_at_any_request_is_retried(hub, publisher, requests, result, a
 def test_a_hub_that_stays_broken_leaves_the_command_that_finishes(hub, publisher, result, place):
     from local_hub import Fault
 
+    forget_large_files(hub)
     hub.faults[:] = [Fault(503, "POST", "/commit/", times=100)]
     home = place / "home-broken"
     said = client(hub, home, *CLI, "publish", result, "local/broken", cwd=place, code=6)
@@ -122,6 +124,18 @@ def test_a_hub_that_stays_broken_leaves_the_command_that_finishes(hub, publisher
     client(hub, home, *CLI, "publish", result, "local/broken", cwd=place)
     assert is_complete(hub, "local/broken", result)
     assert not [seen for seen in hub.seen if seen.method == "PUT"]  # the weights were there
+
+
+@pytest.mark.parametrize("path", ["/whoami", "/api/models/local/"])
+def test_a_hub_that_does_not_answer_after_training_costs_nothing(hub, publisher, result, path):
+    from local_hub import Fault
+
+    forget_large_files(hub)
+    hub.faults[:] = [Fault("reset", path=path, times=100)]
+    code, said = publisher.publish(result, "local/silent")
+    hub.faults.clear()
+    assert code == 6
+    assert f"gpt2-recipes publish {result} local/silent" in said
 
 
 def sent(hub) -> list[str]:
@@ -180,6 +194,44 @@ def test_a_run_that_could_not_be_published_does_not_train(hub, place, checkpoint
     assert f"gpt2-recipes publish {checkpoint} USER/NAME" in said
     assert not (place / "runs" / "local-base").exists()
     hub.faults.clear()
+
+
+def test_two_processes_publish_once(hub, place, helpdesk):
+    script = place / "two.py"
+    source = DatasetSource(path=str(helpdesk / "classify"), eval_split="test")
+    recipe = Recipe(
+        name="two",
+        task=TextClassification(dataset=source, label_column="queue", max_length=64),
+        model=Scratch(
+            n_layer=1, n_head=2, n_embd=32, n_positions=64, tokenizer=Tokenizer(vocab_size=300)
+        ),
+        train=Train(max_steps=2),
+        push_to="local/two",
+    )
+    lines = "from pipelines.cli import main; from pipelines.recipe import Recipe; "
+    script.write_text(f"{lines}main(Recipe.from_json({recipe.to_json()!r}))")
+    config = ROOT / "accelerate_configs" / "cpu_2_processes.yaml"
+    launch = ("-m", "accelerate.commands.launch", "--config_file", config)
+    said = client(hub, place / "home-two", *launch, script, cwd=place)
+    assert "two: 2 process(es) on cpu" in said
+    assert said.count("published: ") == 1
+    assert len(hub.repos["models", "local/two"].commits) == 2
+
+
+def test_a_base_that_others_cannot_load_is_refused(hub, publisher, result, tmp_path):
+    copy = shutil.copytree(result, tmp_path / "copy")
+    recipe = Recipe.from_json((copy / "recipe.json").read_text())
+    gone = replace(recipe, model=Model(name_or_path="local/gone"), lora=Lora())
+    (copy / "recipe.json").write_text(gone.to_json())
+    code, said = publisher.publish(copy, "local/orphan")
+    assert code == 2
+    assert "the base 'local/gone' is not on the Hub" in said
+    assert publisher.publish(result, "local/hidden") == (0, "")
+    hidden = replace(gone, model=Model(name_or_path="local/hidden"))
+    (copy / "recipe.json").write_text(hidden.to_json())
+    code, said = publisher.publish(copy, "local/orphan2", public=True)
+    assert code == 2
+    assert "the base local/hidden is private" in said
 
 
 def test_a_token_in_a_result_is_found_before_it_leaves(hub, publisher, result, tmp_path):
