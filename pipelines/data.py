@@ -159,6 +159,8 @@ def read(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                     yield from read_jsonl(file, lines)
     except UnicodeDecodeError as error:
         raise DataError(f"{file}: not UTF-8 at byte {error.start}.") from None
+    except OSError as error:
+        raise DataError(f"{file}: {error.strerror}.") from None
 
 
 def read_jsonl(file: Path, lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -10,9 +10,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+import httpx2
 import torch
-from huggingface_hub import HfApi, is_offline_mode, snapshot_download, try_to_load_from_cache
+from huggingface_hub import (
+    HfApi,
+    constants,
+    is_offline_mode,
+    snapshot_download,
+    try_to_load_from_cache,
+)
 from huggingface_hub.errors import (
+    HfHubHTTPError,
     HFValidationError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -96,6 +104,9 @@ def commit_of(
         problems.append(Problem(path, f"{name!r} has no revision {revision!r}."))
     except HFValidationError:
         problems.append(Problem(path, f"{name!r} is no folder and no Hub id."))
+    except (HfHubHTTPError, httpx2.TransportError) as error:
+        text = f"{name!r} is no folder, and {constants.ENDPOINT} does not answer: {error}"
+        problems.append(Problem(path, text))
     return None
 
 

@@ -43,10 +43,14 @@ def results(tmp_path_factory, checkpoint, helpdesk):
     return folder
 
 
-def command(*arguments, cwd, code=0) -> str:
+def command(*arguments, cwd, code=0, **environment) -> str:
     """Run `gpt2-recipes`; return what it printed."""
     done = subprocess.run(
-        [sys.executable, *CLI, *map(str, arguments)], capture_output=True, text=True, cwd=cwd
+        [sys.executable, *CLI, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=os.environ | {"HF_HUB_OFFLINE": "0"} | environment,
     )
     assert done.returncode == code, (done.stdout[-2000:], done.stderr[-2000:])
     assert "Traceback" not in done.stderr
@@ -115,6 +119,13 @@ def test_an_adapter_loads_on_its_base_in_every_precision(results, task):
 def test_what_is_no_result_is_told(tmp_path):
     with pytest.raises(RecipeError, match=r"has no recipe.json and no task.json"):
         load_adapter(tmp_path)
+
+
+def test_files_and_hubs_that_are_not_there_are_told_without_a_trace(results, tmp_path):
+    said = command("predict", results / "causal_lm", "nothing.jsonl", cwd=tmp_path, code=3)
+    assert "nothing.jsonl: No such file or directory." in said
+    said = command("evaluate", "local/x", cwd=tmp_path, code=2, HF_ENDPOINT="http://127.0.0.1:9")
+    assert "'local/x' is no folder, and http://127.0.0.1:9 does not answer" in said
 
 
 def test_evaluate_takes_metrics_with_options(results, tmp_path):
