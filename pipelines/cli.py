@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 
 import tyro
 
-from pipelines.recipe import Problem, PublishError, Recipe, RecipeError
+from pipelines.recipe import Problem, Recipe, RecipeError, RunError
 from pipelines.tasks import DataError
 
 
@@ -141,7 +141,7 @@ def console() -> None:
 
 
 class reported:  # noqa: N801 - a context manager, used as a word
-    """Show a failure as a few lines and an exit code: 2 recipe, 3 data, 6 not published."""
+    """Show what ends a run as a few lines and an exit code."""
 
     def __enter__(self) -> None:
         # It warns at import, before `quiet` can be imported, of kernels that are not installed.
@@ -149,11 +149,11 @@ class reported:  # noqa: N801 - a context manager, used as a word
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, RecipeError):
-            stop([as_typed(problem) for problem in error.problems], 2)
+            stop([as_typed(problem) for problem in error.problems], error.exit_code)
+        if isinstance(error, RunError):
+            stop(str(error).splitlines(), error.exit_code)
         if isinstance(error, DataError):
             stop(str(error).splitlines(), 3)
-        if isinstance(error, PublishError):
-            stop(str(error).splitlines(), 6)
 
 
 def as_typed(problem: Problem) -> str:

@@ -37,16 +37,44 @@ class Problem:
     message: str
 
 
-class RecipeError(Exception):
+class RunError(Exception):
+    """What ends a run; the process exits with `exit_code`."""
+
+    exit_code: int
+
+
+class RecipeError(RunError):
     """A recipe that cannot run, with all its problems."""
+
+    exit_code = 2
 
     def __init__(self, problems: list[Problem]):
         self.problems = problems
         super().__init__("\n".join(f"{p.path}: {p.message}" for p in problems))
 
 
-class PublishError(Exception):
+class NonFiniteError(RunError):
+    """A loss, a gradient or a metric that is no number; the last checkpoint is finite."""
+
+    exit_code = 4
+
+
+class CheckpointError(RunError):
+    """Checkpoints that are all damaged, or that cannot be written."""
+
+    exit_code = 5
+
+
+class Preempted(RunError):  # noqa: N818 - nothing went wrong
+    """A signal stopped the run; the same command goes on."""
+
+    exit_code = 75
+
+
+class PublishError(RunError):
     """The Hub did not take a result. It is complete in its folder; the message says what to do."""
+
+    exit_code = 6
 
     def __init__(self, folder: Path, repo: str, public: bool, cause: object):
         again = f"gpt2-recipes publish {folder} {repo}{' --public' if public else ''}"
@@ -171,6 +199,8 @@ class Train:
     """Steps between two lines of the log."""
     eval_steps: Annotated[int, Ge(1)] | None = None
     """Steps between evaluations; None evaluates at the end."""
+    save_steps: Annotated[int, Ge(1)] | None = 500
+    """Steps between checkpoints, from which the same command resumes; None writes none."""
     dataloader_num_workers: Annotated[int, Ge(0), Le(64)] = 0
     """Processes that collate batches."""
     seed: Annotated[int, Ge(0)] = 42
@@ -199,6 +229,8 @@ class Recipe:
     """Hub repository to publish the result to, as USER/NAME; private, unless it is `public`."""
     public: bool = False
     """Publish for everybody to see."""
+    allow_changed: tuple[str, ...] = ()
+    """Fields that may differ from those of the run whose checkpoint is resumed."""
 
     def __post_init__(self) -> None:
         problems = [*wrong_values(self, ""), *self.wrong_combinations()]

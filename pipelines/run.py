@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
+import shutil
 import time
 from typing import Any
 
 from accelerate import PartialState
 from transformers import set_seed
 
+from pipelines.checkpoints import StopSignals, identity_of, locked, newest_verified
 from pipelines.data import check_vocabulary, load_splits
 from pipelines.hub import pin, save
 from pipelines.models import build_model, load_tokenizer
 from pipelines.publish import check_destination, check_reload, publish
-from pipelines.recipe import Recipe
+from pipelines.recipe import NonFiniteError, Preempted, Recipe
 from pipelines.report import print_report, print_score, quiet
 from pipelines.tasks import CausalLM
 from pipelines.tasks.base import Examples
@@ -24,11 +27,16 @@ def run(recipe: Recipe) -> dict[str, Any]:
     started = time.perf_counter()
     world_size = check_world_size()
     quiet()
-    set_seed(recipe.train.seed)
-
     recipe = pin(recipe)
     if recipe.push_to and PartialState().is_main_process:
         check_destination(recipe, recipe.push_to, public=recipe.public)
+    with locked(recipe.folder):
+        return run_in_folder(recipe, world_size, started)
+
+
+def run_in_folder(recipe: Recipe, world_size: int, started: float) -> dict[str, Any]:
+    """Do what `run` does, in a folder that no other run uses."""
+    set_seed(recipe.train.seed)
     task = recipe.task
     splits = load_splits(task.dataset)
     labels = task.labels(splits.train)
@@ -41,23 +49,51 @@ def run(recipe: Recipe) -> dict[str, Any]:
     model = build_model(recipe, tokenizer, labels)
     for examples in (splits.train, splits.held_out):
         check_vocabulary(examples, tokenizer, model.get_input_embeddings().num_embeddings)
-    trainer = build_trainer(recipe, model, tokenizer, train=train, held_out=held_out, labels=labels)
+    identity = identity_of(recipe, splits, world_size)
+    trainer = build_trainer(
+        recipe,
+        model,
+        tokenizer,
+        train=train,
+        held_out=held_out,
+        labels=labels,
+        identity=identity,
+    )
+    checkpoints = recipe.folder / "checkpoints"
+    checkpoint = newest_verified(checkpoints, identity, recipe.allow_changed)
     baseline = task.baseline(train, held_out)
     if baseline is None:
         before = score_of(trainer.evaluate())
         baseline = {"before training": before[before["primary"]]}
-    trainer.train()
+    signals = StopSignals()
+    trainer.add_callback(signals)
+    with signals.caught():
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if signals.stopped:
+        step = trainer.state.global_step
+        raise Preempted(f"stopped at step {step:,} with a checkpoint; the same command goes on.")
     metrics = score_of(trainer.evaluate())
+    check_finite(metrics)
     metrics["baseline"] = baseline
     metrics["seconds"] = round(time.perf_counter() - started, 1)
     folder = save(trainer, recipe, tokenizer, labels, metrics, splits.held_out)
     print_score(recipe.name, metrics)
+    if PartialState().is_main_process:
+        shutil.rmtree(checkpoints, ignore_errors=True)  # the result is on disk
     if recipe.push_to and PartialState().is_main_process:
         batch = task.collate(int(tokenizer.pad_token_id or 0))(held_out.dataset[:8])
         check_reload(trainer, folder, batch)
         publish(folder, recipe.push_to, public=recipe.public)
     trainer.accelerator.wait_for_everyone()
     return metrics
+
+
+def check_finite(metrics: dict[str, Any]) -> None:
+    """Raise NonFiniteError for a score that is no number."""
+    primary = metrics["primary"]
+    for name in (primary, "loss"):
+        if name in metrics and not math.isfinite(metrics[name]):
+            raise NonFiniteError(f"the evaluation's {name} is {metrics[name]}; nothing was saved.")
 
 
 def texts(examples: Examples) -> Any:

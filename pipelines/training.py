@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,47 @@ import torch
 from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainingArguments
 
-from pipelines.recipe import Problem, Recipe, RecipeError, Train
+from pipelines.checkpoints import MARKER, mark_complete, rotate
+from pipelines.recipe import NonFiniteError, Problem, Recipe, RecipeError, Train
 from pipelines.report import StepLog
 from pipelines.tasks.base import Features
+
+
+class RecipeTrainer(Trainer):
+    """A Trainer that marks checkpoints complete, and stops at what is not finite.
+
+    Overrides where no callback can serve: a callback sees a checkpoint after older ones have been
+    deleted, and a gradient after the optimizer has taken it.
+    """
+
+    def __init__(self, *, identity: dict[str, Any], **options: Any):
+        super().__init__(**options)
+        self.identity = identity
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(self.args.output_dir or ".")
+        checkpoint = folder / f"checkpoint-{self.state.global_step}"
+        if self.accelerator.is_main_process:
+            (checkpoint / MARKER).unlink(missing_ok=True)
+        self.accelerator.wait_for_everyone()
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            mark_complete(checkpoint, self.identity)
+            rotate(folder)
+        self.accelerator.wait_for_everyone()
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        norm = super()._clip_grad_norm(model)
+        if self.accelerator.scaler is None and not math.isfinite(float(norm)):
+            assert self.optimizer is not None
+            rate = self.optimizer.param_groups[0]["lr"]
+            raise NonFiniteError(
+                f"step {self.state.global_step + 1}: the gradient norm is {float(norm)}, at a "
+                f"learning rate of {rate:.3g}; the update was not made. Lower "
+                "--train.learning-rate, or warm up for longer."
+            )
+        return norm
 
 
 def build_trainer(
@@ -24,8 +63,11 @@ def build_trainer(
     train: Features | None,
     held_out: Features,
     labels: tuple[str, ...],
-) -> Trainer:
+    identity: dict[str, Any] | None = None,
+) -> RecipeTrainer:
     """Return a Trainer whose loss is normalised over the global batch, for every task.
+
+    Its checkpoints carry `identity`, by which a run that resumes knows its own.
 
     transformers' own losses are not: classification gradients grow with accumulation and with
     processes, and the language-model loss shrinks, so `compute_loss_func` replaces them.
@@ -47,7 +89,8 @@ def build_trainer(
             "rows": score.num_rows,
         }
 
-    trainer = Trainer(
+    trainer = RecipeTrainer(
+        identity=identity or {},
         model=model,
         args=training_arguments(recipe),
         data_collator=task.collate(int(tokenizer.pad_token_id or 0)),
@@ -85,7 +128,9 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
         logging_steps=train.logging_steps,
         eval_strategy="steps" if train.eval_steps else "no",
         eval_steps=train.eval_steps,
-        save_strategy="no",
+        save_strategy="steps" if train.save_steps else "no",
+        save_steps=train.save_steps or 500,
+        save_total_limit=None,  # RecipeTrainer rotates, once a checkpoint is complete
         seed=train.seed,
         use_cpu=PartialState().device.type == "cpu",
         dataloader_num_workers=train.dataloader_num_workers,

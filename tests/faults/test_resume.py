@@ -1,0 +1,306 @@
+"""Interrupted runs end in the same bytes; damaged checkpoints and other runs are told."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+from conftest import ROOT, make_tasks
+
+import pipelines.training
+from pipelines.checkpoints import MARKER, all_checkpoints, what_is_wrong
+from pipelines.recipe import (
+    NF4,
+    CheckpointError,
+    Int8,
+    Lora,
+    Model,
+    Preempted,
+    Recipe,
+    RecipeError,
+    Scratch,
+    Tokenizer,
+    Train,
+)
+from pipelines.run import run
+
+METHODS = {
+    "full": (None, None),
+    "lora": (None, Lora(r=4, lora_dropout=0.1)),
+    "8bit": (Int8(), Lora(r=4, lora_dropout=0.1)),
+    "4bit": (NF4(), Lora(r=4, lora_dropout=0.1)),
+}
+TASKS = ("causal_lm", "text_classification", "question_answering")
+TRAIN = Train(max_steps=6, learning_rate=1e-2, global_batch_size=8, save_steps=2, logging_steps=1)
+
+
+def recipe_for(task, method, checkpoint, helpdesk, folder) -> Recipe:
+    """Return a run of six steps with a checkpoint every two."""
+    quantization, lora = METHODS[method]
+    return Recipe(
+        name="resumed",
+        task=make_tasks(helpdesk)[task],
+        model=Model(name_or_path=str(checkpoint)),
+        quantization=quantization,
+        lora=lora,
+        train=TRAIN,
+        output_dir=str(folder),
+    )
+
+
+@pytest.fixture
+def signal_at(monkeypatch):
+    """Let this process send itself a real signal at a step."""
+
+    def at(step: int, number: int = signal.SIGTERM) -> None:
+        class Signalling(pipelines.training.StepLog):
+            def on_step_begin(self, args, state, control, **kwargs):
+                if state.global_step == step:
+                    os.kill(os.getpid(), number)
+
+        monkeypatch.setattr(pipelines.training, "StepLog", Signalling)
+
+    yield at
+    monkeypatch.undo()
+
+
+def weights(folder) -> bytes:
+    """Return the bytes of the result's weights."""
+    [file] = [*folder.glob("model.safetensors"), *folder.glob("adapter_model.safetensors")]
+    return file.read_bytes()
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("task", TASKS)
+def test_a_stopped_run_goes_on_to_the_same_bytes(
+    task, method, checkpoint, helpdesk, tmp_path, signal_at, monkeypatch
+):
+    whole = recipe_for(task, method, checkpoint, helpdesk, tmp_path / "whole")
+    metrics = run(whole)
+    stopped = replace(whole, output_dir=str(tmp_path / "stopped"))
+    plain_log = pipelines.training.StepLog
+    signal_at(2)
+    with pytest.raises(Preempted, match="stopped at step 3"):
+        run(stopped)
+    assert not (tmp_path / "stopped" / "task.json").exists()
+    names = [c.name for c in all_checkpoints(tmp_path / "stopped" / "checkpoints")]
+    assert names == ["checkpoint-3", "checkpoint-2"]
+    monkeypatch.setattr(pipelines.training, "StepLog", plain_log)
+    again = run(stopped)
+    assert weights(tmp_path / "stopped") == weights(tmp_path / "whole")
+    assert {k: v for k, v in again.items() if k != "seconds"} == {
+        k: v for k, v in metrics.items() if k != "seconds"
+    }
+    assert not (tmp_path / "stopped" / "checkpoints").exists()
+
+
+@pytest.fixture
+def stopped(checkpoint, helpdesk, tmp_path, signal_at, monkeypatch):
+    """A run that was stopped at step 5, with checkpoints 4 and 5."""
+    recipe = recipe_for("text_classification", "lora", checkpoint, helpdesk, tmp_path / "run")
+    signal_at(4)
+    with pytest.raises(Preempted):
+        run(recipe)
+    monkeypatch.undo()
+    return recipe
+
+
+DAMAGES = {
+    "optimizer.pt is missing": lambda c: (c / "optimizer.pt").unlink(),
+    "rng_state.pth is missing": lambda c: (c / "rng_state.pth").unlink(),
+    "adapter_model.safetensors has changed": lambda c: flip(c / "adapter_model.safetensors"),
+    "trainer_state.json has": lambda c: cut(c / "trainer_state.json"),
+    f"{MARKER} is damaged": lambda c: cut(c / MARKER),
+    "its writing was interrupted": lambda c: (c / MARKER).unlink(),
+}
+
+
+def flip(file) -> None:
+    """Change one bit in the middle."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def cut(file) -> None:
+    """Leave the first half."""
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("said", DAMAGES)
+def test_a_damaged_checkpoint_is_passed_over(stopped, tmp_path, capsys, said):
+    whole = replace(stopped, output_dir=str(tmp_path / "whole"))
+    run(whole)
+    newest, older = all_checkpoints(tmp_path / "run" / "checkpoints")
+    DAMAGES[said](newest)
+    capsys.readouterr()
+    run(stopped)
+    out = capsys.readouterr().out
+    assert f"{newest.name} passed over: {said}" in out
+    assert f"resuming from {older.name}" in out
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+
+
+def test_damaged_checkpoints_alone_are_an_error_and_stay(stopped, tmp_path):
+    for checkpoint in all_checkpoints(tmp_path / "run" / "checkpoints"):
+        (checkpoint / "optimizer.pt").unlink()
+    with pytest.raises(CheckpointError, match="no checkpoint is whole"):
+        run(stopped)
+    assert len(all_checkpoints(tmp_path / "run" / "checkpoints")) == 2
+
+
+def test_another_run_does_not_resume(stopped, helpdesk, tmp_path):
+    changed = replace(stopped, train=replace(stopped.train, learning_rate=1e-3, seed=7))
+    with pytest.raises(RecipeError) as caught:
+        run(changed)
+    paths = [problem.path for problem in caught.value.problems]
+    assert paths == ["train.learning_rate", "train.seed"]
+    assert "had 0.01, this one has 0.001" in str(caught.value)
+    run(replace(changed, allow_changed=("train.learning_rate", "train.seed")))
+
+
+def test_other_data_do_not_resume(stopped, helpdesk, tmp_path):
+    data = shutil.copytree(helpdesk / "classify", tmp_path / "data")
+    source = replace(stopped.task.dataset, path=str(data))
+    moved = replace(stopped, task=replace(stopped.task, dataset=source))
+    lines = (data / "train.jsonl").read_text().splitlines()
+    (data / "train.jsonl").write_text("\n".join(reversed(lines)) + "\n")
+    with pytest.raises(RecipeError) as caught:
+        run(moved)
+    assert [p.path for p in caught.value.problems] == ["data.train", "task.dataset.path"]
+
+
+def script_for(recipe: Recipe, place) -> list[str]:
+    """Write a recipe as a script; return the command that runs it."""
+    file = place / "recipe.py"
+    lines = "from pipelines.cli import main; from pipelines.recipe import Recipe; "
+    file.write_text(f"{lines}main(Recipe.from_json({recipe.to_json()!r}))")
+    return [sys.executable, str(file)]
+
+
+@pytest.fixture
+def long_run(helpdesk, tmp_path):
+    """A run of random weights, long enough to be hit at any moment."""
+    return Recipe(
+        name="long",
+        task=make_tasks(helpdesk)["causal_lm"],
+        model=Scratch(
+            n_layer=2,
+            n_head=2,
+            n_embd=32,
+            n_positions=64,
+            dropout=0.1,
+            tokenizer=Tokenizer(vocab_size=300),
+        ),
+        train=replace(TRAIN, max_steps=60, save_steps=3),
+        output_dir=str(tmp_path / "killed"),
+    )
+
+
+def test_killed_at_random_moments_it_ends_in_the_same_bytes(long_run, tmp_path):
+    whole = replace(long_run, output_dir=str(tmp_path / "whole"))
+    run(whole)
+    command = script_for(long_run, tmp_path)
+    generator = random.Random(0)
+    kills, lines = 0, []
+    for _ in range(60):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        for line in process.stdout:
+            lines.append(line)
+            if "step " in line:  # training has begun: strike at some moment after
+                break
+        time.sleep(generator.random() * 0.4)
+        if kills < 5 and process.poll() is None:
+            process.kill()
+            kills += 1
+        lines += process.stdout.readlines()
+        if process.wait() == 0:
+            break
+    assert process.returncode == 0
+    assert kills == 5
+    assert any("resuming from checkpoint-" in line for line in lines)
+    assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
+
+
+def until_training(command) -> subprocess.Popen:
+    """Start a run; return its process in the middle of the training."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith("  step "):
+            return process
+    raise AssertionError(process.stderr.read())
+
+
+def test_signals_and_their_exit_codes(long_run, tmp_path):
+    command = script_for(replace(long_run, train=replace(long_run.train, max_steps=4000)), tmp_path)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        process = until_training(command)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 75
+        assert "with a checkpoint; the same command goes on" in said
+        assert "Traceback" not in said
+
+    process = until_training(command)
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert f"--output-dir: process {process.pid} is running in" in done.stderr
+    process.send_signal(signal.SIGSTOP)  # so that both arrive before the step ends
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGCONT)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode in (75, 130)  # 75: the step ended between the two
+    kept = all_checkpoints(tmp_path / "killed" / "checkpoints")
+    assert [c for c in kept if what_is_wrong(c) is None]
+
+
+def test_what_is_not_a_number_stops_before_the_update(checkpoint, helpdesk, tmp_path):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from pipelines.recipe import NonFiniteError
+
+    base = shutil.copytree(checkpoint, tmp_path / "base")
+    model = AutoModelForCausalLM.from_pretrained(base)
+    with torch.no_grad():
+        model.transformer.h[0].mlp.c_fc.weight[0, 0] = float("nan")
+    model.save_pretrained(base)
+    recipe = recipe_for("text_classification", "full", base, helpdesk, tmp_path / "run")
+    with pytest.raises(NonFiniteError, match=r"step 1: the gradient norm is nan, at a learning"):
+        run(recipe)
+    assert not all_checkpoints(tmp_path / "run" / "checkpoints")
+    assert not (tmp_path / "run" / "task.json").exists()
+
+
+def test_two_processes_resume_to_the_same_bytes(checkpoint, helpdesk, tmp_path):
+    recipe = recipe_for("text_classification", "lora", checkpoint, helpdesk, tmp_path / "whole")
+    config = str(ROOT / "accelerate_configs" / "cpu_2_processes.yaml")
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config]
+    stop = """
+import os, signal, pipelines.training as t
+class Signalling(t.StepLog):
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == 2 and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGTERM)
+t.StepLog = Signalling
+"""
+    for folder, before in (("whole", ""), ("stopped", stop), ("stopped", "")):
+        where = replace(recipe, output_dir=str(tmp_path / folder))
+        script_for(where, tmp_path)
+        script = tmp_path / "recipe.py"
+        script.write_text(before + script.read_text())
+        done = subprocess.run([*launch, str(script)], capture_output=True, text=True, timeout=250)
+        assert (done.returncode != 0) == bool(before), done.stderr[-2000:]
+        if before:
+            assert "stopped at step 3" in done.stderr
+            marker = tmp_path / "stopped" / "checkpoints" / "checkpoint-3" / MARKER
+            assert json.loads(marker.read_text())["world_size"] == 2
+    assert "resuming from checkpoint-3" in done.stdout
+    assert weights(tmp_path / "stopped") == weights(tmp_path / "whole")
