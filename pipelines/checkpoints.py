@@ -94,7 +94,9 @@ def all_checkpoints(folder: Path) -> list[Path]:
 
 
 def what_is_wrong(checkpoint: Path) -> str | None:
-    """Return why a complete checkpoint no longer is what it was, or None."""
+    """Return why a checkpoint is not what its run wrote, or None."""
+    if not (checkpoint / MARKER).is_file():
+        return "its writing was interrupted"
     try:
         files = json.loads((checkpoint / MARKER).read_text(encoding="utf-8"))["files"]
     except (json.JSONDecodeError, KeyError, UnicodeDecodeError):
@@ -120,15 +122,13 @@ def newest_verified(
     """
     damaged = []
     for checkpoint in all_checkpoints(folder):
-        if not (checkpoint / MARKER).is_file():
-            say(f"  {checkpoint.name} passed over: its writing was interrupted")
-            continue
         reason = what_is_wrong(checkpoint)
         if reason is None:
             check_identity(checkpoint, identity, allow_changed)
             say(f"  resuming from {checkpoint.name}")
             return checkpoint
-        damaged.append(f"{checkpoint.name}: {reason}")
+        if (checkpoint / MARKER).is_file():
+            damaged.append(f"{checkpoint.name}: {reason}")
         say(f"  {checkpoint.name} passed over: {reason}")
     if damaged:
         listed = "\n".join(f"    {line}" for line in damaged)
