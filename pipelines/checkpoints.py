@@ -171,6 +171,23 @@ def rotate(folder: Path) -> None:
         shutil.rmtree(checkpoint)
 
 
+def check_space(recipe: Recipe, model: Any) -> None:
+    """Raise RecipeError when the checkpoints of a run would not fit the disk.
+
+    A checkpoint holds what is trained, or a whole model without an adapter, and two moments of
+    AdamW for each trained weight; one more than is kept lies there for a moment.
+    """
+    if recipe.train.save_steps is None:
+        return
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    needed = 3 * 4 * trained * (KEPT + 1)
+    free = shutil.disk_usage(recipe.folder).free
+    if free < needed:
+        text = f"{recipe.folder} has {free / 1e6:,.0f} MB free; checkpoints need about "
+        text += f"{needed / 1e6:,.0f} MB. Make room, or write none with --train.save-steps None."
+        raise RecipeError([Problem("output_dir", text)])
+
+
 class StopSignals(TrainerCallback):
     """Finish the step, write a checkpoint and stop, on every rank, when a signal asks for it.
 

@@ -23,6 +23,13 @@ class Splits:
     train: Examples
     held_out: Examples
 
+    def num_shared(self) -> int:
+        """Return how many evaluation rows are training rows too; 0 for a stream."""
+        if isinstance(self.train.rows, Stream):
+            return 0
+        seen = set(self.train.hashes())
+        return sum(digest in seen for digest in self.held_out.hashes())
+
 
 @dataclass(frozen=True)
 class Stream:

@@ -50,7 +50,9 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
 
 
-def print_report(recipe: Recipe, world_size: int, train: Features, held_out: Features) -> None:
+def print_report(
+    recipe: Recipe, world_size: int, train: Features, held_out: Features, num_shared: int
+) -> None:
     """Say what runs where, and what reading the rows cost: rows cut, tokens left out."""
     state = PartialState()
     out = console()
@@ -58,6 +60,9 @@ def print_report(recipe: Recipe, world_size: int, train: Features, held_out: Fea
     for name, features in (("train", train), ("eval", held_out)):
         parts = [f"{value:,} {key.replace('_', ' ')}" for key, value in features.report.items()]
         out.print(f"  {name}: {', '.join(parts) or 'streamed'}", markup=False)
+    if num_shared:
+        text = f"  {num_shared:,} evaluation rows are training rows too: the score is too good"
+        out.print(text, style="yellow", markup=False)
 
 
 def plot_training(log: list[dict[str, Any]], file: Path) -> None:

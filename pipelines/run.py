@@ -10,7 +10,7 @@ from typing import Any
 from accelerate import PartialState
 from transformers import set_seed
 
-from pipelines.checkpoints import StopSignals, identity_of, locked, newest_verified
+from pipelines.checkpoints import StopSignals, check_space, identity_of, locked, newest_verified
 from pipelines.data import check_vocabulary, load_splits
 from pipelines.hub import pin, save
 from pipelines.models import build_model, load_tokenizer
@@ -44,11 +44,12 @@ def run_in_folder(recipe: Recipe, world_size: int, started: float) -> dict[str, 
     tokenizer = load_tokenizer(recipe.model, texts(splits.train), max_length=length)
     train = task.features(splits.train, tokenizer, labels, training=True)
     held_out = task.features(splits.held_out, tokenizer, labels, training=False)
-    print_report(recipe, world_size, train, held_out)
+    print_report(recipe, world_size, train, held_out, splits.num_shared())
 
     model = build_model(recipe, tokenizer, labels)
     for examples in (splits.train, splits.held_out):
         check_vocabulary(examples, tokenizer, model.get_input_embeddings().num_embeddings)
+    check_space(recipe, model)
     identity = identity_of(recipe, splits, world_size)
     trainer = build_trainer(
         recipe,

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 from accelerate import PartialState
+from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainingArguments
 
 from pipelines.checkpoints import MARKER, mark_complete, rotate
-from pipelines.recipe import NonFiniteError, Problem, Recipe, RecipeError, Train
+from pipelines.recipe import CheckpointError, NonFiniteError, Problem, Recipe, RecipeError, Train
 from pipelines.report import StepLog
 from pipelines.tasks.base import Features
 
@@ -35,7 +37,14 @@ class RecipeTrainer(Trainer):
         if self.accelerator.is_main_process:
             (checkpoint / MARKER).unlink(missing_ok=True)
         self.accelerator.wait_for_everyone()
-        super()._save_checkpoint(model, trial)
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            free = shutil.disk_usage(folder).free
+            raise CheckpointError(
+                f"{checkpoint} could not be written: {error}. {free / 1e6:,.0f} MB are free there. "
+                "The checkpoint before it is whole; the same command goes on from it."
+            ) from error
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             mark_complete(checkpoint, self.identity)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -59,12 +59,17 @@ class Examples:
             return f"{self.origin}:{self.lines[index]}"
         return f"{self.origin} row {index}"
 
+    def hashes(self) -> Iterator[bytes]:
+        """Yield a hash of each row's content."""
+        for row in self.rows:
+            line = json.dumps(row, sort_keys=True, ensure_ascii=False, default=str)
+            yield hashlib.sha256(line.encode()).digest()
+
     def fingerprint(self) -> str:
         """Return a hash of the rows, to tell whether two scores are of the same data."""
         digest = hashlib.sha256()
-        for row in self.rows:
-            line = json.dumps(row, sort_keys=True, ensure_ascii=False, default=str)
-            digest.update(line.encode() + b"\n")
+        for row in self.hashes():
+            digest.update(row)
         return digest.hexdigest()
 
 

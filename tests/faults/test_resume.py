@@ -304,3 +304,60 @@ t.StepLog = Signalling
             assert json.loads(marker.read_text())["world_size"] == 2
     assert "resuming from checkpoint-3" in done.stdout
     assert weights(tmp_path / "stopped") == weights(tmp_path / "whole")
+
+
+FULL_DISK = """
+import resource, signal
+import pipelines.training as t
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+class Filling(t.StepLog):
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == 3:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+t.StepLog = Filling
+"""
+
+
+def test_a_disk_that_fills_up_leaves_the_last_checkpoint_whole(checkpoint, helpdesk, tmp_path):
+    recipe = recipe_for("text_classification", "full", checkpoint, helpdesk, tmp_path / "run")
+    command = script_for(recipe, tmp_path)
+    script = tmp_path / "recipe.py"
+    plain_script = script.read_text()
+    script.write_text(FULL_DISK + plain_script)
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 5, done.stderr[-2000:]
+    assert "checkpoint-4 could not be written" in done.stderr
+    assert "MB are free there" in done.stderr
+    assert "Traceback" not in done.stderr
+    newest, older = all_checkpoints(tmp_path / "run" / "checkpoints")
+    assert what_is_wrong(newest) == "its writing was interrupted"
+    assert what_is_wrong(older) is None
+    script.write_text(plain_script)
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert "resuming from checkpoint-2" in done.stdout
+    run(replace(recipe, output_dir=str(tmp_path / "whole")))
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+
+
+def test_a_disk_too_small_is_told_before_the_first_step(
+    checkpoint, helpdesk, tmp_path, monkeypatch
+):
+    import pipelines.checkpoints
+
+    usage = shutil.disk_usage(tmp_path)._replace(free=100_000)
+    monkeypatch.setattr(pipelines.checkpoints.shutil, "disk_usage", lambda folder: usage)
+    recipe = recipe_for("text_classification", "full", checkpoint, helpdesk, tmp_path / "run")
+    with pytest.raises(RecipeError, match="0 MB free; checkpoints need about 2 MB"):
+        run(recipe)
+    run(replace(recipe, train=replace(recipe.train, save_steps=None)))
+
+
+def test_evaluation_rows_that_were_trained_on_are_counted(helpdesk, tmp_path, checkpoint, capsys):
+    data = shutil.copytree(helpdesk / "classify", tmp_path / "data")
+    shared = (data / "test.jsonl").read_text().splitlines()[:3]
+    with (data / "train.jsonl").open("a") as train:
+        train.write("\n".join(shared) + "\n")
+    recipe = recipe_for("text_classification", "full", checkpoint, helpdesk, tmp_path / "run")
+    source = replace(recipe.task.dataset, path=str(data))
+    run(replace(recipe, task=replace(recipe.task, dataset=source)))
+    assert "3 evaluation rows are training rows too" in capsys.readouterr().out
