@@ -88,7 +88,7 @@ def is_complete(hub, repo: str, result) -> bool:
     """Tell whether a repository has every file; raise if it has only some of them."""
     found = hub.repos.get(("models", repo))
     files = set(found.commit("main")["files"]) - {".gitattributes"} if found else set()
-    wanted = {file.name for file in result.iterdir() if file.is_file()} | {"README.md"}
+    wanted = {file.name for file in result.glob("[!.]*.*")} | {"README.md"}  # not the lock
     assert files in (set(), wanted), files ^ wanted
     return bool(files)
 
