@@ -224,10 +224,12 @@ def load_adapter(
     recipe = Recipe.from_json((folder / "recipe.json").read_text(encoding="utf-8"))
     sidecar = json.loads((folder / "task.json").read_text(encoding="utf-8"))
     labels = tuple(sidecar["labels"])
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     source = Model(name_or_path=str(folder))
     if recipe.lora is not None:
         assert isinstance(recipe.model, Model)
+        if not (folder / "adapter_model.safetensors").is_file():
+            raise RecipeError([Problem(str(repo), "has no adapter_model.safetensors.")])
         source = recipe.model
         if base is not None:
             problems: list[Problem] = []
@@ -276,7 +278,9 @@ def result_folder(repo: str | Path, revision: str | None) -> Path:
 
 def check_base(source: Model, recorded: dict[str, Any]) -> None:
     """Raise RecipeError, naming both values, for another base than the adapter was trained on."""
-    config = AutoConfig.from_pretrained(source.name_or_path, revision=source.revision)
+    config = AutoConfig.from_pretrained(
+        source.name_or_path, revision=source.revision, trust_remote_code=False
+    )
     found = {name: getattr(config, name) for name in SHAPE}
     if source.revision is not None and recorded["revision"] is not None:
         found["revision"] = source.revision

@@ -37,7 +37,9 @@ def load_tokenizer(
     wanted = model.tokenizer if isinstance(model, Scratch) else model
     tokenizer: PreTrainedTokenizerBase
     if isinstance(wanted, Model):
-        tokenizer = AutoTokenizer.from_pretrained(wanted.name_or_path, revision=wanted.revision)
+        tokenizer = AutoTokenizer.from_pretrained(
+            wanted.name_or_path, revision=wanted.revision, trust_remote_code=False
+        )
         if tokenizer.eos_token is None:
             raise RecipeError([Problem("model", f"{wanted.name_or_path} has no EOS token.")])
     elif wanted.kind == "char":
@@ -133,15 +135,21 @@ def load_base(
 ) -> PreTrainedModel:
     """Load a checkpoint in `dtype`, 8 or 4 bits with the head of the task."""
     state = PartialState()
-    base = getattr(transformers, task.auto_class).from_pretrained(
-        model.name_or_path,
-        revision=model.revision,
-        dtype=dtype,
-        pad_token_id=tokenizer.pad_token_id,
-        quantization_config=quantization_config(quantization),
-        device_map={"": state.device} if quantization and state.device.type != "cpu" else None,
-        **task.model_kwargs(labels),
-    )
+    try:
+        base = getattr(transformers, task.auto_class).from_pretrained(
+            model.name_or_path,
+            revision=model.revision,
+            trust_remote_code=False,
+            use_safetensors=True,  # no pickle is read
+            dtype=dtype,
+            pad_token_id=tokenizer.pad_token_id,
+            quantization_config=quantization_config(quantization),
+            device_map={"": state.device} if quantization and state.device.type != "cpu" else None,
+            **task.model_kwargs(labels),
+        )
+    except OSError as error:  # what transformers raises for files that are missing
+        text = f"{model.name_or_path!r} cannot be loaded: {error}"
+        raise RecipeError([Problem("model.name_or_path", text)]) from error
     keep_4bit_layout(base)
     length = int(getattr(task, "block_size", 0) or getattr(task, "max_length", 0))
     positions = int(getattr(base.config, "max_position_embeddings", length))

@@ -121,6 +121,36 @@ def test_what_is_no_result_is_told(tmp_path):
         load_adapter(tmp_path)
 
 
+def test_no_pickle_and_no_code_of_a_repository_runs(results, checkpoint, tmp_path):
+    import pickle
+    import shutil
+
+    class Canary:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "canary"),))
+
+    adapter = shutil.copytree(results / "causal_lm", tmp_path / "adapter")
+    (adapter / "adapter_model.safetensors").unlink()
+    (adapter / "adapter_model.bin").write_bytes(pickle.dumps(Canary()))
+    with pytest.raises(RecipeError, match="has no adapter_model.safetensors"):
+        load_adapter(adapter)
+
+    base = shutil.copytree(checkpoint, tmp_path / "base")
+    (base / "model.safetensors").unlink()
+    (base / "pytorch_model.bin").write_bytes(pickle.dumps(Canary()))
+    with pytest.raises(RecipeError, match="cannot be loaded: .*model.safetensors"):
+        load_adapter(results / "causal_lm", base=str(base))
+
+    coded = shutil.copytree(checkpoint, tmp_path / "coded")
+    config = json.loads((coded / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig"}}
+    (coded / "config.json").write_text(json.dumps(config))
+    (coded / "own.py").write_text(f"import os; os.mkdir({str(tmp_path / 'canary')!r})")
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        load_adapter(results / "causal_lm", base=str(coded))
+    assert not (tmp_path / "canary").exists()
+
+
 def test_files_and_hubs_that_are_not_there_are_told_without_a_trace(results, tmp_path):
     said = command("predict", results / "causal_lm", "nothing.jsonl", cwd=tmp_path, code=3)
     assert "nothing.jsonl: No such file or directory." in said
