@@ -251,14 +251,31 @@ def test_signals_and_their_exit_codes(long_run, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert f"--output-dir: process {process.pid} is running in" in done.stderr
-    process.send_signal(signal.SIGSTOP)  # so that both arrive before the step ends
-    process.send_signal(signal.SIGINT)
-    process.send_signal(signal.SIGCONT)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
-    assert process.returncode in (75, 130)  # 75: the step ended between the two
-    kept = all_checkpoints(tmp_path / "killed" / "checkpoints")
-    assert [c for c in kept if what_is_wrong(c) is None]
+    assert process.returncode == 75
+
+
+TWICE = """
+import os, signal, pipelines.training as t
+class Impatient(t.StepLog):
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+t.StepLog = Impatient
+"""
+
+
+def test_the_second_interrupt_stops_at_once_and_the_last_checkpoint_is_whole(long_run, tmp_path):
+    command = script_for(long_run, tmp_path)
+    script = tmp_path / "recipe.py"
+    script.write_text(TWICE + script.read_text())
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 130
+    [checkpoint] = all_checkpoints(tmp_path / "killed" / "checkpoints")
+    assert checkpoint.name == "checkpoint-3"
+    assert what_is_wrong(checkpoint) is None
 
 
 def test_what_is_not_a_number_stops_before_the_update(checkpoint, helpdesk, tmp_path):
