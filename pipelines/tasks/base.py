@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from annotated_types import Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 
 if TYPE_CHECKING:
     import torch
@@ -41,6 +41,30 @@ class DatasetSource:
     """Train on the first rows only."""
     max_eval_rows: Annotated[int, Gt(0)] | None = None
     """Score on the first rows only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """How to continue a text, in transformers' names."""
+
+    max_new_tokens: Annotated[int, Ge(1)] = 128
+    """Most tokens to write; a text that ends by itself is shorter."""
+    num_beams: Annotated[int, Ge(1)] = 1
+    """Beams of a beam search; 1 takes the likeliest token each time."""
+    do_sample: bool = False
+    """Draw tokens at random, by their probability."""
+    temperature: Annotated[float, Gt(0)] = 1.0
+    """Divides the logits before drawing; below 1 is bolder, above 1 wilder."""
+    top_k: Annotated[int, Ge(0)] = 50
+    """Draw from so many of the likeliest tokens; 0 draws from all."""
+    top_p: Annotated[float, Gt(0), Le(1)] = 1.0
+    """Draw from the likeliest tokens that hold this share of the probability."""
+    repetition_penalty: Annotated[float, Gt(0)] = 1.0
+    """Above 1 makes tokens that stand there already less likely."""
+    no_repeat_ngram_size: Annotated[int, Ge(0)] = 0
+    """Never write the same n-gram of this size twice; 0 may."""
+    length_penalty: float = 1.0
+    """Of a beam search: above 0 favours longer texts, below 0 shorter ones."""
 
 
 @dataclass(frozen=True)
@@ -156,6 +180,14 @@ class Task:
     ) -> list[dict[str, Any]]:
         """Return what the logits say of each row, ready to print."""
         raise NotImplementedError
+
+    def prompts(self, examples: Examples, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+        """Return the token ids that a model of this task continues, one prompt for each row.
+
+        Raise DataError with file and line for a row without a text, and for a task that writes
+        none.
+        """
+        raise DataError(f"{type(self).__name__} writes no text.")
 
     def baseline(self, train: Features, held_out: Features) -> dict[str, float] | None:
         """Return the primary metric of a trivial predictor, or None to score the untuned model."""
