@@ -129,6 +129,11 @@ class Task:
     head: ClassVar[str | None] = None
     peft_task_type: ClassVar[str]
 
+    @property
+    def default_generation(self) -> Generation:
+        """Return the options of generation where none are typed."""
+        return Generation()
+
     def labels(self, train: Examples) -> tuple[str, ...]:
         """Return the label names in their order, fixed before training; () if there are none."""
         return ()

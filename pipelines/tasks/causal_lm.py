@@ -112,6 +112,17 @@ class CausalLM(Task):
         }
         return Score(metrics, "perplexity", (low, high), num_rows=len(rows))
 
+    def prompts(self, examples, tokenizer):
+        """Return texts to continue; in training, documents begin after EOS."""
+        texts = list(self.texts(examples))
+        for index, text in enumerate(texts):
+            if not text.strip():
+                raise DataError(
+                    f"{examples.where(index)}: the text is empty. Give its beginning, which the "
+                    "model continues."
+                )
+        return [[tokenizer.eos_token_id, *ids] for ids in encode(tokenizer, texts)]
+
 
 def encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     """Return token ids, whole texts, without the warning about the model's length."""

@@ -1,0 +1,249 @@
+"""Texts are continued alone as in a batch, within the model's positions, and drawn by a seed."""
+
+from logging import ERROR, getLogger
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GenerationConfig
+
+from pipelines.generate import Continuation, batches, continue_prompts
+from pipelines.recipe import RecipeError
+from pipelines.tasks import CausalLM, DataError, DatasetSource
+from pipelines.tasks.base import Examples, Generation
+
+TASK = CausalLM(dataset=DatasetSource(path="nowhere"))
+TEXTS = [
+    "My order is late.",
+    "Hello",
+    "The hinge of the cupboard is broken. " * 3,
+    "Invoice 4711 names the wrong sum, and nobody answers.",
+    "My order",
+    "Hello",
+]
+GREEDY = Generation(max_new_tokens=12)
+
+
+@pytest.fixture
+def model(checkpoint):
+    """A language model of random weights, which seldom ends a text."""
+    return AutoModelForCausalLM.from_pretrained(checkpoint).eval()
+
+
+@pytest.fixture
+def prompts(tokenizer):
+    return TASK.prompts(Examples([{"text": text} for text in TEXTS], "texts"), tokenizer)
+
+
+def let_it_end(model, eos, above):
+    """Make EOS likely: its logit is `above` and the others' keep their order.
+
+    Its embedding, which is its row of the tied head too, becomes a multiple of the bias of the last
+    LayerNorm, which is orthogonal to what is left of the other rows.
+    """
+    with torch.no_grad():
+        model.transformer.ln_f.bias.zero_()
+        model.transformer.ln_f.bias[0] = above
+        model.transformer.ln_f.weight[0] = 0
+        model.transformer.wte.weight[:, 0] = 0
+        model.transformer.wte.weight[eos] = 0
+        model.transformer.wte.weight[eos, 0] = 1
+
+
+def by_hand(model, prompt, count, eos):
+    """Return the likeliest tokens, each from a forward pass over the whole text."""
+    ids = list(prompt)
+    for _ in range(count):
+        with torch.no_grad():
+            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+        if ids[-1] == eos:
+            break
+    return ids[len(prompt) :]
+
+
+def test_a_prompt_begins_as_documents_do_in_training(tokenizer):
+    (prompt,) = TASK.prompts(Examples([{"text": "My order"}], "texts"), tokenizer)
+    rows = TASK.features(
+        Examples([{"text": "My order"}], "texts"), tokenizer, (), training=False
+    ).dataset
+    assert prompt == list(rows[0]["input_ids"])[:-1]  # the block ends in EOS
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"text": " \n"}, "a.jsonl:7: the text is empty"),
+        ({"body": "a"}, "a.jsonl:7: column 'text'"),
+    ],
+)
+def test_a_row_without_a_text_names_file_and_line(tokenizer, row, said):
+    with pytest.raises(DataError, match=said):
+        TASK.prompts(Examples([row], "a.jsonl", [7]), tokenizer)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 16])
+def test_greedy_texts_are_the_likeliest_tokens_one_by_one(model, tokenizer, prompts, batch_size):
+    eos = tokenizer.eos_token_id
+    let_it_end(model, eos, 2.8)
+    expected = []
+    for prompt in prompts:
+        ids = by_hand(model, prompt, 12, eos)
+        ended = ids[-1] == eos
+        expected.append(Continuation(tokenizer.decode(ids[:-1] if ended else ids), ended))
+    assert {each.ended for each in expected} == {True, False}
+    assert continue_prompts(model, tokenizer, prompts, GREEDY, batch_size=batch_size) == expected
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        Generation(max_new_tokens=12, num_beams=3, length_penalty=0.5),
+        Generation(max_new_tokens=12, num_beams=3, length_penalty=-1.0),
+        Generation(max_new_tokens=12, repetition_penalty=1.5),
+        Generation(max_new_tokens=12, no_repeat_ngram_size=1),
+        Generation(max_new_tokens=12, do_sample=True, temperature=1.5, top_k=0, top_p=0.9),
+        Generation(max_new_tokens=200),
+        Generation(max_new_tokens=200, num_beams=2),
+    ],
+    ids=repr,
+)
+def test_a_text_in_a_batch_gives_what_it_gives_alone(model, tokenizer, prompts, options):
+    let_it_end(model, tokenizer.eos_token_id, 2.6)
+    prompts = [prompt[1:] for prompt in prompts]  # the padding is then the only EOS
+    together = continue_prompts(model, tokenizer, prompts, options, seed=3)
+    alone = [continue_prompts(model, tokenizer, [p], options, seed=3)[0] for p in prompts]
+    assert together == alone
+    assert len({each.text for each in together}) > 3
+    assert any(each.ended for each in together)
+
+
+def test_a_text_fills_the_positions_and_cuts_no_other(model, tokenizer, prompts):
+    long = prompts[2] * 12
+    long = [long[:250], long[:253], long[:253]]
+    options = Generation(max_new_tokens=20)
+    found = continue_prompts(model, tokenizer, [*long, *prompts], options)
+    for prompt, each in zip([*long, *prompts], found, strict=True):
+        room = min(20, 256 - len(prompt))
+        ids = by_hand(model, prompt, room, tokenizer.eos_token_id)
+        assert each == Continuation(tokenizer.decode(ids), False)
+        assert len(ids) == room
+
+
+def test_prompts_of_like_lengths_share_a_batch():
+    lengths = [250, 4, 253, 9, 253, 7, 8, 6, 7]
+    prompts = [[1] * length for length in lengths]
+    options = Generation(max_new_tokens=20)
+    assert list(batches(prompts, options, 256, 4)) == [
+        ([2, 4], 3),
+        ([0], 6),
+        ([3, 6, 5, 8], 20),
+        ([7, 1], 20),
+    ]
+    options = Generation(max_new_tokens=3, no_repeat_ngram_size=2)
+    assert list(batches(prompts, options, 256, 4)) == [
+        ([2, 4], 3),
+        ([0], 3),
+        *(([row], 3) for row in (3, 6)),
+        ([5, 8], 3),
+        *(([row], 3) for row in (7, 1)),
+    ]
+
+
+def test_a_prompt_that_leaves_no_room_is_told(model, tokenizer):
+    with pytest.raises(DataError, match=r"prompt 1: 256 tokens leave no room .* 256 positions"):
+        continue_prompts(model, tokenizer, [[1], [1] * 256], GREEDY)
+    assert len(continue_prompts(model, tokenizer, [[1] * 255], GREEDY)) == 1
+
+
+def test_as_many_beams_as_tokens_find_the_likeliest_pair(model, tokenizer, prompts):
+    beams = Generation(max_new_tokens=2, num_beams=400, length_penalty=0.0)
+    greedy = Generation(max_new_tokens=2)
+    better = 0
+    for prompt in prompts:
+        with torch.no_grad():
+            first = model(torch.tensor([prompt])).logits[0, -1].log_softmax(-1)
+            rows = torch.tensor([[*prompt, token] for token in range(400)])
+            pairs = first[:, None] + model(rows).logits[:, -1].log_softmax(-1)
+        pairs[0] = float("-inf")  # nothing stands after EOS
+        ids = [0] if first[0] > pairs.max() else divmod(int(pairs.argmax()), 400)
+        likeliest = tokenizer.decode([token for token in ids if token])
+        (found,) = continue_prompts(model, tokenizer, [prompt], beams)
+        assert found.text == likeliest
+        better += continue_prompts(model, tokenizer, [prompt], greedy)[0].text != likeliest
+    assert better
+
+
+def test_tokens_are_drawn_by_their_probability(model, tokenizer):
+    options = Generation(max_new_tokens=1, do_sample=True, temperature=2.0, top_k=4)
+    prompt = [0, 5, 6]
+    with torch.no_grad():
+        values, ids = model(torch.tensor([prompt])).logits[0, -1].topk(4)
+    shares = (values / 2.0).softmax(0)
+    drawn = continue_prompts(model, tokenizer, [prompt] * 2000, options, batch_size=2000)
+    texts = [each.text for each in drawn]
+    for token, share in zip(ids.tolist(), shares.tolist(), strict=True):
+        found = texts.count(tokenizer.decode([token])) / 2000
+        assert found == pytest.approx(share, abs=4 * (share * (1 - share) / 2000) ** 0.5)
+    assert sum(texts.count(tokenizer.decode([token])) for token in ids.tolist()) == 2000
+
+
+def test_a_seed_draws_again_what_it_drew(model, tokenizer, prompts):
+    options = Generation(max_new_tokens=12, do_sample=True)
+    one = continue_prompts(model, tokenizer, prompts, options, seed=1)
+    torch.manual_seed(5)
+    assert continue_prompts(model, tokenizer, prompts[::-1], options, seed=1) == one[::-1]
+    assert one[1] == one[5]  # equal prompts
+    assert continue_prompts(model, tokenizer, prompts, options, seed=2) != one
+    free = continue_prompts(model, tokenizer, prompts, options)
+    assert free[1] != free[5]
+
+
+def test_drawing_in_a_beam_search_is_refused(model, tokenizer):
+    with pytest.raises(RecipeError, match="do_sample: a beam search draws nothing"):
+        continue_prompts(model, tokenizer, [[1]], Generation(do_sample=True, num_beams=2))
+
+
+def test_a_model_in_training_is_left_as_it_was(model, tokenizer, prompts):
+    expected = continue_prompts(model, tokenizer, prompts, GREEDY)
+    own = GenerationConfig(max_length=3, repetition_penalty=9.0, min_new_tokens=2, do_sample=True)
+    model.generation_config = own
+    model.config.use_cache = False
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5
+    model.train()
+    assert continue_prompts(model, tokenizer, prompts, GREEDY) == expected
+    assert all(module.training for module in model.modules())
+    assert model.generation_config is own
+    assert model.config.use_cache is False
+
+
+@pytest.mark.parametrize("kind", ["fp32", "8bit", "4bit"])
+def test_an_adapter_on_every_base_writes_what_it_says_is_likeliest(
+    kind, checkpoint, tokenizer, prompts, tasks, recwarn, caplog
+):
+    from pipelines.models import build_model
+    from pipelines.recipe import NF4, Int8, Lora, Model, Recipe
+
+    recipe = Recipe(
+        name="a",
+        task=tasks["causal_lm"],
+        model=Model(name_or_path=str(checkpoint)),
+        quantization={"fp32": None, "8bit": Int8(), "4bit": NF4()}[kind],
+        lora=Lora(r=4),
+    )
+    torch.manual_seed(0)
+    model = build_model(recipe, tokenizer, ())
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.3)
+    getLogger("bitsandbytes").setLevel(ERROR)  # as the command line does
+    recwarn.clear()
+    found = continue_prompts(model, tokenizer, prompts[:3], GREEDY)
+    assert not [str(warning.message) for warning in recwarn]
+    assert not caplog.records
+    with model.disable_adapter():
+        assert continue_prompts(model, tokenizer, prompts[:3], GREEDY) != found
+    model.eval()
+    for prompt, each in zip(prompts[:3], found, strict=True):
+        ids = by_hand(model, prompt, 12, tokenizer.eos_token_id)
+        assert each.text == tokenizer.decode(ids, skip_special_tokens=True)
