@@ -12,31 +12,19 @@ import yaml
 
 from pipelines.models import HEADS
 from pipelines.recipe import NF4, Int8, Model, Recipe, Scratch
-from pipelines.tasks import CausalLM, QuestionAnswering, TextClassification
-from pipelines.tasks.question_answering import CONTRACTION_OR_SYMBOL
-
-PIPELINE_TAGS = {
-    "CausalLM": "text-generation",
-    "TextClassification": "text-classification",
-    "QuestionAnswering": "question-answering",
-}
-LIMITS = {
-    "CausalLM": "It repeats what its training text says, also where that is wrong or offensive.",
-    "TextClassification": "It gives every text one of its labels, also a text of another kind.",
-    "QuestionAnswering": "It answers with a span of the context, also where the context is wrong.",
-}
+from pipelines.tasks.base import literal
 
 
 def model_card(recipe: Recipe, sidecar: dict[str, Any], repo: str) -> str:
     """Return README.md for the Hub, metadata first."""
-    kind, metrics = sidecar["task"], sidecar["metrics"]
+    metrics = sidecar["metrics"]
     front = yaml.safe_dump(metadata(recipe, sidecar, repo), sort_keys=False, allow_unicode=True)
     return f"""---
 {front}---
 
 # {safe(repo.split("/")[-1])}
 
-{summary(recipe, sidecar)}
+{summary(recipe)}
 
 ## Use it
 
@@ -70,14 +58,14 @@ The whole recipe stands in `recipe.json`.
 
 ## Limits
 
-{LIMITS[kind]} The score is of one run, on data like its training data.
+{recipe.task.limits} The score is of one run, on data like its training data.
 """
 
 
 def metadata(recipe: Recipe, sidecar: dict[str, Any], repo: str) -> dict[str, Any]:
     """Return what the Hub reads of a card."""
     source, metrics = recipe.task.dataset, sidecar["metrics"]
-    local, tag = source.path.startswith("./"), PIPELINE_TAGS[sidecar["task"]]
+    local, tag = source.path.startswith("./"), recipe.task.pipeline_tag
     dataset = {
         "name": one_line(dataset_name(recipe)),
         "type": re.sub(r"[^\w.-]+", "-", Path(source.path).name) if local else source.path,
@@ -114,39 +102,37 @@ def dataset_name(recipe: Recipe) -> str:
     return f"{source.path} ({source.name})" if source.name else source.path
 
 
-def summary(recipe: Recipe, sidecar: dict[str, Any]) -> str:
+def summary(recipe: Recipe) -> str:
     """Return the sentence at the top of the card."""
-    what = {
-        "CausalLM": "predicts the next token",
-        "TextClassification": "classifies texts",
-        "QuestionAnswering": "answers questions by spans of a context",
-    }[sidecar["task"]]
     if recipe.lora is None:
-        return f"A GPT-2-style model that {what}."
+        return f"A GPT-2-style model that {recipe.task.does}."
     bits = {"NoneType": "", "Int8": " in 8 bits", "NF4": " in 4 bits (NF4)"}
     assert isinstance(recipe.model, Model)
     base = f"{code(recipe.model.name_or_path)}{bits[type(recipe.quantization).__name__]}"
-    return f"A LoRA adapter that {what}, trained on {base}. Its head is in the adapter."
+    head = " Its head is in the adapter." if recipe.task.head else ""
+    return f"A LoRA adapter that {recipe.task.does}, trained on {base}.{head}"
 
 
 def own_lines(recipe: Recipe, repo: str) -> str:
     """Return the lines that load and use a result with this project."""
-    lines = ["from pipelines.hub import load_adapter"]
-    if isinstance(recipe.task, CausalLM):
-        return "\n".join([*lines, "", f'loaded = load_adapter("{repo}")'])
-    if isinstance(recipe.task, QuestionAnswering):
-        row = f'{literal(recipe.task.question_column)}: "Who wrote?", '
-        row += f'{literal(recipe.task.context_column)}: "Ada wrote on Monday."'
-    else:
-        assert isinstance(recipe.task, TextClassification)
-        columns = [c for c in (recipe.task.text_column, recipe.task.text_pair_column) if c]
-        row = ", ".join(f'{literal(column)}: "A text to classify."' for column in columns)
-    lines += [
-        "from pipelines.predict import predict",
-        "from pipelines.tasks.base import Examples",
+    row = ", ".join(f"{literal(k)}: {literal(v)}" for k, v in recipe.task.example_row().items())
+    rows, loaded = f'Examples([{{{row}}}], "rows")', f'loaded = load_adapter("{repo}")'
+    load = "from pipelines.hub import load_adapter"
+    examples = "from pipelines.tasks.base import Examples"
+    if recipe.task.head:
+        ask = "from pipelines.predict import predict"
+        return "\n".join([load, ask, examples, "", loaded, f"print(predict(loaded, {rows}))"])
+    lines = [
+        "from pipelines.generate import continue_prompts",
+        load,
+        examples,
         "",
-        f'loaded = load_adapter("{repo}")',
-        f'print(predict(loaded, Examples([{{{row}}}], "rows")))',
+        loaded,
+        "task = loaded.recipe.task",
+        f"prompts = task.prompts({rows}, loaded.tokenizer)",
+        "options = task.default_generation",
+        "written = continue_prompts(loaded.model, loaded.tokenizer, prompts, options)",
+        "print(written[0].text)",
     ]
     return "\n".join(lines)
 
@@ -162,15 +148,15 @@ def plain_lines(recipe: Recipe, sidecar: dict[str, Any], repo: str) -> str:
         names += ["BitsAndBytesConfig"] if quantized else []
         source = [literal(recipe.model.name_or_path)]
         source += [f"revision={literal(recipe.model.revision)}"] if recipe.model.revision else []
-        arguments = head_lines(task, sidecar)
+        pad = f"pad_token_id={sidecar['pad_token_id']}"
+        arguments = [pad, *task.head_arguments(tuple(sidecar["labels"]))]
     else:
         source = [literal(repo)]
     call = [*source, "dtype=torch.float32", *arguments, *quantized]
     loading = f"{task.auto_class}.from_pretrained(\n" + "".join(f"    {a},\n" for a in call) + ")"
     lines = ["import torch"]
     lines += ["from peft import PeftModel"] if recipe.lora else []
-    if isinstance(task, QuestionAnswering):
-        lines += ["from tokenizers import Regex", "from tokenizers import pre_tokenizers as pre"]
+    lines += task.example_imports
     lines += [f"from transformers import {', '.join(sorted(names))}", ""]
     if sidecar["labels"] and recipe.lora:
         lines += [f"labels = {json.dumps(sidecar['labels']).replace('`', chr(92) + 'u0060')}"]
@@ -179,21 +165,7 @@ def plain_lines(recipe: Recipe, sidecar: dict[str, Any], repo: str) -> str:
     else:
         lines += [f"model = {loading}"]
     lines += ["model.eval()", f"tokenizer = AutoTokenizer.from_pretrained({literal(repo)})", ""]
-    return "\n".join([*lines, *using_lines(recipe, sidecar)])
-
-
-def head_lines(task: Any, sidecar: dict[str, Any]) -> list[str]:
-    """Return the arguments of from_pretrained that size the head and name its labels."""
-    lines = [f"pad_token_id={sidecar['pad_token_id']}"]
-    if isinstance(task, TextClassification):
-        lines.append(f"problem_type={literal(task.problem_type)}")
-        if sidecar["labels"]:
-            lines.append("num_labels=len(labels)")
-            lines.append("id2label=dict(enumerate(labels))")
-            lines.append("label2id={name: i for i, name in enumerate(labels)}")
-        else:
-            lines.append("num_labels=1")
-    return lines
+    return "\n".join([*lines, *task.example_lines()])
 
 
 def quantization_lines(recipe: Recipe) -> list[str]:
@@ -208,60 +180,6 @@ def quantization_lines(recipe: Recipe) -> list[str]:
             return []
     skipped = f"llm_int8_skip_modules={json.dumps(HEADS)}"
     return [f"quantization_config=BitsAndBytesConfig({options}, {skipped})"]
-
-
-def using_lines(recipe: Recipe, sidecar: dict[str, Any]) -> list[str]:
-    """Return the lines that ask a loaded model."""
-    task = recipe.task
-    if isinstance(task, CausalLM):
-        return [
-            'inputs = tokenizer("Good morning", return_tensors="pt")',
-            "output = model.generate(**inputs, max_new_tokens=20, do_sample=False)",
-            "print(tokenizer.decode(output[0], skip_special_tokens=True))",
-        ]
-    if isinstance(task, TextClassification):
-        text = '["A text to classify.", "And another one."]'
-        if task.text_pair_column:
-            text = '["A text" + tokenizer.eos_token + "and its second part."]'
-        cut = f"truncation=True, max_length={task.max_length}"
-        lines = [
-            f'batch = tokenizer({text}, padding=True, {cut}, return_tensors="pt")',
-            "with torch.inference_mode():",
-            "    logits = model(**batch).logits",
-        ]
-        if task.problem_type == "regression":
-            return [*lines, "print(logits[:, 0].tolist())"]
-        if task.problem_type == "multi_label_classification":
-            found = "[[model.config.id2label[i] for i in row.nonzero()[:, 0].tolist()] "
-            return [*lines, f"print({found}for row in logits > 0])"]
-        return [*lines, "print([model.config.id2label[i] for i in logits.argmax(-1).tolist()])"]
-    assert isinstance(task, QuestionAnswering)
-    longest = task.max_answer_length
-    lines = [
-        'question, context = "Who wrote?", "Ada wrote on Monday."',
-        'asked = tokenizer(question, add_special_tokens=False)["input_ids"]',
-        "backend = tokenizer.backend_tokenizer  # digits and punctuation are not merged",
-        f'split = pre.Split(Regex(r"{CONTRACTION_OR_SYMBOL}"), behavior="isolated")',
-        "backend.pre_tokenizer = pre.Sequence([split, backend.pre_tokenizer])",
-        "read = tokenizer(context, add_special_tokens=False, return_offsets_mapping=True)",
-        "eos = tokenizer.eos_token_id  # question, context and the slot of no answer",
-        'ids = torch.tensor([[*asked, eos, *read["input_ids"], eos]])',
-        "with torch.inference_mode():",
-        "    output = model(input_ids=ids)",
-        "start, end = output.start_logits[0], output.end_logits[0]",
-        "first = len(asked) + 1",
-        "scores = start[first:-1, None] + end[None, first:-1]",
-        f"allowed = torch.ones_like(scores).triu().tril({longest - 1}).bool()",
-        'scores = scores.masked_fill(~allowed, float("-inf"))',
-        "i, j = divmod(int(scores.argmax()), len(scores))",
-        'answer = context[read["offset_mapping"][i][0] : read["offset_mapping"][j][1]].strip()',
-    ]
-    if task.version_2_with_negative:
-        lines += [
-            f"if start[-1] + end[-1] > scores.max() + {task.null_score_diff_threshold}:",
-            '    answer = ""',
-        ]
-    return [*lines, "print(answer)"]
 
 
 def results(recipe: Recipe, metrics: dict[str, Any]) -> str:
@@ -333,8 +251,3 @@ def safe(text: str) -> str:
 def code(text: str) -> str:
     """Return a text in the type of code; Markdown is not read inside."""
     return f"<code>{safe(text)}</code>"
-
-
-def literal(text: str | None) -> str:
-    """Return a Python string literal that cannot close a Markdown fence."""
-    return json.dumps(text).replace("`", "\\u0060")

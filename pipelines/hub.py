@@ -39,6 +39,7 @@ FILES = (  # all that a repository may hold; nothing else is ever uploaded or do
     "README.md",
     "adapter_config.json",
     "adapter_model.safetensors",
+    "chat_template.jinja",
     "config.json",
     "generation_config.json",
     "merges.txt",

@@ -31,9 +31,16 @@ EOS = "<|endoftext|>"
 
 
 def load_tokenizer(
-    model: Model | Scratch, texts: Iterable[str], *, max_length: int
+    model: Model | Scratch,
+    texts: Iterable[str],
+    *,
+    max_length: int,
+    chat_template: str | None = None,
 ) -> PreTrainedTokenizerBase:
-    """Load the checkpoint's tokenizer, or train one on `texts`. EOS is the pad token."""
+    """Load the checkpoint's tokenizer, or train one on `texts`. EOS is the pad token.
+
+    `chat_template` is for a tokenizer that has none.
+    """
     wanted = model.tokenizer if isinstance(model, Scratch) else model
     tokenizer: PreTrainedTokenizerBase
     if isinstance(wanted, Model):
@@ -48,6 +55,8 @@ def load_tokenizer(
         tokenizer = train_bpe_tokenizer(texts, wanted.vocab_size)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = chat_template
     tokenizer.padding_side = "right"
     tokenizer.model_max_length = model.n_positions if isinstance(model, Scratch) else max_length
     return tokenizer
@@ -151,11 +160,10 @@ def load_base(
         text = f"{model.name_or_path!r} cannot be loaded: {error}"
         raise RecipeError([Problem("model.name_or_path", text)]) from error
     keep_4bit_layout(base)
-    length = int(getattr(task, "block_size", 0) or getattr(task, "max_length", 0))
-    positions = int(getattr(base.config, "max_position_embeddings", length))
-    if length > positions:
-        name = "block_size" if hasattr(task, "block_size") else "max_length"
-        raise RecipeError([Problem(f"task.{name}", f"{length} is above the model's {positions}.")])
+    positions = int(getattr(base.config, "max_position_embeddings", task.length))
+    if task.length > positions:
+        text = f"{task.length} is above the model's {positions}."
+        raise RecipeError([Problem(f"task.{task.length_field}", text)])
     return base
 
 

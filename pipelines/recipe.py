@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Union
 from annotated_types import Ge, Gt, Le, Lt
 from typeguard import TypeCheckError, check_type
 
-from pipelines.tasks import TASKS, CausalLM, Task
+from pipelines.tasks import TASKS, CausalLM, PreferenceTuning, Task
 
 SIZES: dict[str, tuple[int, int, int]] = {  # layers, heads, width
     "tiny": (2, 2, 128),
@@ -246,6 +246,10 @@ class Recipe:
         """Yield what no single field can know."""
         if self.push_to is not None:
             yield from wrong_repo_id(self.push_to)
+        for name, message in self.task.problems():
+            yield Problem(f"task.{name}", message)
+        if isinstance(self.task, PreferenceTuning):
+            yield from self.wrong_reference()
         if self.quantization and not self.lora:
             yield Problem(
                 "quantization",
@@ -264,16 +268,10 @@ class Recipe:
             layers, heads, width = self.model.widths
             if width % heads:
                 yield Problem("model.n_embd", f"{width} is not a multiple of {heads} heads.")
-            length = (
-                self.task.block_size
-                if isinstance(self.task, CausalLM)
-                else getattr(self.task, "max_length", 0)
-            )
-            if length > self.model.n_positions:
-                name = "block_size" if isinstance(self.task, CausalLM) else "max_length"
+            if self.task.length > self.model.n_positions:
                 yield Problem(
-                    f"task.{name}",
-                    f"{length} is above model.n_positions, {self.model.n_positions}.",
+                    f"task.{self.task.length_field}",
+                    f"{self.task.length} is above model.n_positions, {self.model.n_positions}.",
                 )
         if self.task.dataset.streaming:
             if not isinstance(self.task, CausalLM):
@@ -284,6 +282,19 @@ class Recipe:
                 yield Problem(
                     "model.tokenizer", "cannot be trained on a stream. Name a checkpoint's."
                 )
+
+    def wrong_reference(self) -> Iterator[Problem]:
+        """Yield why the base with the adapter off would be no reference for DPO."""
+        if self.lora is None:
+            text = "the base with the adapter off is the reference of DPO. Add lora=Lora()."
+            yield Problem("lora", text)
+        elif self.lora.init_lora_weights not in PLAIN_INITS:
+            yield Problem(
+                "lora.init_lora_weights",
+                f"{self.lora.init_lora_weights!r} moves a part of the base into the adapter, so "
+                "that the base with the adapter off is no reference for DPO. Allowed: "
+                f"{', '.join(PLAIN_INITS)}.",
+            )
 
     def to_json(self) -> str:
         """Return the recipe as JSON that `from_json` reads back to an equal value."""

@@ -48,6 +48,7 @@ def quiet() -> None:
     logging.disable_progress_bar()
     datasets.disable_progress_bars()
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+    warnings.filterwarnings("ignore", message="`label_smoothing_factor` is deprecated")
 
 
 def print_report(

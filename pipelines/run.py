@@ -17,7 +17,6 @@ from pipelines.models import build_model, load_tokenizer
 from pipelines.publish import check_destination, check_reload, publish
 from pipelines.recipe import NonFiniteError, Preempted, Recipe
 from pipelines.report import print_report, print_score, quiet
-from pipelines.tasks import CausalLM
 from pipelines.tasks.base import Examples
 from pipelines.training import build_trainer, check_world_size, score_of
 
@@ -40,8 +39,12 @@ def run_in_folder(recipe: Recipe, world_size: int, started: float) -> dict[str, 
     task = recipe.task
     splits = load_splits(task.dataset)
     labels = task.labels(splits.train)
-    length = task.block_size if isinstance(task, CausalLM) else getattr(task, "max_length", 0)
-    tokenizer = load_tokenizer(recipe.model, texts(splits.train), max_length=length)
+    tokenizer = load_tokenizer(
+        recipe.model,
+        texts(splits.train),
+        max_length=task.length,
+        chat_template=task.chat_template,
+    )
     train = task.features(splits.train, tokenizer, labels, training=True)
     held_out = task.features(splits.held_out, tokenizer, labels, training=False)
     print_report(recipe, world_size, train, held_out, splits.num_shared())

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import os
 import shutil
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 import torch
@@ -17,7 +18,10 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, Trai
 from pipelines.checkpoints import MARKER, mark_complete, rotate
 from pipelines.recipe import CheckpointError, NonFiniteError, Problem, Recipe, RecipeError, Train
 from pipelines.report import StepLog
-from pipelines.tasks.base import Features
+from pipelines.tasks import InstructionTuning, PreferenceTuning
+from pipelines.tasks.base import Features, Score
+
+Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
 
 class RecipeTrainer(Trainer):
@@ -79,7 +83,7 @@ def build_trainer(
     Its checkpoints carry `identity`, by which a run that resumes knows its own.
 
     transformers' own losses are not: classification gradients grow with accumulation and with
-    processes, and the language-model loss shrinks, so `compute_loss_func` replaces them.
+    processes, and the language-model loss shrinks, so `compute_loss_func` replaces them. trl's are.
     """
     task = recipe.task
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -91,35 +95,53 @@ def build_trainer(
         return task.loss(outputs, labels, num_items_in_batch)
 
     def compute_metrics(prediction: Any) -> dict[str, Any]:
-        score = task.score(prediction, held_out, labels)
-        return score.metrics | {
-            "primary": score.primary,
-            "confidence_interval": list(score.interval),
-            "rows": score.num_rows,
-        }
+        return as_metrics(task.score(prediction, held_out, labels))
 
-    trainer = RecipeTrainer(
-        identity=identity or {},
-        model=model,
-        args=training_arguments(recipe),
-        data_collator=task.collate(int(tokenizer.pad_token_id or 0)),
-        train_dataset=train.dataset if train else None,
-        eval_dataset=held_out.dataset,
-        compute_loss_func=loss,
-        compute_metrics=compute_metrics,
-        preprocess_logits_for_metrics=task.reduce_logits,
-    )
+    options = {
+        "identity": identity or {},
+        "model": model,
+        "train_dataset": train.dataset if train else None,
+        "eval_dataset": held_out.dataset,
+        "compute_metrics": compute_metrics,
+    }
+    if isinstance(task, InstructionTuning | PreferenceTuning):
+        from pipelines.trl_trainers import trl_trainer  # seconds of imports
+
+        arguments = partial(training_arguments, recipe)
+        trainer = trl_trainer(
+            task, arguments, held_out=held_out, processing_class=tokenizer, **options
+        )
+    else:
+        trainer = RecipeTrainer(
+            args=training_arguments(recipe, TrainingArguments),
+            data_collator=task.collate(int(tokenizer.pad_token_id or 0)),
+            compute_loss_func=loss,
+            preprocess_logits_for_metrics=task.reduce_logits,
+            **options,
+        )
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(StepLog())
     return trainer
 
 
-def training_arguments(recipe: Recipe) -> TrainingArguments:
-    """Translate the recipe; precision and devices come from Accelerate's environment."""
+def as_metrics(score: Score) -> dict[str, Any]:
+    """Return a score as the Trainer's metrics."""
+    return score.metrics | {
+        "primary": score.primary,
+        "confidence_interval": list(score.interval),
+        "rows": score.num_rows,
+    }
+
+
+def training_arguments(recipe: Recipe, kind: type[Arguments], **options: Any) -> Arguments:
+    """Translate the recipe; precision and devices come from Accelerate's environment.
+
+    `options` are those that a trainer of trl has beside.
+    """
     train = recipe.train
     per_device, accumulation = split_batch(train, PartialState().num_processes)
     cosine = train.lr_scheduler_type == "cosine"
-    return TrainingArguments(
+    return kind(
         output_dir=str(recipe.folder / "checkpoints"),
         per_device_train_batch_size=per_device,
         per_device_eval_batch_size=train.per_device_eval_batch_size,
@@ -149,6 +171,7 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
         label_names=["labels"],
         disable_tqdm=True,
         report_to="none",
+        **options,
     )
 
 

@@ -7,10 +7,13 @@ Writes JSONL, the same bytes for the same arguments:
     classify/{train,test}.jsonl    {"id", "text", "queue"}
     answer/{train,test}.jsonl      {"id", "question", "context", "answers"}
     documents/{train,test}.jsonl   {"text"}
+    reply/{train,test}.jsonl       {"id", "prompt", "completion"}
+    prefer/{train,test}.jsonl      {"id", "prompt", "chosen", "rejected"}
 
 No ticket stands in two files. A ticket names two things of each kind (two dates, two numbers, two
 sums), so that a question is answered by what stands around a value, not by its form; some
-questions ask for a thing that the ticket does not name.
+questions ask for a thing that the ticket does not name. A courteous reply names the customer and
+says what is done for a ticket of its queue; `prefer` sets it against a curt one.
 """
 
 from __future__ import annotations
@@ -368,6 +371,40 @@ ASIDES = (
     "The guarantee is not my concern.",
     "I am otherwise a happy customer.",
 )
+REPLIES = {  # what the shop does about a ticket, and what a colleague in a hurry would write
+    "billing": (
+        "we have checked your bill and will send a corrected one today.",
+        "Bills are final. Read it again.",
+    ),
+    "delivery": (
+        "we have asked the courier and your parcel will reach you by tomorrow evening.",
+        "It comes when it comes. Wait.",
+    ),
+    "returns": (
+        "you will find a return label in this mail and your refund follows within a week.",
+        "Send it back if you must. You pay.",
+    ),
+    "repair": (
+        "our workshop will gladly mend it and a prepaid box is on its way to you.",
+        "Then do not break it.",
+    ),
+    "account": (
+        "your profile has been reset and a new password mail will arrive in a minute.",
+        "Try again. It works for us.",
+    ),
+    "product": (
+        "we have asked our buyers and will send you all the details this afternoon.",
+        "It says so on the page.",
+    ),
+    "warranty": (
+        "your guarantee is still valid and we have registered your claim for you.",
+        "No stamp, no claim.",
+    ),
+    "complaint": (
+        "we are truly sorry for how you were treated and our manager will call you today.",
+        "Noted.",
+    ),
+}
 GREETINGS = ("Hello,", "Dear team,", "Good morning,", "Hi there,", "To whom it may concern,")
 CLOSINGS = ("Thanks,", "Kind regards,", "Best wishes,", "Many thanks,", "Yours,")
 
@@ -378,6 +415,7 @@ class Ticket:
 
     text: str
     queue: str
+    customer: str
     values: dict[str, tuple[str, int]]
 
 
@@ -403,8 +441,8 @@ def make_ticket(rng: random.Random) -> Ticket:
         if name is not None:
             values[name] = (value, len(text) + sentence.index("{}"))
         text += sentence.replace("{}", value)
-    text += f" {rng.choice(CLOSINGS)} {person(rng)}"
-    return Ticket(text, queue, values)
+    closing, customer = rng.choice(CLOSINGS), person(rng)
+    return Ticket(f"{text} {closing} {customer}", queue, customer, values)
 
 
 def make_question(ticket: Ticket, rng: random.Random) -> tuple[str, str | None]:
@@ -426,6 +464,13 @@ def make_case(ticket: Ticket, rng: random.Random) -> str:
         value, start = ticket.values[name]
         text = f"{text[:start]}[{value}]{text[start + len(value) :]}"
     return f"{question}\n{text}\nQueue: {ticket.queue}"
+
+
+def make_reply(ticket: Ticket) -> str:
+    """Write the courteous reply."""
+    done, _ = REPLIES[ticket.queue]
+    thanks = f"Dear {ticket.customer}, thank you for your message:"
+    return f"{thanks} {done} Kind regards, your help desk"
 
 
 def tickets(rng: random.Random, seen: set[str]) -> Iterator[Ticket]:
@@ -478,6 +523,20 @@ def write(
             cases = [make_case(next(source), rng) for _ in range(rng.randint(2, 4))]
             rows.append({"text": "\n\n".join(cases)})
         write_rows(folder / "documents" / f"{split}.jsonl", rows)
+    for split, count in (("train", num_train // 2), ("test", num_test // 2)):
+        rows = []
+        for number in range(count):
+            ticket = next(source)
+            row = {"id": f"r-{split}-{number}", "prompt": ticket.text}
+            rows.append(row | {"completion": make_reply(ticket)})
+        write_rows(folder / "reply" / f"{split}.jsonl", rows)
+        rows = []
+        for number in range(count):
+            ticket = next(source)
+            row = {"id": f"p-{split}-{number}", "prompt": ticket.text}
+            _, curt = REPLIES[ticket.queue]
+            rows.append(row | {"chosen": make_reply(ticket), "rejected": curt})
+        write_rows(folder / "prefer" / f"{split}.jsonl", rows)
 
 
 def write_rows(file: Path, rows: list[dict]) -> None:

@@ -73,9 +73,40 @@ def checkpoint(tmp_path_factory, tokenizer) -> Path:
     return folder
 
 
+TASKS = (
+    "causal_lm",
+    "text_classification",
+    "question_answering",
+    "instruction_tuning",
+    "preference_tuning",
+)
+METHODS = ("full", "lora", "8bit", "4bit")
+CASES = [(t, m) for t in TASKS for m in METHODS if (t, m) != ("preference_tuning", "full")]
+"""Every task by every method; DPO needs the base beside the adapter."""
+
+
+def method(name: str, **options):
+    """Return the fields of a recipe that make its method; `options` are of the adapter."""
+    from pipelines.recipe import NF4, Int8, Lora
+
+    quantization = {"8bit": Int8(), "4bit": NF4()}.get(name)
+    return {
+        "quantization": quantization,
+        "lora": None if name == "full" else Lora(r=4, **options),
+    }
+
+
 def make_tasks(helpdesk: Path) -> dict:
     """Return one task of each kind on the helpdesk data."""
-    from pipelines.tasks import CausalLM, DatasetSource, QuestionAnswering, TextClassification
+    from pipelines.tasks import (
+        CausalLM,
+        DatasetSource,
+        Generation,
+        InstructionTuning,
+        PreferenceTuning,
+        QuestionAnswering,
+        TextClassification,
+    )
 
     def source(name: str) -> DatasetSource:
         return DatasetSource(path=str(helpdesk / name), eval_split="test")
@@ -87,6 +118,18 @@ def make_tasks(helpdesk: Path) -> dict:
         ),
         "question_answering": QuestionAnswering(
             dataset=source("answer"), version_2_with_negative=True, max_length=128, stride=32
+        ),
+        "instruction_tuning": InstructionTuning(
+            dataset=source("reply"),
+            prompt_format="{prompt}\nReply:",
+            max_length=128,
+            generation=Generation(max_new_tokens=8),
+        ),
+        "preference_tuning": PreferenceTuning(
+            dataset=source("prefer"),
+            prompt_format="{prompt}\nReply:",
+            max_length=128,
+            generation=Generation(max_new_tokens=8),
         ),
     }
 
@@ -102,7 +145,7 @@ def first_logits(task, model, tokenizer, rows):
     import torch
 
     batch = task.collate(tokenizer.pad_token_id)([dict(row) for row in rows])
-    batch.pop("labels")
+    batch.pop("labels", None)
     with torch.no_grad():
         outputs = model(**batch)
     return torch.cat([v.flatten() for k, v in outputs.items() if k.endswith("logits")])

@@ -15,20 +15,13 @@ import sys
 from pathlib import Path
 
 import torch
-from conftest import first_logits, make_tasks
+from conftest import CASES, first_logits, make_tasks, method
 
 from pipelines.data import load_splits
 from pipelines.hub import load_adapter
-from pipelines.recipe import NF4, Int8, Lora, Model, Recipe, Scratch, Tokenizer, Train
+from pipelines.recipe import Model, Recipe, Scratch, Tokenizer, Train
 from pipelines.scoring import evaluate_adapter
 from pipelines.tasks import CausalLM, DatasetSource
-
-METHODS = {
-    "full": (None, None),
-    "lora": (None, Lora(r=4)),
-    "8bit": (Int8(), Lora(r=4)),
-    "4bit": (NF4(), Lora(r=4)),
-}
 
 
 def base(data: str, folder: str) -> Recipe:
@@ -46,18 +39,16 @@ def base(data: str, folder: str) -> Recipe:
     )
 
 
-def tuned(data: str, folder: str, task: str, method: str) -> Recipe:
+def tuned(data: str, folder: str, task: str, name: str) -> Recipe:
     """Return a recipe that tunes the published base and publishes the result."""
-    quantization, lora = METHODS[method]
     return Recipe(
-        name=f"{task}-{method}",
+        name=f"{task}-{name}",
         task=make_tasks(Path(data))[task],
         model=Model(name_or_path="local/base"),
-        quantization=quantization,
-        lora=lora,
         train=Train(max_steps=12, learning_rate=1e-2, warmup_steps=0),
-        output_dir=f"{folder}/{task}-{method}",
-        push_to=f"local/{task.replace('_', '-')}-{method}",
+        output_dir=f"{folder}/{task}-{name}",
+        push_to=f"local/{task.replace('_', '-')}-{name}",
+        **method(name),
     )
 
 
@@ -83,9 +74,8 @@ def publish_all(data: str, folder: str) -> dict:
 
     pipelines.run.save = save_and_note
     pipelines.run.run(base(data, folder))
-    for task in make_tasks(Path(data)):
-        for method in METHODS:
-            pipelines.run.run(tuned(data, folder, task, method))
+    for task, name in CASES:
+        pipelines.run.run(tuned(data, folder, task, name))
     return noted
 
 

@@ -6,20 +6,13 @@ import sys
 from dataclasses import replace
 
 import pytest
-from conftest import ROOT, make_tasks
+from conftest import CASES, ROOT, make_tasks, method
 
-from pipelines.recipe import NF4, Int8, Lora, Model, Recipe, Train
+from pipelines.recipe import Model, Recipe, Train
 
-METHODS = {
-    "full": (None, None),
-    "lora": (None, Lora(r=4)),
-    "8bit": (Int8(), Lora(r=4)),
-    "4bit": (NF4(), Lora(r=4)),
-}
 # In training on a CPU bitsandbytes multiplies by the dequantised weights: nothing of a batch is
 # quantised, so that 8 and 4 bits need no other tolerance.
 TOLERANCE = 1e-5
-TASKS = ("causal_lm", "text_classification", "question_answering")
 
 
 def launch(config: str, recipes: dict[str, Recipe], folder) -> dict[str, list[dict]]:
@@ -42,12 +35,10 @@ def logs(tmp_path_factory, checkpoint, helpdesk):
     tasks = make_tasks(helpdesk)
     folder = tmp_path_factory.mktemp("equivalence")
     base = {
-        f"{task_name} {method}": Recipe(
+        f"{task} {name}": Recipe(
             name="steps",
-            task=task,
+            task=tasks[task],
             model=Model(name_or_path=str(checkpoint)),
-            quantization=quantization,
-            lora=lora,
             train=Train(
                 learning_rate=1e-3,
                 max_steps=3,
@@ -58,9 +49,9 @@ def logs(tmp_path_factory, checkpoint, helpdesk):
                 max_grad_norm=1e9,
             ),
             output_dir=str(folder / "out"),
+            **method(name),
         )
-        for task_name, task in tasks.items()
-        for method, (quantization, lora) in METHODS.items()
+        for task, name in CASES
     }
     accumulated = {
         f"{name} accumulated": replace(
@@ -73,13 +64,12 @@ def logs(tmp_path_factory, checkpoint, helpdesk):
     return found | {f"{name} two": rows for name, rows in two.items()}
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize(("task", "name"), CASES)
 @pytest.mark.parametrize("layout", ["accumulated", "two"])
-def test_loss_and_gradient_norm_do_not_depend_on_the_layout(logs, task, method, layout):
-    whole, split = logs[f"{task} {method}"], logs[f"{task} {method} {layout}"]
+def test_loss_and_gradient_norm_do_not_depend_on_the_layout(logs, task, name, layout):
+    whole, split = logs[f"{task} {name}"], logs[f"{task} {name} {layout}"]
     assert len(whole) == len(split) == 3
     assert {row["world_size"] for row in split} == {2 if layout == "two" else 1}
     for expected, got in zip(whole, split, strict=True):
-        for name in ("loss", "grad_norm"):
-            assert got[name] == pytest.approx(expected[name], rel=TOLERANCE), name
+        for value in ("loss", "grad_norm"):
+            assert got[value] == pytest.approx(expected[value], rel=TOLERANCE), value

@@ -7,17 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import CASES, TASKS, first_logits, make_tasks, method
 
 from pipelines.data import load_splits
-from pipelines.recipe import NF4, Int8, Lora, Model, Recipe, Train
-
-METHODS = {
-    "full": (None, None),
-    "lora": (None, Lora(r=4)),
-    "8bit": (Int8(), Lora(r=4)),
-    "4bit": (NF4(), Lora(r=4)),
-}
-TASKS = ("causal_lm", "text_classification", "question_answering")
+from pipelines.recipe import Model, Recipe, Train
 
 RELOAD = """
 import sys, torch
@@ -40,8 +33,6 @@ torch.save(found, sys.argv[1])
 @pytest.fixture(scope="module")
 def results(tmp_path_factory, checkpoint, helpdesk):
     """What each run had before saving, and what a new process loads."""
-    from conftest import first_logits, make_tasks
-
     import pipelines.run
 
     folder = tmp_path_factory.mktemp("matrix")
@@ -57,19 +48,17 @@ def results(tmp_path_factory, checkpoint, helpdesk):
 
     patch = pytest.MonkeyPatch()
     patch.setattr(pipelines.run, "save", save_and_note)
-    for task_name, task in make_tasks(helpdesk).items():
-        for method, (quantization, lora) in METHODS.items():
-            pipelines.run.run(
-                Recipe(
-                    name=f"{task_name}-{method}",
-                    task=task,
-                    model=Model(name_or_path=str(checkpoint)),
-                    quantization=quantization,
-                    lora=lora,
-                    train=Train(max_steps=2, learning_rate=1e-2, warmup_steps=0),
-                    output_dir=str(folder / f"{task_name}-{method}"),
-                )
+    for task, name in CASES:
+        pipelines.run.run(
+            Recipe(
+                name=f"{task}-{name}",
+                task=make_tasks(helpdesk)[task],
+                model=Model(name_or_path=str(checkpoint)),
+                train=Train(max_steps=2, learning_rate=1e-2, warmup_steps=0),
+                output_dir=str(folder / f"{task}-{name}"),
+                **method(name),
             )
+        )
     patch.undo()
     file = folder / "reloaded.pt"
     done = subprocess.run(
@@ -82,25 +71,23 @@ def results(tmp_path_factory, checkpoint, helpdesk):
     return folder, trained, torch.load(file, weights_only=False)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("task", TASKS)
-def test_a_result_reloads_in_a_new_process(results, task, method):
+@pytest.mark.parametrize(("task", "name"), CASES)
+def test_a_result_reloads_in_a_new_process(results, task, name):
     folder, trained, reloaded = results
-    name = str(folder / f"{task}-{method}")
+    name = str(folder / f"{task}-{name}")
     (logits, labels), (loaded_logits, loaded_labels) = trained[name], reloaded[name]
     assert loaded_labels == labels
     assert bool(labels) == (task == "text_classification")
     torch.testing.assert_close(loaded_logits, logits, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("task", TASKS)
-def test_training_moved_the_head_and_the_adapter(results, task, method, checkpoint):
+@pytest.mark.parametrize(("task", "name"), CASES)
+def test_training_moved_the_head_and_the_adapter(results, task, name, checkpoint):
     from safetensors.torch import load_file
 
     folder, _, _ = results
-    path = folder / f"{task}-{method}"
-    if method == "full":
+    path = folder / f"{task}-{name}"
+    if name == "full":
         tensors = load_file(path / "model.safetensors")
         before = load_file(checkpoint / "model.safetensors")
         moved = [k for k in before if k in tensors and not torch.equal(before[k], tensors[k])]
@@ -116,25 +103,22 @@ def test_training_moved_the_head_and_the_adapter(results, task, method, checkpoi
         assert weight.dtype == torch.float32
 
 
-@pytest.mark.parametrize("method", ["8bit", "4bit"])
+@pytest.mark.parametrize("name", ["8bit", "4bit"])
 @pytest.mark.parametrize("task", TASKS)
-def test_the_base_is_quantised_and_the_head_is_not(task, method, checkpoint, tokenizer, helpdesk):
+def test_the_base_is_quantised_and_the_head_is_not(task, name, checkpoint, tokenizer, helpdesk):
     import bitsandbytes as bnb
-    from conftest import make_tasks
 
     from pipelines.models import build_model
 
-    quantization, lora = METHODS[method]
     recipe = Recipe(
         name="a",
         task=make_tasks(helpdesk)[task],
         model=Model(name_or_path=str(checkpoint)),
-        quantization=quantization,
-        lora=lora,
+        **method(name),
     )
     labels = ("a", "b", "c") if task == "text_classification" else ()
     model = build_model(recipe, tokenizer, labels)
-    kind = bnb.nn.Linear8bitLt if method == "8bit" else bnb.nn.Linear4bit
+    kind = bnb.nn.Linear8bitLt if name == "8bit" else bnb.nn.Linear4bit
     layers = [n for n, m in model.named_modules() if isinstance(m, kind)]
     assert len(layers) == 8
     assert not any(h in n for n in layers for h in ("lm_head", "score", "qa_outputs"))
@@ -160,7 +144,13 @@ def test_evaluate_gives_the_score_of_the_run(results):
     from pipelines.scoring import evaluate_adapter
 
     folder, _, _ = results
-    for name in ("causal_lm-lora", "text_classification-8bit", "question_answering-4bit"):
+    for name in (
+        "causal_lm-lora",
+        "text_classification-8bit",
+        "question_answering-4bit",
+        "instruction_tuning-8bit",
+        "preference_tuning-4bit",
+    ):
         recorded = json.loads((folder / name / "task.json").read_text())["metrics"]
         again = evaluate_adapter(folder / name)
         assert again.claimed == recorded[recorded["primary"]]

@@ -145,3 +145,28 @@ def test_evaluator_scores_a_checkpoint_with_our_module(checkpoint, helpdesk):
             int(model(**tokenizer(text, return_tensors="pt")).logits.argmax()) for text in texts
         ]
     assert found["accuracy"] == pytest.approx(np.mean(np.equal(guesses, [0, 1, 1])))
+
+
+def test_rouge_is_the_f_measure_of_the_longest_common_subsequence():
+    # "a b c d" and "a x c": the subsequence "a c"; precision 2/4, recall 2/3, F 4/7
+    found = metrics.load("rouge").compute(
+        predictions=["a b c d", "y"], references=[["q", "a x c"], ["z"]], use_aggregator=False
+    )
+    assert found == {"rougeL": [pytest.approx(4 / 7), 0.0]}
+    found = metrics.load("rouge").compute(
+        predictions=["a b c d", "y"], references=[["q", "a x c"], ["z"]]
+    )
+    assert found == {"rougeL": pytest.approx(2 / 7)}
+
+
+def test_bleu_counts_clipped_n_grams_over_any_reference():
+    # n-grams of "the cat sat on the mat" in a reference: 5/6, 3/5, 2/4, 1/3; no brevity penalty
+    guess, gold = "the cat sat on the mat", "a cat sat on the mat"
+    expected = 100 * (5 / 6 * 4 / 5 * 3 / 4 * 2 / 3) ** 0.25
+    found = metrics.load("sacrebleu").compute(predictions=[guess], references=[[gold]])
+    assert found["score"] == pytest.approx(expected)
+    found = metrics.load("sacrebleu").compute(
+        predictions=[guess, "one two three four"],
+        references=[[gold, guess], ["one two three four"]],
+    )
+    assert found["score"] == pytest.approx(100)

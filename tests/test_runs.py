@@ -1,6 +1,7 @@
 """Whole runs of what the matrix leaves out: LoRA's options, streams, other problem types."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,15 @@ from pipelines.data import load_splits
 from pipelines.hub import load_adapter
 from pipelines.models import build_model
 from pipelines.recipe import Int8, Lora, Model, Recipe, RecipeError, Scratch, Tokenizer, Train
-from pipelines.tasks import CausalLM, DatasetSource, TextClassification
+from pipelines.tasks import (
+    CausalLM,
+    DatasetSource,
+    Generation,
+    InstructionTuning,
+    PreferenceTuning,
+    TextClassification,
+)
+from pipelines.tasks.replies import CHAT_TEMPLATE
 
 
 def train_and_reload(recipe, monkeypatch):
@@ -165,6 +174,37 @@ def test_a_stream_trains_like_the_rows_in_order(helpdesk, checkpoint, tmp_path, 
     before, after, metrics = train_and_reload(recipe, monkeypatch)
     torch.testing.assert_close(after, before)
     assert metrics["perplexity"] < metrics["baseline"]["before training"]
+
+
+@pytest.mark.parametrize("kind", ["instruction", "packed", "preference"])
+def test_a_chat_trains_and_reloads_with_its_template(kind, checkpoint, tmp_path, monkeypatch):
+    def chat(reply):
+        asked = [{"role": "user", "content": "late"}, {"role": "assistant", "content": "When?"}]
+        return [*asked, {"role": "user", "content": "now"}, {"role": "assistant", "content": reply}]
+
+    rows = [{"chosen": chat(f"Sorry, {n}."), "rejected": chat(f"{n}?")} for n in range(24)]
+    source, options = write(tmp_path, rows), {"chat": True, "max_length": 128}
+    task = {
+        "instruction": InstructionTuning(dataset=source, completion_column="chosen", **options),
+        "packed": InstructionTuning(
+            dataset=source, completion_column="chosen", packing=True, **options
+        ),
+        "preference": PreferenceTuning(dataset=source, **options),
+    }[kind]
+    recipe = Recipe(
+        name="chat",
+        task=replace(task, generation=Generation(max_new_tokens=4)),
+        model=Model(name_or_path=str(checkpoint)),
+        lora=Lora(r=4),
+        train=Train(max_steps=4, learning_rate=1e-2, warmup_steps=0, global_batch_size=4),
+        output_dir=str(tmp_path / "out"),
+    )
+    before, after, metrics = train_and_reload(recipe, monkeypatch)
+    torch.testing.assert_close(after, before, rtol=1e-6, atol=1e-6)
+    assert load_adapter(recipe.folder).tokenizer.chat_template == CHAT_TEMPLATE
+    assert metrics["rows"] == (24 if kind == "preference" else 1)  # replies to one prompt
+    if kind == "preference":
+        assert metrics["reward_margin"] > 0
 
 
 def test_a_character_model_from_a_text_file(tmp_path, monkeypatch):

@@ -16,6 +16,8 @@ NAMES = (
     "mse",
     "pearsonr",
     "perplexity",
+    "rouge",
+    "sacrebleu",
     "spearmanr",
     "squad",
     "squad_v2",

@@ -1,12 +1,21 @@
 """The allow-list of tasks that a recipe.json may name."""
 
-from pipelines.tasks.base import DataError, DatasetSource, Task
+from pipelines.tasks.base import DataError, DatasetSource, Generation, Task
 from pipelines.tasks.causal_lm import CausalLM
+from pipelines.tasks.instruction import InstructionTuning
+from pipelines.tasks.preference import PreferenceTuning
 from pipelines.tasks.question_answering import QuestionAnswering
 from pipelines.tasks.text_classification import TextClassification
 
 TASKS: dict[str, type[Task]] = {
-    task.__name__: task for task in (CausalLM, TextClassification, QuestionAnswering)
+    task.__name__: task
+    for task in (
+        CausalLM,
+        TextClassification,
+        QuestionAnswering,
+        InstructionTuning,
+        PreferenceTuning,
+    )
 }
 
 __all__ = [
@@ -14,6 +23,9 @@ __all__ = [
     "CausalLM",
     "DataError",
     "DatasetSource",
+    "Generation",
+    "InstructionTuning",
+    "PreferenceTuning",
     "QuestionAnswering",
     "Task",
     "TextClassification",

@@ -21,8 +21,15 @@ class CausalLM(Task):
     block_size: Annotated[int, Ge(2)] = 1024
     """Tokens of a training row."""
 
+    does: ClassVar[str] = "predicts the next token"
+    limits: ClassVar[str] = (
+        "It repeats what its training text says, also where that is wrong or offensive."
+    )
+    pipeline_tag: ClassVar[str] = "text-generation"
+
     auto_class: ClassVar[str] = "AutoModelForCausalLM"
     peft_task_type: ClassVar[str] = "CAUSAL_LM"
+    length_field: ClassVar[str] = "block_size"
 
     def texts(self, examples: Examples) -> Iterator[str]:
         """Yield the documents, checked."""
@@ -87,6 +94,16 @@ class CausalLM(Task):
             return inputs
 
         return batch
+
+    def example_row(self):
+        return {self.text_column: "Good morning"}
+
+    def example_lines(self):
+        return [
+            'inputs = tokenizer(tokenizer.eos_token + "Good morning", return_tensors="pt")',
+            "output = model.generate(**inputs, max_new_tokens=20, do_sample=False)",
+            "print(tokenizer.decode(output[0], skip_special_tokens=True))",
+        ]
 
     def loss(self, outputs, labels, num_items):
         return token_losses(outputs.logits, labels).sum() / num_items

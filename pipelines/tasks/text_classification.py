@@ -9,7 +9,15 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge
 
-from pipelines.tasks.base import DataError, Examples, Features, Score, Task, bootstrap
+from pipelines.tasks.base import (
+    DataError,
+    Examples,
+    Features,
+    Score,
+    Task,
+    bootstrap,
+    literal,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +36,10 @@ class TextClassification(Task):
     """Column that holds the label."""
     max_length: Annotated[int, Ge(4)] = 128
     """Tokens kept of a row; the run reports how many rows were cut."""
+
+    does: ClassVar[str] = "classifies texts"
+    limits: ClassVar[str] = "It gives every text one of its labels, also a text of another kind."
+    pipeline_tag: ClassVar[str] = "text-classification"
 
     auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
     head: ClassVar[str | None] = "score"
@@ -221,6 +233,38 @@ class TextClassification(Task):
         majority = max(counts, key=lambda label: counts[label])
         hits = sum(row["labels"] == majority for row in held_out.dataset)
         return {"majority class": hits / held_out.num_rows}
+
+    def example_row(self):
+        columns = [c for c in (self.text_column, self.text_pair_column) if c]
+        return dict.fromkeys(columns, "A text to classify.")
+
+    def example_lines(self):
+        text = '["A text to classify.", "And another one."]'
+        if self.text_pair_column:
+            text = '["A text" + tokenizer.eos_token + "and its second part."]'
+        cut = f"truncation=True, max_length={self.max_length}"
+        lines = [
+            f'batch = tokenizer({text}, padding=True, {cut}, return_tensors="pt")',
+            "with torch.inference_mode():",
+            "    logits = model(**batch).logits",
+        ]
+        if self.problem_type == "regression":
+            return [*lines, "print(logits[:, 0].tolist())"]
+        if self.problem_type == "multi_label_classification":
+            found = "[[model.config.id2label[i] for i in row.nonzero()[:, 0].tolist()] "
+            return [*lines, f"print({found}for row in logits > 0])"]
+        return [*lines, "print([model.config.id2label[i] for i in logits.argmax(-1).tolist()])"]
+
+    def head_arguments(self, labels):
+        kind = f"problem_type={literal(self.problem_type)}"
+        if not labels:
+            return [kind, "num_labels=1"]
+        return [
+            kind,
+            "num_labels=len(labels)",
+            "id2label=dict(enumerate(labels))",
+            "label2id={name: i for i, name in enumerate(labels)}",
+        ]
 
     def model_kwargs(self, labels):
         return {

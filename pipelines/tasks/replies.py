@@ -1,0 +1,259 @@
+"""Prompts and replies as tokens: from a format with columns, or from the turns of a chat.
+
+A reply is encoded apart from its prompt, so that training reads the same tokens as generation
+does, and it ends in EOS, which is learned though it is the pad token too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from string import Formatter
+from typing import Annotated, Any, ClassVar
+
+from annotated_types import Ge
+
+from pipelines.tasks.base import DataError, Generation, Task, literal
+
+Prompt = str | list[dict[str, str]]
+"""A text, or the turns of a chat that ends with the user's."""
+ROLES = ("system", "user", "assistant")
+IGNORED = -100  # the label of a token that is not learned
+
+CHAT_TEMPLATE = """\
+{%- for message in messages -%}
+{%- set text = message['content'] | replace(eos_token, '') | trim -%}
+{%- if message['role'] == 'assistant' -%}
+{{- 'Assistant:\\n' -}}
+{%- generation -%}{{- text + eos_token -}}{%- endgeneration -%}
+{%- else -%}
+{{- message['role'] | capitalize + ':\\n' + text + '\\n\\n' -}}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- 'Assistant:\\n' -}}{%- endif -%}"""
+"""Turns as plain text, since GPT-2 has no token but EOS to mark them with; EOS ends each reply."""
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A prompt and its reply: `labels` are `input_ids` where a reply is learned, else -100.
+
+    `start` is where the last reply begins; what stands before it is the prompt.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+    start: int
+
+    @property
+    def prompt_ids(self) -> list[int]:
+        """Return what a model continues by the last reply."""
+        return self.input_ids[: self.start]
+
+    @property
+    def reply_ids(self) -> list[int]:
+        """Return the last reply."""
+        return self.input_ids[self.start :]
+
+    def fitted(self, max_length: int) -> Exchange:
+        """Return it in `max_length` tokens: the beginning of the prompt goes, the reply stays.
+
+        A reply that fills the length alone loses its end, and so learns none.
+        """
+        cut = min(max(len(self.input_ids) - max_length, 0), self.start - 1)
+        kept = slice(cut, cut + max_length)
+        labels = [IGNORED, *self.labels[kept][1:]]  # the first token is predicted by none
+        return Exchange(self.input_ids[kept], labels, self.start - cut)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplyTask(Task):
+    """What the tasks have in common whose models reply to prompts."""
+
+    prompt_format: str = "{prompt}"
+    """Prompt of a row, with its columns in braces; the reply follows after a space or new line."""
+    chat: bool = False
+    """A reply's column holds the messages, {"role", "content"}, that end with it, and the
+    tokenizer's chat template makes the prompt."""
+    max_length: Annotated[int, Ge(16)] = 512
+    """Tokens of a row; a longer one loses the beginning of its prompt, and is counted."""
+    generation: Generation = field(default_factory=Generation)
+    """How replies are written, to be scored and by `gpt2-recipes generate`."""
+
+    does: ClassVar[str] = "replies to prompts"
+    limits: ClassVar[str] = "It replies as its training rows do, also where they are wrong."
+    pipeline_tag: ClassVar[str] = "text-generation"
+    auto_class: ClassVar[str] = "AutoModelForCausalLM"
+    peft_task_type: ClassVar[str] = "CAUSAL_LM"
+    chat_template: ClassVar[str | None] = CHAT_TEMPLATE
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        for message in format_problems(self.prompt_format):
+            yield "prompt_format", message
+
+    @property
+    def default_generation(self) -> Generation:
+        return self.generation
+
+    @property
+    def reply_column(self) -> str:
+        """Return the column of the reply that is to become likelier."""
+        raise NotImplementedError
+
+    def row(self, text):
+        """Return a row of a prompt that somebody types."""
+        if self.chat:
+            return {self.reply_column: [{"role": "user", "content": text}]}
+        columns = columns_of(self.prompt_format)
+        if len(columns) > 1:
+            raise DataError(
+                f"a prompt has the columns {', '.join(columns)}: give a file whose rows hold them."
+            )
+        return {columns[0]: text}
+
+    def prompt(self, row: dict[str, Any], where: str) -> Prompt:
+        """Return what a row asks. Raise DataError for a row that asks nothing."""
+        if not self.chat:
+            return fill(self.prompt_format, row, where)
+        turns = check_turns(row.get(self.reply_column), where)
+        answered = len(turns) > 1 and turns[-1]["role"] == "assistant"
+        return turns[:-1] if answered else turns
+
+    def said(self, row: dict[str, Any], column: str, where: str) -> tuple[Prompt, str]:
+        """Return what a row asks, and the reply in a column. Raise DataError if there is none."""
+        reply = row.get(column)
+        if self.chat:
+            turns = check_turns(reply, where)
+            if turns[-1]["role"] != "assistant":
+                raise DataError(f"{where}: the last message is of the {turns[-1]['role']}.")
+            if len(turns) == 1:
+                raise DataError(f"{where}: a reply to nothing.")
+            return turns[:-1], turns[-1]["content"].strip()
+        if not isinstance(reply, str) or not reply.strip():
+            raise DataError(
+                f"{where}: column {column!r} holds {reply!r}, not a reply. "
+                f"Columns: {', '.join(row)}."
+            )
+        return fill(self.prompt_format, row, where), reply.strip()
+
+    def prompts(self, examples, tokenizer):
+        asked = [self.prompt(row, examples.where(i)) for i, row in enumerate(examples.rows)]
+        return [encode_prompt(tokenizer, prompt) for prompt in asked]
+
+    def example_row(self):
+        if self.chat:
+            return self.row("Good morning")
+        return dict.fromkeys(columns_of(self.prompt_format), "Good morning")
+
+    def example_lines(self):
+        if self.chat:
+            asked = [
+                f"messages = {literal(self.example_row()[self.reply_column])}",
+                "inputs = tokenizer.apply_chat_template(",
+                '    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"',
+                ")",
+            ]
+        else:
+            prompt = self.prompt_format.format_map(self.example_row()).rstrip(" ")
+            asked = [
+                f"prompt = {literal(prompt)}",
+                'inputs = tokenizer(prompt, return_tensors="pt")',
+            ]
+        most = self.generation.max_new_tokens
+        return [
+            *asked,
+            f"output = model.generate(**inputs, max_new_tokens={most}, do_sample=False)",
+            'written = output[0, inputs["input_ids"].shape[1] :]',
+            "print(tokenizer.decode(written, skip_special_tokens=True))",
+        ]
+
+
+def format_problems(prompt_format: str) -> Iterator[str]:
+    """Yield what is wrong with a prompt format."""
+    try:
+        columns = columns_of(prompt_format)
+    except ValueError as error:
+        yield f"{prompt_format!r} is not a format: {error}. Write {{{{ and }}}} for braces."
+        return
+    if not columns:
+        yield f"{prompt_format!r} names no column in braces, as {{prompt}}."
+    for column in columns:
+        if not column or not column.replace("_", "").replace("-", "").replace(" ", "").isalnum():
+            yield f"{prompt_format!r}: {{{column}}} is not the name of a column."
+
+
+def columns_of(prompt_format: str) -> list[str]:
+    """Return the columns that a prompt format names, each once."""
+    names = [name for _, name, _, _ in Formatter().parse(prompt_format) if name is not None]
+    return list(dict.fromkeys(names))
+
+
+def fill(prompt_format: str, row: dict[str, Any], where: str) -> str:
+    """Return the prompt of a row. Raise DataError for a column that holds no text.
+
+    A column may be empty, but not the whole prompt.
+    """
+    columns = columns_of(prompt_format)
+    for column in columns:
+        if not isinstance(row.get(column), str):
+            raise DataError(
+                f"{where}: column {column!r} holds {row.get(column)!r}, not a text. "
+                f"Columns: {', '.join(row)}."
+            )
+    if not any(row[column].strip() for column in columns):
+        raise DataError(f"{where}: the prompt is empty.")
+    return prompt_format.format_map({column: row[column] for column in columns})
+
+
+def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
+    """Return the tokens of a prompt; a space at its end belongs to the reply."""
+    if isinstance(prompt, str):
+        return encode(tokenizer, prompt.rstrip(" "))
+    return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)[
+        "input_ids"
+    ]
+
+
+def exchange(tokenizer: Any, prompt: Prompt, reply: str) -> Exchange:
+    """Return the tokens of a prompt with its reply.
+
+    After a format only the reply is learned; it begins with a space, or on a new line. In a chat
+    every reply is. Raise DataError where the checkpoint's own chat template marks no replies, or
+    renders a prompt otherwise than the chat that begins with it.
+    """
+    before = encode_prompt(tokenizer, prompt)
+    if isinstance(prompt, str):
+        space = "" if prompt.rstrip(" ").endswith("\n") else " "
+        after = [*encode(tokenizer, space + reply), tokenizer.eos_token_id]
+        return Exchange(before + after, [IGNORED] * len(before) + after, len(before))
+    turns = [*prompt, {"role": "assistant", "content": reply}]
+    encoded = tokenizer.apply_chat_template(
+        turns, return_dict=True, return_assistant_tokens_mask=True
+    )
+    ids, mask = encoded["input_ids"], encoded["assistant_masks"]
+    if ids[: len(before)] != before or not all(mask[len(before) :]):
+        raise DataError(
+            "the tokenizer's chat template does not mark replies with {% generation %}, or renders "
+            "a prompt otherwise than the chat that begins with it."
+        )
+    labels = [token if learned else IGNORED for token, learned in zip(ids, mask, strict=True)]
+    return Exchange(ids, labels, len(before))
+
+
+def encode(tokenizer: Any, text: str) -> list[int]:
+    """Return token ids without the warning about the model's length."""
+    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+
+def check_turns(turns: Any, where: str) -> list[dict[str, str]]:
+    """Return the turns of a chat. Raise DataError for what is none."""
+    if not isinstance(turns, list) or not turns:
+        raise DataError(f"{where}: {turns!r} is not a list of messages.")
+    for turn in turns:
+        if not isinstance(turn, dict) or turn.get("role") not in ROLES:
+            raise DataError(
+                f"{where}: {turn!r} is not a message with a role of {', '.join(ROLES)}."
+            )
+        if not isinstance(turn.get("content"), str) or not turn["content"].strip():
+            raise DataError(f"{where}: the message {turn!r} has no text.")
+    return turns
