@@ -54,6 +54,9 @@ def run_in_folder(recipe: Recipe, world_size: int, started: float) -> dict[str, 
         check_vocabulary(examples, tokenizer, model.get_input_embeddings().num_embeddings)
     check_space(recipe, model)
     identity = identity_of(recipe, splits, world_size)
+    checkpoints = recipe.folder / "checkpoints"
+    checkpoint = newest_verified(checkpoints, identity, recipe.allow_changed)
+    baseline = task.baseline(train, held_out)
     trainer = build_trainer(
         recipe,
         model,
@@ -62,13 +65,8 @@ def run_in_folder(recipe: Recipe, world_size: int, started: float) -> dict[str, 
         held_out=held_out,
         labels=labels,
         identity=identity,
+        eval_on_start=baseline is None and checkpoint is None,
     )
-    checkpoints = recipe.folder / "checkpoints"
-    checkpoint = newest_verified(checkpoints, identity, recipe.allow_changed)
-    baseline = task.baseline(train, held_out)
-    if baseline is None:
-        before = score_of(trainer.evaluate())
-        baseline = {"before training": before[before["primary"]]}
     signals = StopSignals()
     trainer.add_callback(signals)
     with signals.caught():
@@ -78,7 +76,7 @@ def run_in_folder(recipe: Recipe, world_size: int, started: float) -> dict[str, 
         raise Preempted(f"stopped at step {step:,} with a checkpoint; the same command goes on.")
     metrics = score_of(trainer.evaluate())
     check_finite(metrics)
-    metrics["baseline"] = baseline
+    metrics["baseline"] = baseline or {"before training": first_score(trainer.state.log_history)}
     metrics["seconds"] = round(time.perf_counter() - started, 1)
     folder = save(trainer, recipe, tokenizer, labels, metrics, splits.held_out)
     print_score(recipe.name, metrics)
@@ -90,6 +88,13 @@ def run_in_folder(recipe: Recipe, world_size: int, started: float) -> dict[str, 
         publish(folder, recipe.push_to, public=recipe.public)
     trainer.accelerator.wait_for_everyone()
     return metrics
+
+
+def first_score(log: list[dict[str, Any]]) -> float:
+    """Return the primary metric of the evaluation before training; checkpoints hold the log too."""
+    before = next(row for row in log if "eval_primary" in row)
+    assert before["step"] == 0
+    return before[f"eval_{before['eval_primary']}"]
 
 
 def check_finite(metrics: dict[str, Any]) -> None:

@@ -77,10 +77,13 @@ def build_trainer(
     held_out: Features,
     labels: tuple[str, ...],
     identity: dict[str, Any] | None = None,
+    eval_on_start: bool = False,
 ) -> RecipeTrainer:
     """Return a Trainer whose loss is normalised over the global batch, for every task.
 
-    Its checkpoints carry `identity`, by which a run that resumes knows its own.
+    Its checkpoints carry `identity`, by which a run that resumes knows its own. With
+    `eval_on_start` training begins with an evaluation. To call `evaluate` before `train` instead
+    would leave the processes of a run unsynchronised: the model then counts as prepared.
 
     transformers' own losses are not: classification gradients grow with accumulation and with
     processes, and the language-model loss shrinks, so `compute_loss_func` replaces them. trl's are.
@@ -97,6 +100,7 @@ def build_trainer(
     def compute_metrics(prediction: Any) -> dict[str, Any]:
         return as_metrics(task.score(prediction, held_out, labels))
 
+    arguments = partial(training_arguments, recipe, eval_on_start=eval_on_start)
     options = {
         "identity": identity or {},
         "model": model,
@@ -107,13 +111,12 @@ def build_trainer(
     if isinstance(task, InstructionTuning | PreferenceTuning):
         from pipelines.trl_trainers import trl_trainer  # seconds of imports
 
-        arguments = partial(training_arguments, recipe)
         trainer = trl_trainer(
             task, arguments, held_out=held_out, processing_class=tokenizer, **options
         )
     else:
         trainer = RecipeTrainer(
-            args=training_arguments(recipe, TrainingArguments),
+            args=arguments(TrainingArguments),
             data_collator=task.collate(int(tokenizer.pad_token_id or 0)),
             compute_loss_func=loss,
             preprocess_logits_for_metrics=task.reduce_logits,
@@ -136,7 +139,7 @@ def as_metrics(score: Score) -> dict[str, Any]:
 def training_arguments(recipe: Recipe, kind: type[Arguments], **options: Any) -> Arguments:
     """Translate the recipe; precision and devices come from Accelerate's environment.
 
-    `options` are those that a trainer of trl has beside.
+    `options` are what is not the recipe's to say, or only of one kind.
     """
     train = recipe.train
     per_device, accumulation = split_batch(train, PartialState().num_processes)
@@ -166,6 +169,7 @@ def training_arguments(recipe: Recipe, kind: type[Arguments], **options: Any) ->
         use_cpu=PartialState().device.type == "cpu",
         dataloader_num_workers=train.dataloader_num_workers,
         dataloader_pin_memory=torch.cuda.is_available(),
+        ddp_find_unused_parameters=False,
         logging_nan_inf_filter=False,
         remove_unused_columns=False,
         label_names=["labels"],
@@ -199,11 +203,11 @@ def split_batch(train: Train, num_processes: int) -> tuple[int, int]:
     return per_device, share // per_device
 
 
-def requested_processes() -> int | None:
-    """Return how many processes this machine's `accelerate launch` was asked for, or None.
+def asked_of_launcher() -> tuple[int | None, bool]:
+    """Return how many processes `accelerate launch` was asked for, if it was, and whether on CPUs.
 
-    Accelerate starts one process where it cannot start more, without a word, and passes the
-    number on in no variable; the launcher's command line still has it.
+    Accelerate starts one process where it cannot start more, without a word, and passes on neither
+    that number nor, with several processes, `use_cpu`; the launcher's command line still has both.
     """
     from accelerate.commands.config import load_config_from_file
     from accelerate.commands.launch import launch_command_parser
@@ -212,19 +216,22 @@ def requested_processes() -> int | None:
     names = ("launch", "launch.py", "accelerate-launch", "accelerate.commands.launch")
     start = next((i for i, part in enumerate(command) if Path(part).name in names), None)
     if start is None or not any("accelerate" in part for part in command[: start + 1]):
-        return None
+        return None, False
     arguments, _ = launch_command_parser().parse_known_args(command[start + 1 :])
-    if arguments.num_processes is not None:
-        return arguments.num_processes
-    if arguments.config_file is None or not Path(arguments.config_file).is_file():
-        return None
-    return load_config_from_file(arguments.config_file).num_processes
+    num_processes, use_cpu = arguments.num_processes, arguments.cpu
+    if arguments.config_file is not None and Path(arguments.config_file).is_file():
+        config = load_config_from_file(arguments.config_file)
+        num_processes = num_processes or config.num_processes
+        use_cpu = use_cpu or config.use_cpu
+    return num_processes, use_cpu
 
 
 def check_world_size() -> int:
     """Return the world size. Raise RecipeError when it is not what the launcher was asked for."""
-    state = PartialState(cpu=os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true")
-    asked = requested_processes()
+    asked, use_cpu = asked_of_launcher()
+    use_cpu = use_cpu or os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
+    # Unless it is told so, Accelerate takes ranks without a GPU for as many jobs of their own
+    state = PartialState(cpu=use_cpu or not torch.accelerator.is_available())
     if asked not in (None, 0, state.num_processes):
         raise RecipeError(
             [

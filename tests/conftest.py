@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ["ACCELERATE_USE_CPU"] = "true"
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # and not ACCELERATE_USE_CPU, which users do not set
+os.environ.pop("ACCELERATE_USE_CPU", None)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 

@@ -73,3 +73,54 @@ def test_loss_and_gradient_norm_do_not_depend_on_the_layout(logs, task, name, la
     for expected, got in zip(whole, split, strict=True):
         for value in ("loss", "grad_norm"):
             assert got[value] == pytest.approx(expected[value], rel=TOLERANCE), value
+
+
+RUN_ALL = """
+import json, sys
+from pathlib import Path
+from pipelines.recipe import Recipe
+from pipelines.run import run
+for text in json.loads(Path(sys.argv[1]).read_text()):
+    run(Recipe.from_json(text))
+"""
+
+
+def test_two_processes_reach_the_scores_of_one(checkpoint, helpdesk, tmp_path):
+    """Whole runs, with what happens before training, on 15 rows, which 2 processes cannot halve."""
+    from pipelines.run import run
+    from pipelines.scoring import evaluate_adapter
+
+    recipes = []
+    for task, given in make_tasks(helpdesk).items():
+        source = replace(given.dataset, max_eval_rows=15)
+        train = Train(
+            max_steps=3, learning_rate=1e-2, global_batch_size=8, per_device_eval_batch_size=4
+        )
+        recipes.append(
+            Recipe(
+                name=task,
+                task=replace(given, dataset=source),
+                model=Model(name_or_path=str(checkpoint)),
+                train=train,
+                output_dir=str(tmp_path / task),
+                **method("lora"),
+            )
+        )
+    (tmp_path / "run.py").write_text(RUN_ALL)
+    (tmp_path / "recipes.json").write_text(json.dumps([recipe.to_json() for recipe in recipes]))
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
+    command += [str(ROOT / "accelerate_configs" / "cpu_2_processes.yaml"), str(tmp_path / "run.py")]
+    done = subprocess.run(
+        [*command, str(tmp_path / "recipes.json")], capture_output=True, text=True, timeout=280
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for recipe in recipes:
+        claimed = json.loads((recipe.folder / "task.json").read_text())["metrics"]
+        evaluation = evaluate_adapter(recipe.folder)
+        assert evaluation.equal
+        alone = run(replace(recipe, output_dir=f"{recipe.output_dir}-alone"))
+        for found in (evaluation.metrics, alone):
+            for name, value in found.items():
+                if isinstance(value, float) and name != "seconds":
+                    assert value == pytest.approx(claimed[name], rel=1e-4, abs=1e-6), name
+        assert alone["baseline"] == pytest.approx(claimed["baseline"], rel=1e-5)

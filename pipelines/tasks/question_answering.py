@@ -212,6 +212,7 @@ class QuestionAnswering(Task):
             for key, value in found.items()
             if not key.endswith("total")
         }
+        values["loss"] = mean_loss(prediction.predictions, prediction.label_ids)
         rows = [
             [best_over_answers(token_f1, text, question.answers["text"])]
             for text, question in zip(best, questions, strict=True)
@@ -306,6 +307,18 @@ class QuestionAnswering(Task):
         kept = np.argwhere((width >= 0) & (width < self.max_answer_length))
         ordered = sorted(kept, key=lambda place: -grid[tuple(place)])[: self.n_best]
         return [(float(grid[i, j]), int(starts[i]), int(ends[j])) for i, j in ordered]
+
+
+def mean_loss(logits: Any, labels: Any) -> float:
+    """Return `QuestionAnswering.loss` over all windows, from (windows, length, 2) logits."""
+    import numpy as np
+    from scipy.special import log_softmax
+
+    total = 0.0
+    for row, (start, end, first, stop) in zip(logits, labels, strict=True):
+        logs = log_softmax(np.asarray(row[first:stop], dtype=np.float64), axis=0)
+        total -= logs[start - first, 0] + logs[end - first, 1]
+    return float(total / (2 * len(labels)))
 
 
 def share_of_first(answers: Sequence[Answer]) -> float:

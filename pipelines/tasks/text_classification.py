@@ -155,6 +155,7 @@ class TextClassification(Task):
 
     def score(self, prediction, held_out, labels) -> Score:
         import numpy as np
+        from scipy.special import logsumexp
         from scipy.stats import binomtest
 
         from pipelines import metrics
@@ -166,9 +167,11 @@ class TextClassification(Task):
             values: dict[str, Any] = {}
             for name in ("pearsonr", "spearmanr", "mse"):
                 values |= metrics.load(name).compute(predictions=x, references=y)
+            values["loss"] = values["mse"]
             moments = np.stack([x, y, x * x, y * y, x * y], axis=1)
             return Score(values, "pearsonr", bootstrap(moments, correlation), num_rows=len(y))
         if self.problem_type == "multi_label_classification":
+            loss = np.logaddexp(0, logits) - truth * logits
             guess, truth = (logits > 0).astype(int), truth.astype(int)
             f1 = metrics.load("f1", "multilabel")
             values = {
@@ -177,6 +180,7 @@ class TextClassification(Task):
                 ]
                 for average in ("micro", "macro")
             }
+            values["loss"] = float(loss.mean())
             rows = np.stack([2 * (guess & truth).sum(1), (guess + truth).sum(1)], axis=1)
             interval = bootstrap(rows, lambda m: m[:, 0] / np.maximum(m[:, 1], 1e-12))
             return Score(values, "micro_f1", interval, num_rows=len(truth))
@@ -188,7 +192,9 @@ class TextClassification(Task):
         confusion = metrics.load("confusion_matrix").compute(
             predictions=guess, references=truth, labels=every
         )["confusion_matrix"]
+        losses = logsumexp(logits, axis=1) - logits[np.arange(len(truth)), truth]
         values = {
+            "loss": float(losses.mean()),
             **metrics.load("accuracy").compute(predictions=guess, references=truth),
             "macro_f1": macro["f1"],
             "f1_per_class": dict(zip(labels, map(float, per_class["f1"]), strict=True)),
