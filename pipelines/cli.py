@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from logging import ERROR, getLogger
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import tyro
 
@@ -64,16 +64,38 @@ def predict(
     repo: Repo,
     file: Annotated[Path, tyro.conf.Positional],
     /,
+    *,
+    out: Path | None = None,
+    revision: str | None = None,
+    base: str | None = None,
+    precision: Literal["fp32", "bf16", "8bit", "4bit"] | None = None,
+    batch_size: int = 32,
 ) -> None:
-    """Print labels, or answers, for the rows of a JSONL or CSV file.
+    """Print labels, or answers, with their scores for the rows of a file, as JSON lines.
+
+    The same command finishes an --out that a stopped one has begun.
 
     Args:
         repo: Folder of a run, or Hub id.
-        file: Rows without labels.
+        file: JSONL or CSV; its rows need no labels.
+        out: File to write to instead.
+        revision: Commit, branch or tag on the Hub.
+        base: Folder or Hub id of an adapter's base, in place of the one that it names.
+        precision: Of the base, in place of what the adapter was trained on.
+        batch_size: Rows at once.
     """
+    at_least_one("batch-size", batch_size)
     from pipelines.predict import predict_file
 
-    predict_file(repo, file)
+    predict_file(
+        repo,
+        file,
+        out=out,
+        revision=revision,
+        base=base,
+        precision=precision,
+        batch_size=batch_size,
+    )
 
 
 def publish(folder: Annotated[Path, tyro.conf.Positional], repo: Repo, /, *, public: bool = False):
@@ -162,6 +184,12 @@ def as_typed(problem: Problem) -> str:
     if name.isidentifier() or "." in name:
         name = "--" + name.replace("_", "-")
     return f"{name}: {problem.message}"
+
+
+def at_least_one(flag: str, value: int) -> None:
+    """Stop, naming the flag, for a number below 1."""
+    if value < 1:
+        stop([f"--{flag}: {value} is out of range; it must be at least 1."], 2)
 
 
 def stop(lines: list[str], code: int) -> NoReturn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -125,6 +126,19 @@ class Loaded:
     def metrics(self) -> dict[str, Any]:
         """Metrics of the run that wrote it."""
         return self.sidecar["metrics"]
+
+    @property
+    def sha256(self) -> str:
+        """Hash of its weights, its recipe and its labels."""
+        digest = hashlib.sha256()
+        names = (
+            n for n in FILES if n.endswith(".safetensors") or n in ("recipe.json", "task.json")
+        )
+        for name in names:
+            for file in sorted(self.recipe.folder.glob(name)):
+                with file.open("rb") as content:
+                    digest.update(hashlib.file_digest(content, "sha256").digest())
+        return digest.hexdigest()
 
 
 def save(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import types
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,8 +10,8 @@ from typing import Any
 
 import torch
 
-from pipelines.data import read_file
-from pipelines.hub import Loaded, load_adapter
+from pipelines.hub import Loaded, Precision, load_adapter
+from pipelines.output import answer_file
 from pipelines.report import quiet
 from pipelines.tasks import QuestionAnswering, TextClassification
 from pipelines.tasks.base import DataError, Examples
@@ -22,28 +21,47 @@ def predict(loaded: Loaded, examples: Examples, *, batch_size: int = 32) -> list
     """Return a prediction for each row, in order. Raise DataError for a language model."""
     task = loaded.recipe.task
     if task.head is None:
-        raise DataError(f"{loaded.recipe.name}: a language model has no labels to predict.")
+        raise DataError(
+            f"{loaded.recipe.name}: a language model has no labels to predict. It writes, by "
+            "`gpt2-recipes generate`."
+        )
     given = task.features(examples, loaded.tokenizer, loaded.labels, training=False, labelled=False)
     collate = task.collate(int(loaded.tokenizer.pad_token_id or 0))
-    logits: list[Any] = []
-    for start in range(0, len(given.dataset), batch_size):
-        batch = collate(given.dataset[start : start + batch_size])
+    longest_first = sorted(
+        range(len(given.dataset)), key=lambda row: -len(given.dataset[row]["input_ids"])
+    )
+    logits: dict[int, Any] = {}
+    for start in range(0, len(longest_first), batch_size):
+        rows = longest_first[start : start + batch_size]
+        batch = collate([given.dataset[row] for row in rows])
         inputs = {name: value.to(loaded.model.device) for name, value in batch.items()}
         with torch.inference_mode():
             outputs = loaded.model(**inputs)
         found = tuple(value for name, value in outputs.items() if name.endswith("logits"))
         reduced = task.reduce_logits(found if len(found) > 1 else found[0], None)
-        logits += list(reduced.float().cpu().numpy())
-    return task.predictions(logits, given, loaded.labels)
+        logits |= zip(rows, reduced.float().cpu().numpy(), strict=True)
+    return task.predictions([logits[row] for row in sorted(logits)], given, loaded.labels)
 
 
-def predict_file(repo: str, file: str | Path) -> None:
-    """Print one line of JSON for each row of a JSONL or CSV file, with its `id` if it has one."""
+def predict_file(
+    repo: str,
+    file: Path,
+    *,
+    out: Path | None = None,
+    revision: str | None = None,
+    base: str | None = None,
+    precision: Precision | None = None,
+    batch_size: int = 32,
+) -> None:
+    """Answer each row of a file, as `pipelines.output.answer_file` does."""
     quiet()
-    examples = read_file(Path(file))
-    for row, prediction in zip(examples.rows, predict(load_adapter(repo), examples), strict=True):
-        known = {"id": row["id"]} if "id" in row else {}
-        print(json.dumps(known | prediction, ensure_ascii=False))
+    loaded = load_adapter(repo, revision, base=base, precision=precision)
+    made_by = {"command": "predict", "result": loaded.sha256, "base": base, "precision": precision}
+
+    def answers(examples: Examples) -> list[dict[str, Any]]:
+        return predict(loaded, examples, batch_size=batch_size)
+
+    answer_file(file, answers, out, made_by, chunk_size=16 * batch_size)
 
 
 class Pipeline:

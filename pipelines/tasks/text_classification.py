@@ -220,7 +220,14 @@ class TextClassification(Task):
             ]
         shares = np.exp(logits - logits.max(1, keepdims=True))
         shares /= shares.sum(1, keepdims=True)
-        return [{"label": labels[row.argmax()], "score": float(row.max())} for row in shares]
+        return [
+            {
+                "label": labels[row.argmax()],
+                "score": float(row.max()),
+                "scores": dict(zip(labels, map(float, row), strict=True)),
+            }
+            for row in shares
+        ]
 
     def guess(self, prediction: dict[str, Any], ids: dict[str, int]) -> Any:
         """Return a prediction in the form of a target."""

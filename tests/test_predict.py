@@ -1,0 +1,239 @@
+"""Files of rows are answered in order, once each, whatever stops the command in between."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import make_tasks
+
+from pipelines.data import read_file
+from pipelines.hub import load_adapter
+from pipelines.output import answer_file, record_of
+from pipelines.predict import predict, predict_file
+from pipelines.recipe import Lora, Model, Recipe, RecipeError, Train
+from pipelines.tasks import DataError
+from pipelines.tasks.base import Examples
+
+CLI = ("-c", "from pipelines.cli import console; console()")
+MADE_BY = {"command": "count", "precision": None}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory, checkpoint, helpdesk):
+    """A classifier and an answerer."""
+    from pipelines.run import run
+
+    folder = tmp_path_factory.mktemp("results")
+    for name in ("text_classification", "question_answering"):
+        recipe = Recipe(
+            name=name,
+            task=make_tasks(helpdesk)[name],
+            model=Model(name_or_path=str(checkpoint)),
+            lora=Lora(r=4),
+            train=Train(max_steps=4, learning_rate=1e-2, warmup_steps=0),
+            output_dir=str(folder / name),
+        )
+        run(recipe)
+    return folder
+
+
+def write(file, rows):
+    """Write rows as JSON lines."""
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def lines(file):
+    """Read JSON lines."""
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def count(examples):
+    """Answer with the length of a text; a row without one cannot be used."""
+    for index, row in enumerate(examples.rows):
+        if "text" not in row:
+            raise DataError(f"{examples.where(index)}: no text.")
+    return [{"length": len(row["text"])} for row in examples.rows]
+
+
+ROWS = [{"id": i, "text": "ä" * (i % 7)} for i in range(23)]
+COUNTED = [{"id": i, "length": i % 7} for i in range(23)]
+
+
+def test_predictions_in_batches_of_like_lengths_are_those_of_single_rows(results, helpdesk):
+    for name, data in (("text_classification", "classify"), ("question_answering", "answer")):
+        loaded = load_adapter(results / name)
+        rows = read_file(helpdesk / data / "test.jsonl").rows[:12]
+        together = predict(loaded, Examples(rows, "rows"), batch_size=5)
+        for row, found in zip(rows, together, strict=True):
+            (alone,) = predict(loaded, Examples([row], "row"))
+            score, alone_score = found.pop("score"), alone.pop("score")
+            assert score == pytest.approx(alone_score, abs=1e-5)
+            scores, alone_scores = found.pop("scores", {}), alone.pop("scores", {})
+            assert scores == pytest.approx(alone_scores, abs=1e-5)
+            assert found == alone
+
+
+def test_a_label_comes_with_the_probability_of_each(results):
+    loaded = load_adapter(results / "text_classification")
+    (found,) = predict(loaded, Examples([{"text": "The hinge is broken."}], "rows"))
+    assert tuple(found["scores"]) == loaded.labels
+    assert sum(found["scores"].values()) == pytest.approx(1)
+    assert found["score"] == found["scores"][found["label"]] == max(found["scores"].values())
+
+
+@pytest.mark.parametrize("chunk_size", [1, 5, 23, 100])
+def test_answers_stand_in_the_order_of_the_rows(tmp_path, chunk_size):
+    out = tmp_path / "out.jsonl"
+    file = write(tmp_path / "in.jsonl", ROWS)
+    answer_file(file, count, out, MADE_BY, chunk_size=chunk_size)
+    assert lines(out) == COUNTED
+    before = out.stat().st_mtime_ns
+    answer_file(file, count, out, MADE_BY, chunk_size=chunk_size)  # nothing is left to do
+    assert lines(out) == COUNTED
+    write(file, [*ROWS, {"text": "abc"}])
+    answer_file(file, count, out, MADE_BY, chunk_size=chunk_size)
+    assert lines(out) == [*COUNTED, {"length": 3}]
+    assert out.stat().st_mtime_ns > before
+
+
+@pytest.mark.parametrize("half", [b"", b'{"id": 3, "le', b'{"id": 3, "length": 3}\n{"i'])
+def test_no_row_is_lost_or_doubled_wherever_it_stops(tmp_path, monkeypatch, half):
+    class Killed(BaseException):
+        pass
+
+    left = 0
+
+    def dying(call):
+        def called(*arguments):
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise Killed
+            return call(*arguments)
+
+        return called
+
+    monkeypatch.setattr("pipelines.output.os.fsync", dying(os.fsync))
+    monkeypatch.setattr("pipelines.output.os.replace", dying(os.replace))
+    file = write(tmp_path / "in.jsonl", ROWS)
+    num_killed = 0
+    for moment in range(100):
+        out = tmp_path / f"{moment}.jsonl"
+        left = moment
+        try:
+            answer_file(file, count, out, MADE_BY, chunk_size=4)
+        except Killed:
+            num_killed += 1
+            assert lines(out) == COUNTED[: len(lines(out))]
+            if record_of(out).exists():
+                with out.open("ab") as more:
+                    more.write(half)
+        left = 1000
+        answer_file(file, count, out, MADE_BY, chunk_size=4)
+        assert lines(out) == COUNTED, moment
+        if num_killed == moment:
+            break
+    assert num_killed > 12  # 6 chunks, each with 3 moments to die at
+
+
+def test_a_killed_command_goes_on_and_ends_in_the_same_bytes(results, helpdesk, tmp_path):
+    rows = read_file(helpdesk / "classify" / "test.jsonl").rows
+    file = write(tmp_path / "in.jsonl", [rows[i % 32] | {"id": i} for i in range(1500)])
+    whole, out = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
+    folder = results / "text_classification"
+    predict_file(str(folder), file, out=whole, batch_size=1)
+    command = [sys.executable, *CLI, "predict", folder, file, "--out", out, "--batch-size", "1"]
+    child = subprocess.Popen([str(word) for word in command], cwd=tmp_path)
+    while child.poll() is None and not (out.exists() and out.stat().st_size > 30_000):
+        time.sleep(0.002)
+    child.send_signal(signal.SIGKILL)
+    assert child.wait(20) == -signal.SIGKILL
+    done = json.loads(record_of(out).read_text())["rows"]
+    assert 0 < done < 1500
+    predict_file(str(folder), file, out=out, batch_size=1)
+    assert out.read_bytes() == whole.read_bytes()
+    assert [line["id"] for line in lines(out)] == list(range(1500))
+
+
+@pytest.mark.parametrize("broken", ["{not json", '{"id": 9}'])
+def test_a_broken_row_keeps_those_before_it_and_is_repaired(tmp_path, broken):
+    out, file = tmp_path / "out.jsonl", write(tmp_path / "in.jsonl", ROWS)
+    good = file.read_text()
+    there = good.splitlines()
+    there[9] = broken
+    file.write_text("\n".join(there) + "\n")
+    with pytest.raises(DataError, match=r"in.jsonl:10: no"):
+        answer_file(file, count, out, MADE_BY, chunk_size=8)
+    assert lines(out) == COUNTED[:9]
+    file.write_text(good)
+    answer_file(file, count, out, MADE_BY, chunk_size=8)
+    assert lines(out) == COUNTED
+
+
+def test_another_input_another_model_and_a_file_of_somebody_else_are_refused(tmp_path):
+    out, file = tmp_path / "out.jsonl", write(tmp_path / "in.jsonl", ROWS)
+    answer_file(file, count, out, MADE_BY, chunk_size=8)
+    kept = out.read_bytes()
+    with pytest.raises(RecipeError, match="was begun with precision None, not '8bit'"):
+        answer_file(file, count, out, MADE_BY | {"precision": "8bit"}, chunk_size=8)
+    other = write(tmp_path / "other.jsonl", [*ROWS[:5], {"text": "new"}, *ROWS[6:]])
+    with pytest.raises(RecipeError, match=r"first 23 rows of .*other.jsonl are not those of"):
+        answer_file(other, count, out, MADE_BY, chunk_size=8)
+    with pytest.raises(RecipeError, match=r"first 23 rows of .*other.jsonl are not those of"):
+        answer_file(write(other, ROWS[:22]), count, out, MADE_BY, chunk_size=8)
+    with pytest.raises(RecipeError, match=r"other.jsonl is there, and no other.jsonl.progress"):
+        answer_file(file, count, other, MADE_BY, chunk_size=8)
+    assert out.read_bytes() == kept
+    out.write_bytes(kept[:50])
+    with pytest.raises(RecipeError, match="has 50 bytes of the 542 that were written"):
+        answer_file(file, count, out, MADE_BY, chunk_size=8)
+    with pytest.raises(RecipeError, match="out: .*nowhere.*: No such file or directory"):
+        answer_file(file, count, tmp_path / "nowhere" / "out", MADE_BY, chunk_size=8)
+
+
+def test_two_processes_do_not_write_one_file(tmp_path):
+    out, file = tmp_path / "out.jsonl", write(tmp_path / "in.jsonl", ROWS)
+
+    def meddling(examples):
+        with pytest.raises(RecipeError, match=r"another process writes .*out.jsonl"):
+            answer_file(file, count, out, MADE_BY, chunk_size=8)
+        return count(examples)
+
+    answer_file(file, meddling, out, MADE_BY, chunk_size=8)
+    assert lines(out) == COUNTED
+
+
+def test_an_empty_file_is_told(tmp_path):
+    file = write(tmp_path / "in.jsonl", [])
+    with pytest.raises(DataError, match=r"in.jsonl: no rows"):
+        answer_file(file, count, None, MADE_BY, chunk_size=8)
+
+
+def test_no_more_than_a_chunk_is_read_ahead(tmp_path, capsys):
+    os.mkfifo(tmp_path / "in.jsonl")
+    reader = [
+        sys.executable,
+        "-c",
+        "import sys, time; f = open(sys.argv[1], 'w')\n"
+        'for i in range(8): f.write(\'{"text": "abc"}\\n\')\n'
+        "f.flush(); sys.stdin.read()",
+        str(tmp_path / "in.jsonl"),
+    ]
+    child = subprocess.Popen(reader, stdin=subprocess.PIPE)
+    printed = []
+
+    def watched(examples):
+        printed.append(len(examples.rows))
+        if len(printed) == 2:
+            child.stdin.close()
+        return count(examples)
+
+    answer_file(tmp_path / "in.jsonl", watched, None, MADE_BY, chunk_size=4)
+    child.wait(20)
+    assert printed == [4, 4]
+    assert capsys.readouterr().out == '{"length": 3}\n' * 8
