@@ -26,6 +26,7 @@ def main(recipe: Recipe) -> None:
         run(chosen)
 
 
+Precision = Literal["fp32", "bf16", "8bit", "4bit"]
 Repo = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="REPO")]
 
 
@@ -60,6 +61,88 @@ def evaluate(
         raise SystemExit(1)
 
 
+def generate(
+    repo: Repo,
+    text: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="TEXT")] = None,
+    /,
+    *,
+    file: Path | None = None,
+    out: Path | None = None,
+    max_new_tokens: int | None = None,
+    num_beams: int | None = None,
+    do_sample: tyro.conf.FlagCreatePairsOff[bool] = False,
+    no_do_sample: tyro.conf.FlagCreatePairsOff[bool] = False,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    repetition_penalty: float | None = None,
+    no_repeat_ngram_size: int | None = None,
+    length_penalty: float | None = None,
+    seed: int | None = None,
+    revision: str | None = None,
+    base: str | None = None,
+    precision: Precision | None = None,
+    batch_size: int = 16,
+) -> None:
+    """Continue a text, or answer it if the result was tuned to; or the rows of a file.
+
+    Options that are not given are those of the recipe. With a --seed, the same text draws the same
+    tokens, alone or in a file. The same command finishes an --out that a stopped one has begun.
+
+    Args:
+        repo: Folder of a run, or Hub id.
+        text: What to continue.
+        file: JSONL or CSV of texts to continue, in place of TEXT.
+        out: File to write JSON lines to, one for each row of --file.
+        max_new_tokens: Most tokens to write.
+        num_beams: Beams of a beam search; 1 takes the likeliest token each time.
+        do_sample: Draw tokens at random, by their probability.
+        no_do_sample: Draw none, where the recipe does.
+        temperature: Divides the logits before drawing.
+        top_k: Draw from so many of the likeliest tokens; 0 draws from all.
+        top_p: Draw from the likeliest tokens that hold this share of the probability.
+        repetition_penalty: Above 1 makes tokens that stand there already less likely.
+        no_repeat_ngram_size: Never write the same n-gram of this size twice; 0 may.
+        length_penalty: Of a beam search: above 0 favours longer texts, below 0 shorter ones.
+        seed: Of what is drawn.
+        revision: Commit, branch or tag on the Hub.
+        base: Folder or Hub id of an adapter's base, in place of the one that it names.
+        precision: Of the base, in place of what the adapter was trained on.
+        batch_size: Rows at once.
+    """
+    at_least_one("batch-size", batch_size)
+    if (text is None) == (file is None):
+        stop(["generate takes a TEXT or a --file, one of them."], 2)
+    if out is not None and file is None:
+        stop(["--out: goes with --file. A single text is printed."], 2)
+    if do_sample and no_do_sample:
+        stop(["--do-sample: stands beside --no-do-sample; give one of them."], 2)
+    flags = {
+        "max_new_tokens": max_new_tokens,
+        "num_beams": num_beams,
+        "do_sample": do_sample if do_sample or no_do_sample else None,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "repetition_penalty": repetition_penalty,
+        "no_repeat_ngram_size": no_repeat_ngram_size,
+        "length_penalty": length_penalty,
+    }
+    typed = {name: value for name, value in flags.items() if value is not None}
+    where: dict[str, Any] = {
+        "seed": seed,
+        "revision": revision,
+        "base": base,
+        "precision": precision,
+    }
+    from pipelines.write import write_file, write_text
+
+    if text is not None:
+        write_text(repo, text, typed, **where)
+    elif file is not None:
+        write_file(repo, file, typed, out=out, batch_size=batch_size, **where)
+
+
 def predict(
     repo: Repo,
     file: Annotated[Path, tyro.conf.Positional],
@@ -68,7 +151,7 @@ def predict(
     out: Path | None = None,
     revision: str | None = None,
     base: str | None = None,
-    precision: Literal["fp32", "bf16", "8bit", "4bit"] | None = None,
+    precision: Precision | None = None,
     batch_size: int = 32,
 ) -> None:
     """Print labels, or answers, with their scores for the rows of a file, as JSON lines.
@@ -154,6 +237,7 @@ def console() -> None:
     verbs: dict[str, Callable[..., Any]] = {
         "evaluate": evaluate,
         "predict": predict,
+        "generate": generate,
         "publish": publish,
         "lm-eval": lm_eval,
         "hub": hub,

@@ -1,5 +1,9 @@
 """Texts are continued alone as in a batch, within the model's positions, and drawn by a seed."""
 
+import inspect
+import json
+import re
+from dataclasses import fields
 from logging import ERROR, getLogger
 
 import pytest
@@ -247,3 +251,136 @@ def test_an_adapter_on_every_base_writes_what_it_says_is_likeliest(
     for prompt, each in zip(prompts[:3], found, strict=True):
         ids = by_hand(model, prompt, 12, tokenizer.eos_token_id)
         assert each.text == tokenizer.decode(ids, skip_special_tokens=True)
+
+
+# The command
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory, checkpoint, helpdesk):
+    """An adapter that writes, and one that classifies."""
+    from conftest import make_tasks
+
+    from pipelines.recipe import Int8, Lora, Model, Recipe, Train
+    from pipelines.run import run
+
+    folder = tmp_path_factory.mktemp("results")
+    for name in ("causal_lm", "text_classification"):
+        recipe = Recipe(
+            name=name,
+            task=make_tasks(helpdesk)[name],
+            model=Model(name_or_path=str(checkpoint)),
+            quantization=Int8(),
+            lora=Lora(r=4),
+            train=Train(max_steps=4, learning_rate=1e-2, warmup_steps=0),
+            output_dir=str(folder / name),
+        )
+        run(recipe)
+    return folder
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Run `gpt2-recipes`; return what it printed."""
+
+    def run(*arguments, code=0):
+        from pipelines.cli import console
+
+        monkeypatch.setattr("sys.argv", ["gpt2-recipes", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            console()
+        except SystemExit as stop:
+            assert stop.code == code, capsys.readouterr()
+        else:
+            assert code == 0
+        said = capsys.readouterr()
+        return said.err if code else said.out
+
+    return run
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "8bit", "4bit"])
+@pytest.mark.parametrize("options", [(), ("--do-sample", "--seed", "1"), ("--num-beams", "2")])
+def test_the_command_prints_what_the_model_writes(results, command, precision, options):
+    from pipelines.hub import load_adapter
+
+    folder = results / "causal_lm"
+    flags = ("--max-new-tokens", "8", "--precision", precision)
+    said = command("generate", folder, "My order is late.", *flags, *options)
+    loaded = load_adapter(folder, precision=precision)
+    prompt = loaded.recipe.task.prompts(
+        Examples([{"text": "My order is late."}], ""), loaded.tokenizer
+    )
+    wanted = Generation(
+        max_new_tokens=8,
+        do_sample="--do-sample" in options,
+        num_beams=2 if "--num-beams" in options else 1,
+    )
+    (expected,) = continue_prompts(loaded.model, loaded.tokenizer, prompt, wanted, seed=1)
+    assert said == expected.text + "\n"
+
+
+def test_rows_of_a_file_give_what_they_give_alone(results, command, tmp_path):
+    rows = [{"id": f"n{i}", "text": text} for i, text in enumerate(TEXTS * 4)]
+    del rows[3]["id"]
+    file, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows[:20] + [{"text": ""}]))
+    folder = results / "causal_lm"
+    flags = ("--max-new-tokens", "6", "--do-sample", "--top-p", "0.9", "--seed", "4")
+    flags += ("--precision", "fp32", "--batch-size", "3")
+    arguments = ("generate", folder, "--file", file, "--out", out, *flags)
+    assert "in.jsonl:21: the text is empty" in command(*arguments, code=3)
+    assert len(out.read_text().splitlines()) == 20
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command(*arguments)
+    found = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [line.get("id") for line in found] == [row.get("id") for row in rows]
+    assert "id" not in found[3]
+    for text, line in zip(TEXTS[:3], found, strict=False):
+        assert command("generate", folder, text, *flags) == line["text"] + "\n"
+        assert line["ended"] is False
+    said = command(*arguments, "--temperature", "0.5", code=2)
+    assert "--out: " in said
+    assert "was begun with temperature 1.0, not 0.5" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("causal_lm", "Hello", "--max-new-tokes", "4"), 2, "--max-new-tokens"),
+        (("causal_lm", "Hello", "--temperature", "0"), 2, "--temperature: 0.0 is out of range"),
+        (("causal_lm", "Hello", "--num-beams", "2", "--do-sample"), 2, "--do-sample: a beam"),
+        (("causal_lm", "Hello", "--do-sample", "--no-do-sample"), 2, "--do-sample: stands beside"),
+        (("causal_lm", "Hello", "--out", "x"), 2, "--out: goes with --file"),
+        (("causal_lm", "Hello", "--batch-size", "0"), 2, "--batch-size: 0 is out of range"),
+        (("causal_lm",), 2, "takes a TEXT or a --file"),
+        (("causal_lm", " "), 2, "TEXT: is empty"),
+        (("causal_lm", "late " * 300), 3, "TEXT: .* tokens leave no room"),
+        (("text_classification", "Hello"), 3, "TextClassification writes no text. `gpt2-recipes p"),
+    ],
+)
+def test_what_cannot_be_is_one_message(results, command, arguments, code, said):
+    printed = command("generate", results / arguments[0], *arguments[1:], code=code)
+    assert re.search(said, printed)
+    assert "Traceback" not in printed
+    assert len(printed.splitlines()) == 1 or "Unrecognized" in printed
+
+
+def test_every_option_of_generation_is_a_flag():
+    from pipelines.cli import generate
+
+    options = {field.name for field in fields(Generation)}
+    assert options <= set(inspect.signature(generate).parameters)
+
+
+def test_a_task_may_have_options_of_its_own():
+    from pipelines.write import options_of
+
+    class Terse(CausalLM):
+        @property
+        def default_generation(self):
+            return Generation(max_new_tokens=3, do_sample=True)
+
+    found = options_of(Terse(dataset=DatasetSource(path="nowhere")), {"do_sample": False})
+    assert found == Generation(max_new_tokens=3, do_sample=False)

@@ -207,13 +207,17 @@ class Task:
         """Return what the logits say of each row, ready to print."""
         raise NotImplementedError
 
+    def row(self, text: str) -> dict[str, Any]:
+        """Return a row of a text that somebody types. Raise DataError if the task writes none."""
+        raise DataError(f"{type(self).__name__} writes no text. `gpt2-recipes predict` asks it.")
+
     def prompts(self, examples: Examples, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
         """Return the token ids that a model of this task continues, one prompt for each row.
 
         Raise DataError with file and line for a row without a text, and for a task that writes
         none.
         """
-        raise DataError(f"{type(self).__name__} writes no text.")
+        raise DataError(f"{type(self).__name__} writes no text. `gpt2-recipes predict` asks it.")
 
     def baseline(self, train: Features, held_out: Features) -> dict[str, float] | None:
         """Return the primary metric of a trivial predictor, or None to score the untuned model."""

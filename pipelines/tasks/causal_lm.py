@@ -129,6 +129,10 @@ class CausalLM(Task):
         }
         return Score(metrics, "perplexity", (low, high), num_rows=len(rows))
 
+    def row(self, text):
+        """Return a row of a text to continue."""
+        return {self.text_column: text}
+
     def prompts(self, examples, tokenizer):
         """Return texts to continue; in training, documents begin after EOS."""
         texts = list(self.texts(examples))
