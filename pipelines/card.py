@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from pipelines.models import HEADS
-from pipelines.recipe import NF4, Int8, Model, Recipe, Scratch
+from pipelines.recipe import NF4, Int8, Model, Recipe, Scratch, plain
 from pipelines.tasks.base import literal
 
 
@@ -24,7 +24,7 @@ def model_card(recipe: Recipe, sidecar: dict[str, Any], repo: str) -> str:
 
 # {safe(repo.split("/")[-1])}
 
-{summary(recipe)}
+{summary(recipe, sidecar)}
 
 ## Use it
 
@@ -40,7 +40,7 @@ Without this project, by peft and transformers alone:
 
 ## Results
 
-{results(recipe, metrics)}
+{results(recipe, metrics)}{results_of_merged(sidecar)}
 
 ```bash
 gpt2-recipes evaluate {repo}
@@ -102,8 +102,12 @@ def dataset_name(recipe: Recipe) -> str:
     return f"{source.path} ({source.name})" if source.name else source.path
 
 
-def summary(recipe: Recipe) -> str:
+def summary(recipe: Recipe, sidecar: dict[str, Any]) -> str:
     """Return the sentence at the top of the card."""
+    if merged := sidecar.get("merged"):
+        base = at(merged["base"]["name_or_path"], merged["base"]["revision"])
+        adapter = f"the LoRA adapter {code(merged['adapter'])}, merged into its base {base}"
+        return f"A GPT-2-style model that {recipe.task.does}: {adapter} in full precision."
     if recipe.lora is None:
         return f"A GPT-2-style model that {recipe.task.does}."
     bits = {"NoneType": "", "Int8": " in 8 bits", "NF4": " in 4 bits (NF4)"}
@@ -202,6 +206,16 @@ def results(recipe: Recipe, metrics: dict[str, Any]) -> str:
     return f"{head}\n\n{table}"
 
 
+def results_of_merged(sidecar: dict[str, Any]) -> str:
+    """Return what a merged model's scores are scores of; nothing for another result."""
+    match sidecar.get("merged"):
+        case {"score_of": "merged", "adapter_metric": name, "adapter_score": before}:
+            return f"\n\nOn the base as it was trained on, the adapter's {name} was {before:.4f}."
+        case {"score_of": "adapter"}:
+            return "\n\nThese are the scores of the adapter; the merged model was not scored."
+    return ""
+
+
 def training(recipe: Recipe, sidecar: dict[str, Any]) -> str:
     """Return the table of what was trained on what, and how."""
     train, source = recipe.train, recipe.task.dataset
@@ -209,10 +223,14 @@ def training(recipe: Recipe, sidecar: dict[str, Any]) -> str:
         base = "random weights, {} layers, {} heads, width {}".format(*recipe.model.widths)
     else:
         base = at(recipe.model.name_or_path, recipe.model.revision)
+    merged = sidecar.get("merged")
     method = "full fine-tuning"
-    if recipe.lora:
-        lora = recipe.lora
-        method = f"LoRA, r {lora.r}, alpha {lora.lora_alpha}, on {', '.join(lora.target_modules)}"
+    if recipe.lora or merged:
+        lora = merged["lora"] if merged else plain(recipe.lora)
+        targets = ", ".join(lora["target_modules"])
+        method = f"LoRA, r {lora['r']}, alpha {lora['lora_alpha']}, on {targets}"
+    if merged and merged["quantization"]:
+        method += f", on the base in {merged['quantization']['type']}"
     length = f"{train.num_train_epochs:g} epochs"
     if train.max_steps is not None:
         length = f"{train.max_steps:,} steps"

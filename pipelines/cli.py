@@ -181,6 +181,41 @@ def predict(
     )
 
 
+def merge(
+    repo: Repo,
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")],
+    /,
+    *,
+    publish: str | None = None,
+    public: bool = False,
+    revision: str | None = None,
+    base: str | None = None,
+    rescore: bool = True,
+) -> None:
+    """Merge an adapter into its base, in full precision, as an ordinary model.
+
+    Args:
+        repo: Folder of a run, or Hub id.
+        out: Folder to write to; empty, or not there yet.
+        publish: Hub id, as USER/NAME, to upload the model to.
+        public: Publish for everybody to see.
+        revision: Commit, branch or tag on the Hub.
+        base: Folder or Hub id of the base, in place of the one that the adapter names.
+        rescore: Score the model on the rows of the run; if not, its score is the adapter's.
+    """
+    from pipelines.merge import merge as merge_adapter
+
+    merge_adapter(
+        repo,
+        out,
+        revision=revision,
+        base=base,
+        publish_to=publish,
+        public=public,
+        rescore=rescore,
+    )
+
+
 def publish(folder: Annotated[Path, tyro.conf.Positional], repo: Repo, /, *, public: bool = False):
     """Upload a result to the Hub, or finish an upload.
 
@@ -238,6 +273,7 @@ def console() -> None:
         "evaluate": evaluate,
         "predict": predict,
         "generate": generate,
+        "merge": merge,
         "publish": publish,
         "lm-eval": lm_eval,
         "hub": hub,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import tempfile
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,15 +55,10 @@ def evaluate_adapter(
     """
     quiet()
     loaded = load_adapter(repo, revision)
-    recipe = loaded.recipe
     module = None if metric is None else metric_module(metric)
     rows = read_file(data) if data else evaluation_rows(loaded)
-    held_out = recipe.task.features(rows, loaded.tokenizer, loaded.labels, training=False)
-    trainer = build_trainer(
-        recipe, loaded.model, loaded.tokenizer, train=None, held_out=held_out, labels=loaded.labels
-    )
-    found = score_of(trainer.evaluate())
-    print_score(recipe.name, found)
+    found = score(loaded, rows)
+    print_score(loaded.recipe.name, found)
     if module is not None:
         inputs = metric_inputs(module, loaded, rows)
         try:
@@ -76,6 +72,22 @@ def evaluate_adapter(
     result = Evaluation(found, loaded.metrics[loaded.metrics["primary"]] if same else None)
     print_comparison(result)
     return result
+
+
+def score(loaded: Loaded, rows: Examples) -> dict[str, Any]:
+    """Return the metrics of a result on rows."""
+    recipe, tokenizer, labels = loaded.recipe, loaded.tokenizer, loaded.labels
+    held_out = recipe.task.features(rows, tokenizer, labels, training=False)
+    with tempfile.TemporaryDirectory() as scratch:  # the Trainer makes folders where it stands
+        trainer = build_trainer(
+            replace(recipe, output_dir=scratch),
+            loaded.model,
+            tokenizer,
+            train=None,
+            held_out=held_out,
+            labels=labels,
+        )
+        return score_of(trainer.evaluate())
 
 
 def evaluation_rows(loaded: Loaded) -> Examples:

@@ -1,0 +1,208 @@
+"""A merged adapter is an ordinary model that says what its adapter said."""
+
+import json
+import re
+
+import pytest
+import torch
+from conftest import ROOT, SECRET, first_logits, make_tasks
+from safetensors.torch import load_file
+
+from pipelines.data import load_splits
+from pipelines.hub import load_adapter
+from pipelines.merge import merge
+from pipelines.recipe import NF4, Int8, Lora, Model, Recipe, RecipeError, Train
+from pipelines.scoring import evaluate_adapter
+
+METHODS = {"lora": None, "8bit": Int8(), "4bit": NF4()}
+TASKS = ("causal_lm", "text_classification", "question_answering")
+CLASSES = {
+    "causal_lm": "GPT2LMHeadModel",
+    "text_classification": "GPT2ForSequenceClassification",
+    "question_answering": "GPT2ForQuestionAnswering",
+}
+
+
+@pytest.fixture(scope="module")
+def merged(tmp_path_factory, checkpoint, helpdesk):
+    """A folder with every adapter and, below merged/, what it was merged to."""
+    from pipelines.run import run
+
+    folder, said = tmp_path_factory.mktemp("results"), {}
+    for task in TASKS:
+        for method, quantization in METHODS.items():
+            name = f"{task}-{method}"
+            recipe = Recipe(
+                name=name,
+                task=make_tasks(helpdesk)[task],
+                model=Model(name_or_path=str(checkpoint)),
+                quantization=quantization,
+                lora=Lora(r=4, use_dora=name == "causal_lm-lora"),
+                train=Train(max_steps=8, learning_rate=1e-2, warmup_steps=0),
+                output_dir=str(folder / name),
+            )
+            run(recipe)
+            said[name] = merge(folder / name, folder / "merged" / name)
+    return folder, said
+
+
+def logits_of(loaded):
+    """Return the logits of the first evaluation rows."""
+    task = loaded.recipe.task
+    rows = load_splits(task.dataset).held_out
+    features = task.features(rows, loaded.tokenizer, loaded.labels, training=False)
+    return first_logits(task, loaded.model, loaded.tokenizer, features.dataset[:8])
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("task", TASKS)
+def test_a_merged_model_gives_the_logits_of_its_adapter(merged, task, method):
+    folder, said = merged
+    name = f"{task}-{method}"
+    model = load_adapter(folder / "merged" / name)
+    adapter = load_adapter(folder / name, precision="fp32")
+    assert type(model.model).__name__ == CLASSES[task]
+    assert model.labels == adapter.labels
+    expected, found = logits_of(adapter), logits_of(model)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    with adapter.model.disable_adapter():
+        assert (logits_of(adapter) - expected).abs().max() > 0.1  # it is no small adapter
+    assert said[name].moved < 1e-5 * max(1, said[name].of)
+    if method == "lora":
+        assert said[name].moved_from_quantized is None
+    else:
+        as_trained = (logits_of(load_adapter(folder / name)) - expected).abs().max()
+        if task == "question_answering":  # whose padding has logits too
+            assert 0.01 < said[name].moved_from_quantized <= as_trained * 1.001
+        else:
+            assert said[name].moved_from_quantized == pytest.approx(as_trained.item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("task", TASKS)
+def test_its_files_are_those_of_an_ordinary_model(merged, task, method):
+    folder, _ = merged
+    out = folder / "merged" / f"{task}-{method}"
+    config = json.loads((out / "config.json").read_text())
+    assert config["architectures"] == [CLASSES[task]]
+    assert "quantization_config" not in config
+    assert config["use_cache"] is True
+    tensors = load_file(out / "model.safetensors")
+    assert not [name for name in tensors if re.search("lora|base_model|modules_to_save", name)]
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+    assert tensors["transformer.h.0.attn.c_attn.weight"].shape == (32, 96)  # Conv1D's
+    if task == "causal_lm":  # what vLLM loads: the head is the embedding
+        assert "lm_head.weight" not in tensors
+        assert config["tie_word_embeddings"] is True
+    common = {"config.json", "model.safetensors", "recipe.json", "task.json", "tokenizer.json"}
+    common |= {"tokenizer_config.json", "training_curve.png"}
+    more = {"generation_config.json"} if task == "causal_lm" else set()
+    assert {file.name for file in out.iterdir()} == common | more
+    assert str(folder) not in (out / "task.json").read_text()
+
+
+def test_transformers_loads_it_with_its_labels(merged):
+    from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+
+    folder, _ = merged
+    out = folder / "merged" / "text_classification-8bit"
+    texts = ["The hinge is broken.", "Where is my order? It is late by a week."]
+    found = pipeline("text-classification", model=str(out))(texts, batch_size=2)
+    loaded = load_adapter(out)
+    from pipelines.predict import predict
+    from pipelines.tasks.base import Examples
+
+    expected = predict(loaded, Examples([{"text": text} for text in texts], "rows"))
+    for one, other in zip(found, expected, strict=True):
+        assert one["label"] == other["label"]
+        assert one["score"] == pytest.approx(other["score"], abs=1e-5)
+
+    out = folder / "merged" / "causal_lm-4bit"
+    model, info = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert model.lm_head.weight is model.transformer.wte.weight
+    assert AutoTokenizer.from_pretrained(out).eos_token_id == model.config.eos_token_id
+
+
+@pytest.mark.parametrize("name", ["causal_lm-4bit", "text_classification-lora"])
+def test_it_is_scored_and_its_score_is_found_again(merged, name):
+    folder, _ = merged
+    adapter, model = load_adapter(folder / name), load_adapter(folder / "merged" / name)
+    primary = adapter.metrics["primary"]
+    origin = model.sidecar["merged"]
+    assert origin["score_of"] == "merged"
+    assert origin["adapter_score"] == adapter.metrics[primary]
+    assert model.metrics["baseline"] == adapter.metrics["baseline"]
+    assert (model.metrics[primary] != adapter.metrics[primary]) == name.endswith("4bit")
+    assert origin["lora"]["r"] == 4
+    assert (origin["quantization"] or {}).get("type") == ("NF4" if "4bit" in name else None)
+    assert evaluate_adapter(folder / "merged" / name).equal
+
+
+def test_without_its_rows_its_score_is_said_to_be_the_adapters(merged, tmp_path):
+    from pipelines.card import model_card
+    from pipelines.publish import read_result
+
+    folder, _ = merged
+    adapter = folder / "text_classification-8bit"
+    merge(adapter, tmp_path / "a", rescore=False)
+    recipe, sidecar = read_result(tmp_path / "a")
+    assert sidecar["metrics"] == load_adapter(adapter).metrics
+    card = model_card(recipe, sidecar, "me/merged")
+    assert "These are the scores of the adapter; the merged model was not scored." in card
+    recipe, sidecar = read_result(folder / "merged" / "text_classification-8bit")
+    before = sidecar["merged"]["adapter_score"]
+    card = model_card(recipe, sidecar, "me/merged")
+    assert f"The adapter scored {before:.4f}, on the base as it was trained on." in card
+    assert "LoRA, r 4, alpha 32, on c_attn, c_proj, c_fc, on the base in Int8" in card
+    assert "library_name: transformers" in card
+    assert "base_model_relation: finetune" in card or "base_model" not in card
+    assert "PeftModel" not in card
+
+
+def test_rows_that_moved_away_leave_the_adapters_score(merged, tmp_path, capsys):
+    import shutil
+
+    folder, _ = merged
+    adapter = shutil.copytree(folder / "causal_lm-lora", tmp_path / "adapter")
+    value = json.loads((adapter / "recipe.json").read_text())
+    value["task"]["dataset"]["path"] = "./elsewhere"
+    (adapter / "recipe.json").write_text(json.dumps(value))
+    said = merge(adapter, tmp_path / "out")
+    assert said.moved < 1e-5 * said.of
+    assert "this is the adapter's score" in capsys.readouterr().out
+    assert load_adapter(tmp_path / "out").sidecar["merged"]["score_of"] == "adapter"
+
+
+def test_what_cannot_be_merged_is_told_and_leaves_nothing(merged, tmp_path):
+    folder, _ = merged
+    adapter = folder / "text_classification-lora"
+    with pytest.raises(RecipeError, match="is no adapter, but a whole model already"):
+        merge(folder / "merged" / "text_classification-lora", tmp_path / "out")
+    with pytest.raises(RecipeError, match=r"OUT: .*text_classification-8bit is not empty"):
+        merge(adapter, folder / "text_classification-8bit")
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(RecipeError, match=r"OUT: .*file is not empty"):
+        merge(adapter, tmp_path / "file")
+    with pytest.raises(RecipeError, match="no folder"):
+        merge(adapter, tmp_path / "out", base="nowhere/at-all")
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_merged_model_is_published_by_the_command(hub, place, merged):
+    from conftest import client
+
+    folder, _ = merged
+    arguments = ("-c", "from pipelines.cli import console; console()", "merge")
+    arguments += (folder / "text_classification-8bit", "out", "--publish", "local/merged")
+    (place / "pipelines").symlink_to(ROOT / "pipelines")
+    said = client(hub, place / "home", *arguments, cwd=place)
+    assert "moved by" in said
+    assert "published: " in said
+    files = hub.repos["models", "local/merged"].commit("main")["files"]
+    assert {"model.safetensors", "config.json", "README.md"} <= files.keys()
+    assert not [name for name in files if name.startswith("adapter")]
+    for name in ("README.md", "task.json", "recipe.json"):
+        text = (hub.folder / "blobs" / files[name]["sha256"]).read_text()
+        assert str(folder) not in text
+        assert SECRET not in text
