@@ -296,12 +296,14 @@ class reported:  # noqa: N801 - a context manager, used as a word
             stop(str(error).splitlines(), error.exit_code)
         if isinstance(error, DataError):
             stop(str(error).splitlines(), 3)
+        if isinstance(error, KeyboardInterrupt):
+            stop(["stopped by Ctrl-C."], 130)
 
 
 def as_typed(problem: Problem) -> str:
-    """Name a field as the command line does."""
+    """Name a field as the command line does: flags in small letters, TEXT and OUT as they are."""
     name = problem.path
-    if name.isidentifier() or "." in name:
+    if "/" not in name and not name.isupper() and (name.isidentifier() or "." in name):
         name = "--" + name.replace("_", "-")
     return f"{name}: {problem.message}"
 

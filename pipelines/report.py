@@ -47,6 +47,7 @@ def quiet() -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     datasets.disable_progress_bars()
+    warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False but")
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
     warnings.filterwarnings("ignore", message="`label_smoothing_factor` is deprecated")
 

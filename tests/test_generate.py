@@ -355,8 +355,8 @@ def test_rows_of_a_file_give_what_they_give_alone(results, command, tmp_path):
         (("causal_lm", "Hello", "--out", "x"), 2, "--out: goes with --file"),
         (("causal_lm", "Hello", "--batch-size", "0"), 2, "--batch-size: 0 is out of range"),
         (("causal_lm",), 2, "takes a TEXT or a --file"),
-        (("causal_lm", " "), 2, "TEXT: is empty"),
-        (("causal_lm", "late " * 300), 3, "TEXT: .* tokens leave no room"),
+        (("causal_lm", " "), 2, "^TEXT: is empty"),
+        (("causal_lm", "late " * 300), 3, "^TEXT: .* tokens leave no room"),
         (("text_classification", "Hello"), 3, "TextClassification writes no text. `gpt2-recipes p"),
     ],
 )

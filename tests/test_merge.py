@@ -199,6 +199,9 @@ def test_a_merged_model_is_published_by_the_command(hub, place, merged):
     said = client(hub, place / "home", *arguments, cwd=place)
     assert "moved by" in said
     assert "published: " in said
+    assert "Warning" not in said
+    said = client(hub, place / "home", *arguments, cwd=place, code=2)
+    assert said.startswith("OUT: out is not empty")
     files = hub.repos["models", "local/merged"].commit("main")["files"]
     assert {"model.safetensors", "config.json", "README.md"} <= files.keys()
     assert not [name for name in files if name.startswith("adapter")]

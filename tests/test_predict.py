@@ -175,6 +175,32 @@ def test_a_broken_row_keeps_those_before_it_and_is_repaired(tmp_path, broken):
     assert lines(out) == COUNTED
 
 
+def test_ctrl_c_is_told_without_a_trace(tmp_path, monkeypatch, capsys):
+    from pipelines.cli import console
+
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipelines.predict.predict_file", interrupted)
+    monkeypatch.setattr("sys.argv", ["gpt2-recipes", "predict", "a", "b"])
+    with pytest.raises(SystemExit) as stopped:
+        console()
+    assert stopped.value.code == 130
+    assert capsys.readouterr().err == "stopped by Ctrl-C.\n"
+
+
+def test_a_terminal_sees_how_many_rows_are_done(tmp_path, monkeypatch, capsys):
+    file, out = write(tmp_path / "in.jsonl", ROWS), tmp_path / "out.jsonl"
+    answer_file(file, count, out, MADE_BY, chunk_size=8)
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes this for a terminal
+    write(file, ROWS * 2)
+    answer_file(file, count, out, MADE_BY, chunk_size=8)
+    said = capsys.readouterr()
+    assert "46/46" in said.err
+    assert said.out == ""
+
+
 def test_another_input_another_model_and_a_file_of_somebody_else_are_refused(tmp_path):
     out, file = tmp_path / "out.jsonl", write(tmp_path / "in.jsonl", ROWS)
     answer_file(file, count, out, MADE_BY, chunk_size=8)

@@ -1,5 +1,6 @@
 """The README's commands and names are real."""
 
+import inspect
 import re
 import shlex
 
@@ -39,3 +40,20 @@ def test_the_recipe_shown_is_the_recipe():
 def test_every_recipe_and_config_is_listed():
     for path in [*(ROOT / "recipes").glob("*.py"), *(ROOT / "accelerate_configs").glob("*.yaml")]:
         assert path.stem in README, path.name
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("gpt2-recipes ")])
+def test_a_command_has_the_verb_and_flags_that_it_shows(command):
+    from pipelines import cli
+
+    _, verb, *words = shlex.split(command)
+    assert f'"{verb}": ' in inspect.getsource(cli.console)
+    parsed = tyro.extras.get_parser(vars(cli)[verb.replace("-", "_")]).parse_args(words)
+    assert parsed is not None
+
+
+def test_a_flag_that_is_not_there_is_seen():
+    from pipelines import cli
+
+    with pytest.raises(SystemExit):
+        tyro.extras.get_parser(cli.predict).parse_args(["a", "b", "--outt", "c"])
