@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pipelines.data import read
-from pipelines.recipe import Problem, RecipeError
+from pipelines.recipe import CheckpointError, Problem, RecipeError
 from pipelines.tasks.base import DataError, Examples
 
 Answers = Callable[[Examples], list[dict[str, Any]]]
@@ -59,8 +59,8 @@ def answer_file(
     `answers` gets `chunk_size` rows at once; no more are held. What it says of a row follows the
     row's `id`, if it has one. An `out` that the same command has begun is finished.
 
-    Raise DataError for a row that cannot be used, after those before it are written, and
-    RecipeError for an `out` of other rows or of another `made_by`.
+    Raise DataError for a row that cannot be used, after those before it are written, RecipeError
+    for an `out` of other rows or of another `made_by`, and CheckpointError for a full disk.
     """
     if out is None:
         for _, lines in answered(chunks(file, chunk_size), answers):
@@ -74,12 +74,26 @@ def answer_file(
         written.seek(done.num_bytes)
         advance(done.rows)
         for examples, lines in answered(chunks(file, chunk_size, skip=done.rows), answers):
-            written.write("".join(lines).encode())
-            written.flush()
-            os.fsync(written.fileno())
-            done = done.and_(examples, written.tell())
-            record(out, done)
+            done = keep(written, out, done, examples, lines)
             advance(len(lines))
+
+
+def keep(written: IO[bytes], out: Path, done: Done, examples: Examples, lines: list[str]) -> Done:
+    """Put lines on the disk, then the record that they are there, and return it.
+
+    Raise CheckpointError where the disk does not take them.
+    """
+    left = "".join(lines).encode()
+    try:
+        while left:
+            left = left[written.write(left) :]
+        os.fsync(written.fileno())
+        done = done.and_(examples, written.tell())
+        record(out, done)
+    except OSError as error:
+        text = f"{out} cannot be written: {error.strerror}. {done.rows:,} rows are; the same "
+        raise CheckpointError(f"{text}command goes on.") from None
+    return done
 
 
 def chunks(file: Path, chunk_size: int, *, skip: int = 0) -> Iterator[Examples]:
@@ -134,7 +148,7 @@ def halves(examples: Examples) -> Iterator[Examples]:
 def opened(out: Path) -> Iterator[IO[bytes]]:
     """Open `out`, without emptying it, for this process alone."""
     try:
-        written = out.open("r+b" if out.exists() else "x+b")
+        written = out.open("r+b" if out.exists() else "x+b", buffering=0)
     except OSError as error:
         raise RecipeError([Problem("out", f"{out}: {error.strerror}.")]) from None
     with written:

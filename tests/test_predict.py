@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pipelines.data import read_file
 from pipelines.hub import load_adapter
 from pipelines.output import answer_file, record_of
 from pipelines.predict import predict, predict_file
-from pipelines.recipe import Lora, Model, Recipe, RecipeError, Train
+from pipelines.recipe import CheckpointError, Lora, Model, Recipe, RecipeError, Train
 from pipelines.tasks import DataError
 from pipelines.tasks.base import Examples
 
@@ -220,6 +221,22 @@ def test_another_input_another_model_and_a_file_of_somebody_else_are_refused(tmp
         answer_file(file, count, out, MADE_BY, chunk_size=8)
     with pytest.raises(RecipeError, match="out: .*nowhere.*: No such file or directory"):
         answer_file(file, count, tmp_path / "nowhere" / "out", MADE_BY, chunk_size=8)
+
+
+def test_a_disk_that_takes_no_more_is_told_and_the_command_goes_on(tmp_path):
+    out, file = tmp_path / "out.jsonl", write(tmp_path / "in.jsonl", ROWS)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (450, hard))  # bytes of a file; 542 are needed
+    try:
+        with pytest.raises(
+            CheckpointError, match="out.jsonl cannot be written: File too large. 16"
+        ):
+            answer_file(file, count, out, MADE_BY, chunk_size=4)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert out.stat().st_size == 450  # part of a chunk
+    answer_file(file, count, out, MADE_BY, chunk_size=4)
+    assert lines(out) == COUNTED
 
 
 def test_two_processes_do_not_write_one_file(tmp_path):
