@@ -63,7 +63,13 @@ def merge(
     if recipe.lora is None:
         raise RecipeError([Problem(str(repo), "is no adapter, but a whole model already.")])
     plain_recipe = replace(
-        recipe, lora=None, quantization=None, output_dir=None, push_to=None, public=False
+        recipe,
+        task=recipe.task.merged(),
+        lora=None,
+        quantization=None,
+        output_dir=None,
+        push_to=None,
+        public=False,
     )
     if publish_to:
         check_destination(plain_recipe, publish_to, public=public)
@@ -73,7 +79,11 @@ def merge(
     logits = logits_of(loaded.model, batch)
     model = loaded.model.merge_and_unload()
     model.config.use_cache = True
-    sidecar = loaded.sidecar | {"base": None, "merged": origin(loaded, recipe, str(repo))}
+    sidecar = loaded.sidecar | {
+        "task": type(plain_recipe.task).__name__,
+        "base": None,
+        "merged": origin(loaded, recipe, str(repo)),
+    }
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".merge-") as name:
         stage = Path(name) / "merged"
@@ -155,8 +165,15 @@ def origin(loaded: Loaded, recipe: Recipe, repo: str) -> dict[str, Any]:
 def scored_again(merged: Loaded, rows: Examples) -> dict[str, Any]:
     """Return the sidecar with the merged model's own score; the adapter's stands beside it."""
     before, found = merged.metrics, score(merged, rows)
+    primary = before["primary"]
     kept = {name: before[name] for name in ("baseline", "seconds") if name in before}
-    scores = {"score_of": "merged", "adapter_score": before[before["primary"]]}
+    if found["primary"] != primary:  # the baseline is of another score
+        kept.pop("baseline", None)
+    scores = {
+        "score_of": "merged",
+        "adapter_metric": primary,
+        "adapter_score": before[primary],
+    }
     return merged.sidecar | {
         "merged": merged.sidecar["merged"] | scores,
         "metrics": found | kept,
@@ -194,6 +211,7 @@ def print_merged(loaded: Loaded, merged: Merged, out: Path) -> None:
     sidecar = json.loads((out / "task.json").read_text(encoding="utf-8"))
     print_score(loaded.recipe.name, sidecar["metrics"])
     said = "  this is the adapter's score: the rows of the run are not at hand, or not asked for"
-    if sidecar["merged"]["score_of"] == "merged":
-        said = f"  the adapter's score was {sidecar['merged']['adapter_score']:.4f}"
+    origin = sidecar["merged"]
+    if origin["score_of"] == "merged":
+        said = f"  the adapter's {origin['adapter_metric']} was {origin['adapter_score']:.4f}"
     console().print(said, markup=False)

@@ -131,12 +131,27 @@ def test_it_is_scored_and_its_score_is_found_again(merged, name):
     primary = adapter.metrics["primary"]
     origin = model.sidecar["merged"]
     assert origin["score_of"] == "merged"
+    assert origin["adapter_metric"] == primary
     assert origin["adapter_score"] == adapter.metrics[primary]
     assert model.metrics["baseline"] == adapter.metrics["baseline"]
     assert (model.metrics[primary] != adapter.metrics[primary]) == name.endswith("4bit")
     assert origin["lora"]["r"] == 4
     assert (origin["quantization"] or {}).get("type") == ("NF4" if "4bit" in name else None)
     assert evaluate_adapter(folder / "merged" / name).equal
+
+
+def test_a_merged_model_may_have_another_task_than_its_adapter(merged, tmp_path, monkeypatch):
+    """As one tuned on preferences has, which are against a base that is no longer there."""
+    from dataclasses import replace
+
+    from pipelines.tasks import TextClassification
+
+    folder, _ = merged
+    columns = {"label_column": "queue", "max_length": 32}
+    monkeypatch.setattr(TextClassification, "merged", lambda task: replace(task, **columns))
+    merge(folder / "text_classification-lora", tmp_path / "out")
+    assert load_adapter(tmp_path / "out").recipe.task.max_length == 32
+    assert load_adapter(folder / "text_classification-lora").recipe.task.max_length == 64
 
 
 def test_without_its_rows_its_score_is_said_to_be_the_adapters(merged, tmp_path):
@@ -153,7 +168,7 @@ def test_without_its_rows_its_score_is_said_to_be_the_adapters(merged, tmp_path)
     recipe, sidecar = read_result(folder / "merged" / "text_classification-8bit")
     before = sidecar["merged"]["adapter_score"]
     card = model_card(recipe, sidecar, "me/merged")
-    assert f"The adapter scored {before:.4f}, on the base as it was trained on." in card
+    assert f"On the base as it was trained on, the adapter's accuracy was {before:.4f}." in card
     assert "LoRA, r 4, alpha 32, on c_attn, c_proj, c_fc, on the base in Int8" in card
     assert "library_name: transformers" in card
     assert "base_model_relation: finetune" in card or "base_model" not in card
