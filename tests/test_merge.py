@@ -19,6 +19,8 @@ CLASSES = {
     "causal_lm": "GPT2LMHeadModel",
     "text_classification": "GPT2ForSequenceClassification",
     "question_answering": "GPT2ForQuestionAnswering",
+    "instruction_tuning": "GPT2LMHeadModel",
+    "preference_tuning": "GPT2LMHeadModel",
 }
 TASKS = tuple(CLASSES)
 
@@ -128,7 +130,15 @@ def test_transformers_loads_it_with_its_labels(merged):
     assert AutoTokenizer.from_pretrained(out).eos_token_id == model.config.eos_token_id
 
 
-@pytest.mark.parametrize("name", ["causal_lm-4bit", "text_classification-lora"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "causal_lm-4bit",
+        "text_classification-lora",
+        "instruction_tuning-8bit",
+        "preference_tuning-lora",
+    ],
+)
 def test_it_is_scored_and_its_score_is_found_again(merged, name):
     folder, _ = merged
     adapter, model = load_adapter(folder / name), load_adapter(folder / "merged" / name)
