@@ -15,6 +15,7 @@ from pipelines.recipe import Problem, RecipeError, wrong_values
 from pipelines.report import quiet
 from pipelines.tasks import Task
 from pipelines.tasks.base import Examples, Generation
+from pipelines.tasks.replies import ReplyTask
 
 
 def write_text(
@@ -42,11 +43,9 @@ def write_text(
     check_room(loaded.model, prompts, lambda _: "TEXT")
     if options.num_beams > 1:
         (found,) = continue_prompts(loaded.model, tokenizer, prompts, options, seed=seed)
-        print(found.text)
+        print(said(task, found.text))
         return
-    shown = TextStreamer(
-        tokenizer, skip_prompt=True, skip_special_tokens=True, clean_up_tokenization_spaces=False
-    )
+    shown = Shown(task, tokenizer)
     continue_prompts(loaded.model, tokenizer, prompts, options, seed=seed, streamer=shown)
 
 
@@ -75,10 +74,34 @@ def write_file(
         found = continue_prompts(
             loaded.model, tokenizer, prompts, options, batch_size=batch_size, seed=seed
         )
-        return [asdict(each) for each in found]
+        return [{"text": said(task, each.text), "ended": each.ended} for each in found]
 
     made_by |= asdict(options) | {"seed": seed}
     answer_file(file, answers, out, made_by, chunk_size=4 * batch_size)
+
+
+class Shown(TextStreamer):
+    """Print a text as it is written; a reply from its first word."""
+
+    def __init__(self, task: Task, tokenizer: Any):
+        super().__init__(
+            tokenizer,
+            skip_prompt=True,
+            skip_special_tokens=True,
+            clean_up_tokenization_spaces=False,
+        )
+        self.at_start = isinstance(task, ReplyTask)
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        if self.at_start:
+            text = text.lstrip()
+            self.at_start = not text
+        super().on_finalized_text(text, stream_end)
+
+
+def said(task: Task, text: str) -> str:
+    """Return a reply without the space that joins it to its prompt, and other texts as they are."""
+    return text.strip() if isinstance(task, ReplyTask) else text
 
 
 def options_of(task: Task, typed: dict[str, Any]) -> Generation:

@@ -1,5 +1,6 @@
 """Instruction and preference tuning: what is learned, what is not, and against what."""
 
+import json
 import math
 from dataclasses import replace
 
@@ -11,7 +12,13 @@ from transformers import AutoModelForCausalLM
 from pipelines.data import load_splits
 from pipelines.models import build_model
 from pipelines.recipe import Lora, Model, Recipe, RecipeError, Train
-from pipelines.tasks import DataError, DatasetSource, InstructionTuning, PreferenceTuning
+from pipelines.tasks import (
+    DataError,
+    DatasetSource,
+    Generation,
+    InstructionTuning,
+    PreferenceTuning,
+)
 from pipelines.tasks.base import Examples
 from pipelines.tasks.replies import CHAT_TEMPLATE, exchange
 from pipelines.training import build_trainer, score_of
@@ -437,3 +444,49 @@ def test_label_smoothing_is_that_of_the_formula(tasks, checkpoint, tokenizer, tm
                 total += 0.1 * float(-logs[place - 1].mean())
                 count += 1
     assert loss == pytest.approx(total / count, rel=1e-5)
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_reply_is_printed_from_its_first_word(chat, checkpoint, tmp_path, capsys):
+    """As it comes, after a beam search, and for the rows of a file, which all say the same."""
+    from pipelines.run import run
+    from pipelines.write import write_file, write_text
+
+    asked = [{"role": "user", "content": "late"}]
+    reply = "sorry, on its way"
+    row = {"messages": [*asked, {"role": "assistant", "content": reply}]}
+    if not chat:
+        row = {"prompt": "late", "messages": reply}
+    file = tmp_path / "rows.jsonl"
+    file.write_text((json.dumps(row) + "\n") * 4)
+    task = InstructionTuning(
+        dataset=DatasetSource(path=str(file), eval_fraction=0.5),
+        prompt_format="{prompt}\nReply:",
+        chat=chat,
+        completion_column="messages",
+        generation=Generation(max_new_tokens=20),
+    )
+    train = Train(max_steps=40, learning_rate=2e-2, global_batch_size=2, save_steps=None)
+    recipe = Recipe(
+        name="late",
+        task=replace(task, max_length=128),
+        model=Model(name_or_path=str(checkpoint)),
+        train=train,
+        output_dir=str(tmp_path / "out"),
+        **method("lora"),
+    )
+    metrics = run(recipe)
+    assert (metrics["exact_match"], metrics["ended"]) == (1.0, 1.0)
+    capsys.readouterr()
+    for options in ({}, {"num_beams": 2}):
+        write_text(recipe.output_dir, "late", options)
+        assert capsys.readouterr().out == f"{reply}\n"
+    write_file(recipe.output_dir, file, {})
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert lines == [{"text": reply, "ended": True}] * 4
+
+
+def test_a_prompt_of_several_columns_is_not_typed():
+    task = InstructionTuning(dataset=ANYWHERE, prompt_format="{question} {context}")
+    with pytest.raises(DataError, match="columns question, context: give a file"):
+        task.row("Who?")
