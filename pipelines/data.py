@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pipelines.tasks import DataError, DatasetSource
-from pipelines.tasks.base import Examples
+from pipelines.readers import SUFFIXES, Numbered, Unreadable, read
+from pipelines.tasks import DataError, DatasetSource, Task
+from pipelines.tasks.base import Examples, Rejected
 
-SUFFIXES = (".jsonl", ".csv", ".txt", ".json")
+SHOWN = 10  # rows that a message names
+HINT = "\nCorrect them, or leave them out with --task.dataset.on-bad-row skip."
 
 
 @dataclass(frozen=True)
@@ -30,27 +31,64 @@ class Splits:
         seen = set(self.train.hashes())
         return sum(digest in seen for digest in self.held_out.hashes())
 
+    def warnings(self) -> Iterator[str]:
+        """Say what makes a score other than it seems: rows left out, or there twice."""
+        for name, examples in (("training", self.train), ("evaluation", self.held_out)):
+            if examples.rejected:
+                yield (
+                    f"{len(examples.rejected):,} {name} rows cannot be used and were left out; "
+                    "they stand in rejected.jsonl"
+                )
+            if not isinstance(examples.rows, Stream):
+                ids = [str(row["id"]) for row in examples.rows if "id" in row]
+                if len(set(ids)) < len(ids):
+                    yield f"{len(ids) - len(set(ids)):,} {name} rows have the id of another"
+        num_shared = self.num_shared()
+        if num_shared:
+            yield f"{num_shared:,} evaluation rows are training rows too: the score is too good"
+
 
 @dataclass(frozen=True)
 class Stream:
-    """Rows that are read each time they are iterated; the first `skip` are left out."""
+    """Rows that are read each time they are iterated; the first `skip` are left out.
+
+    Those that `task` cannot use are refused when they are met, or appended to `rejected`.
+    """
 
     source: DatasetSource
     split: str
     skip: int = 0
+    task: Task | None = None
+    rejected: Path | None = None
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        rows: Iterable[dict[str, Any]]
+        origin, records = self.records()
+        known = lines_of(self.rejected)
+        for record in records:
+            examples = collect([record], origin, is_local(self.source))
+            if self.task is not None:
+                examples = sift(self.task, examples, None)
+            if examples.rejected and self.source.on_bad_row == "stop":
+                refuse(examples.rejected, HINT)
+            if examples.rejected and self.rejected is not None:
+                append_rejected(self.rejected, examples.rejected, known)
+            yield from examples.rows
+
+    def records(self) -> tuple[str, Iterator[Numbered]]:
+        """Return where the rows come from, and the rows with their numbers."""
+        rows: Iterable[Numbered]
         if is_local(self.source):
-            rows = (row for _, row in read(local_file(self.source, self.split)))
+            file = local_file(self.source, self.split)
+            origin, rows = str(file), read(file)
         else:
-            rows = hub_dataset(self.source, self.split, streaming=True)
+            origin = f"{self.source.path} {self.split}"
+            rows = enumerate(hub_dataset(self.source, self.split, streaming=True))
         stop = self.source.max_train_rows
-        return islice(rows, self.skip, None if stop is None else self.skip + stop)
+        return origin, islice(rows, self.skip, None if stop is None else self.skip + stop)
 
 
 def load_splits(source: DatasetSource) -> Splits:
-    """Read both splits. Raise DataError with file and line for what cannot be read."""
+    """Read both splits; lines that are no rows stand in their `rejected`."""
     if source.streaming:
         return stream_splits(source)
     train = load_split(source, source.train_split)
@@ -69,11 +107,13 @@ def stream_splits(source: DatasetSource) -> Splits:
             "Set --task.dataset.max-eval-rows."
         )
     split = source.eval_split or source.train_split
-    rows = list(islice(Stream(replace(source, max_train_rows=None), split), source.max_eval_rows))
-    skip = 0 if source.eval_split else len(rows)
-    origin = f"{source.path} {source.train_split}"
-    train = Examples(Stream(source, source.train_split, skip), origin)
-    return Splits(train, Examples(rows, f"{source.path} {split}"))
+    origin, records = Stream(replace(source, max_train_rows=source.max_eval_rows), split).records()
+    held_out = collect(records, origin, is_local(source))
+    skip = 0 if source.eval_split else source.max_eval_rows
+    train = Examples(
+        Stream(source, source.train_split, skip), f"{source.path} {source.train_split}"
+    )
+    return Splits(train, held_out)
 
 
 def load_split(source: DatasetSource, split: str) -> Examples:
@@ -83,15 +123,122 @@ def load_split(source: DatasetSource, split: str) -> Examples:
         return Examples(
             dataset.to_list(), f"{source.path} {split}", label_names=class_labels(dataset)
         )
-    return read_file(local_file(source, split))
+    file = local_file(source, split)
+    return collect(read(file), str(file), local=True)
 
 
 def read_file(file: Path) -> Examples:
-    """Read a local file. Raise DataError for one that has no rows."""
-    numbered = list(read(file))
-    if not numbered:
-        raise DataError(f"{file}: no rows.")
-    return Examples([row for _, row in numbered], str(file), [line for line, _ in numbered])
+    """Read a local file. Raise DataError for one that has no rows, or lines that are none."""
+    examples = collect(read(file), str(file), local=True)
+    refuse(examples.rejected)
+    return examples
+
+
+def collect(records: Iterable[Numbered], origin: str, local: bool) -> Examples:
+    """Part rows from lines that are none. Raise DataError where there is neither."""
+    rows, numbers, rejected = [], [], []
+    for number, row in records:
+        if isinstance(row, Unreadable):
+            where = f"{origin}:{number}"
+            rejected.append(Rejected(origin, number, where, row.reason, row.content))
+        else:
+            rows.append(row)
+            numbers.append(number)
+    if not rows and not rejected:
+        raise DataError(f"{origin}: no rows.")
+    lines, others = (numbers, None) if local else (None, numbers)
+    return Examples(rows, origin, lines, numbers=others, rejected=tuple(rejected))
+
+
+def sift(task: Task, examples: Examples, labels: tuple[str, ...] | None) -> Examples:
+    """Return the rows that a task can use; the others stand in `rejected`, by their lines."""
+    kept, rejected = [], list(examples.rejected)
+    for index, row in enumerate(examples.rows):
+        try:
+            task.example(examples, index, row, labels)
+        except DataError as error:
+            where = examples.where(index)
+            reason = str(error).removeprefix(f"{where}: ")
+            number = examples.number(index)
+            rejected.append(Rejected(examples.origin, number, where, reason, row))
+        else:
+            kept.append(index)
+    if len(rejected) == len(examples.rejected):
+        return examples
+    rejected.sort(key=lambda each: each.line)
+    return replace(examples.only(kept), rejected=tuple(rejected))
+
+
+def check_splits(
+    task: Task, splits: Splits, rejected: Path | None = None
+) -> tuple[Splits, tuple[str, ...]]:
+    """Return the rows that a task can use, and its labels.
+
+    Raise DataError that names all others, unless they are to be skipped: then they are written to
+    the file `rejected`, those of a stream when it meets them.
+    """
+    stop = task.dataset.on_bad_row == "stop"
+    train = splits.train
+    if isinstance(train.rows, Stream):
+        train = replace(train, rows=replace(train.rows, task=task, rejected=rejected))
+    else:
+        train = sift(task, train, None)
+    nothing = not isinstance(train.rows, Stream) and not train.rows
+    labels = None if nothing or (stop and train.rejected) else task.labels(train)
+    held_out = sift(task, splits.held_out, labels)
+    found = [*train.rejected, *held_out.rejected]
+    if labels is None or stop or not held_out.rows:
+        refuse(found, HINT if stop else "")
+    assert labels is not None
+    if rejected is not None:
+        rejected.unlink(missing_ok=True)
+        append_rejected(rejected, found, set())
+    return Splits(train, held_out), labels
+
+
+def refuse(rejected: Sequence[Rejected], hint: str = "") -> None:
+    """Raise DataError that names the first rows that cannot be used, if there are any."""
+    if not rejected:
+        return
+    lines = [f"{each.where}: {each.reason}" for each in rejected[:SHOWN]]
+    if len(rejected) > SHOWN:
+        lines.append(f"... and {len(rejected) - SHOWN:,} more.")
+    raise DataError("\n".join(lines) + hint)
+
+
+def num_skipped(splits: Splits, rejected: Path | None) -> dict[str, int]:
+    """Return how many rows were left out of the score and of the training, where some were.
+
+    Those of a stream are counted in the file `rejected`.
+    """
+    num_eval, num_train = len(splits.held_out.rejected), len(splits.train.rejected)
+    if isinstance(splits.train.rows, Stream):
+        num_train = len(lines_of(rejected)) - num_eval
+    found = {"rows_skipped": num_eval, "train_rows_skipped": num_train}
+    return {name: count for name, count in found.items() if count > 0}
+
+
+def lines_of(file: Path | None) -> set[str]:
+    """Return the lines of a file, if it is there."""
+    if file is None or not file.exists():
+        return set()
+    return set(file.read_text(encoding="utf-8").splitlines())
+
+
+def append_rejected(file: Path, rejected: Sequence[Rejected], known: set[str]) -> None:
+    """Append rows to rejected.jsonl unless their lines are known, and note them there.
+
+    A stream meets its rows again in each epoch, and when it resumes.
+    """
+    lines = [
+        json.dumps({"file": r.file, "line": r.line, "reason": r.reason, "row": r.row}, default=str)
+        for r in rejected
+    ]
+    new = [line for line in lines if line not in known]
+    if new:
+        with file.open("a", encoding="utf-8") as out:
+            out.writelines(f"{line}\n" for line in new)
+    known.update(new)
 
 
 def hub_dataset(source: DatasetSource, split: str, *, streaming: bool) -> Any:
@@ -149,87 +296,6 @@ def local_file(source: DatasetSource, split: str) -> Path:
     raise DataError(f"{path}: no file for split {split!r} ({found} there).")
 
 
-def read(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield line numbers and rows of a JSONL, CSV, text or SQuAD JSON file."""
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as lines:
-            match file.suffix:
-                case ".csv":
-                    yield from read_csv(file, lines)
-                case ".txt":
-                    text = lines.read()
-                    if text:
-                        yield 1, {"text": text}
-                case ".json":
-                    yield from read_squad(file, lines.read())
-                case _:
-                    yield from read_jsonl(file, lines)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file}: not UTF-8 at byte {error.start}.") from None
-    except OSError as error:
-        raise DataError(f"{file}: {error.strerror}.") from None
-
-
-def read_jsonl(file: Path, lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield one object for each line; an empty line is passed over."""
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{file}:{number}: not JSON: {error.msg}.") from None
-        if not isinstance(row, dict):
-            raise DataError(f"{file}:{number}: {line.strip()[:40]!r} is not an object.")
-        yield number, row
-
-
-def read_csv(file: Path, lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield rows as text; a row of another length than the header is an error."""
-    reader = csv.reader(lines, strict=True)
-    try:
-        header = next(reader, None)
-        if header is None:
-            raise DataError(f"{file}: empty.")
-        for cells in reader:
-            if len(cells) != len(header):
-                raise DataError(
-                    f"{file}:{reader.line_num}: {len(cells)} cells, but the header has "
-                    f"{len(header)}."
-                )
-            yield reader.line_num, dict(zip(header, cells, strict=True))
-    except csv.Error as error:
-        raise DataError(f"{file}:{reader.line_num}: {error}.") from None
-
-
-def read_squad(file: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the questions of a nested SQuAD file; the number is the question's place."""
-    try:
-        articles = json.loads(text)["data"]
-        questions = [
-            (paragraph["context"], question)
-            for article in articles
-            for paragraph in article["paragraphs"]
-            for question in paragraph["qas"]
-        ]
-        for number, (context, question) in enumerate(questions, start=1):
-            answers = question.get("answers", [])
-            yield (
-                number,
-                {
-                    "id": question["id"],
-                    "question": question["question"],
-                    "context": context,
-                    "answers": {
-                        "text": [answer["text"] for answer in answers],
-                        "answer_start": [answer["answer_start"] for answer in answers],
-                    },
-                },
-            )
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise DataError(f"{file}: not SQuAD JSON: {error!r}.") from None
-
-
 def hold_out(examples: Examples, fraction: float) -> tuple[Examples, Examples]:
     """Split off the last rows; a single document is cut at a character."""
     rows = list(examples.rows)
@@ -238,18 +304,25 @@ def hold_out(examples: Examples, fraction: float) -> tuple[Examples, Examples]:
         cut = round(len(text) * (1 - fraction))
         head, tail = text[:cut], text[cut:]
         return replace(examples, rows=[rows[0] | {"text": head}]), replace(
-            examples, rows=[rows[0] | {"text": tail}]
+            examples, rows=[rows[0] | {"text": tail}], rejected=()
         )
     if len(rows) < 2:
+        refuse(examples.rejected)
         raise DataError(f"{examples.origin}: {len(rows)} rows cannot be split.")
     cut = len(rows) - max(1, round(len(rows) * fraction))
-    lines = examples.lines
+    bound = examples.number(cut)
+    early = tuple(each for each in examples.rejected if each.line < bound)
+    late = tuple(each for each in examples.rejected if each.line >= bound)
     return (
-        replace(examples, rows=rows[:cut], lines=lines and lines[:cut]),
-        replace(examples, rows=rows[cut:], lines=lines and lines[cut:]),
+        replace(examples.only(range(cut)), rejected=early),
+        replace(examples.only(range(cut, len(rows))), rejected=late),
     )
 
 
 def first(examples: Examples, count: int | None) -> Examples:
-    """Keep the first rows."""
-    return examples if count is None else replace(examples, rows=list(examples.rows)[:count])
+    """Keep the first rows, and of those that cannot be used the ones between them."""
+    if count is None or len(list(examples.rows)) <= count:
+        return examples
+    bound = examples.number(count)
+    early = tuple(each for each in examples.rejected if each.line < bound)
+    return replace(examples.only(range(count)), rejected=early)

@@ -22,7 +22,7 @@ from typing import IO, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from pipelines.data import read
+from pipelines.readers import read_rows
 from pipelines.recipe import CheckpointError, Problem, RecipeError
 from pipelines.tasks.base import DataError, Examples
 
@@ -98,7 +98,7 @@ def keep(written: IO[bytes], out: Path, done: Done, examples: Examples, lines: l
 
 def chunks(file: Path, chunk_size: int, *, skip: int = 0) -> Iterator[Examples]:
     """Yield the rows after the first `skip`; those before a line that cannot be read first."""
-    rows = islice(read(file), skip, None)
+    rows = islice(read_rows(file), skip, None)
     broken: DataError | None = None
     empty = not skip
     while broken is None:
@@ -191,7 +191,7 @@ def finished(file: Path, out: Path, new: Done, chunk_size: int) -> Done:
 def rows_again(file: Path, done: Done, chunk_size: int) -> str:
     """Return the hash of as many rows as are answered."""
     seen = Done(done.made_by)
-    rows = islice(read(file), done.rows)
+    rows = islice(read_rows(file), done.rows)
     while chunk := [row for _, row in islice(rows, chunk_size)]:
         seen = seen.and_(Examples(chunk, str(file)), 0)
     return seen.rows_sha256

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,11 @@ def quiet() -> None:
 
 
 def print_report(
-    recipe: Recipe, world_size: int, train: Features, held_out: Features, num_shared: int
+    recipe: Recipe,
+    world_size: int,
+    train: Features,
+    held_out: Features,
+    cautions: Iterable[str],
 ) -> None:
     """Say what runs where, and what reading the rows cost: rows cut, tokens left out."""
     state = PartialState()
@@ -62,9 +67,8 @@ def print_report(
     for name, features in (("train", train), ("eval", held_out)):
         parts = [f"{value:,} {key.replace('_', ' ')}" for key, value in features.report.items()]
         out.print(f"  {name}: {', '.join(parts) or 'streamed'}", markup=False)
-    if num_shared:
-        text = f"  {num_shared:,} evaluation rows are training rows too: the score is too good"
-        out.print(text, style="yellow", markup=False)
+    for text in cautions:
+        out.print(f"  {text}", style="yellow", markup=False)
 
 
 def plot_training(log: list[dict[str, Any]], file: Path) -> None:
@@ -91,6 +95,8 @@ def print_score(name: str, metrics: dict[str, Any]) -> None:
     low, high = metrics["confidence_interval"]
     line = f"{name}: {primary} {metrics[primary]:.4f} (95 % {low:.4f} to {high:.4f}), "
     line += f"{metrics['rows']:,} rows"
+    if "rows_skipped" in metrics:
+        line += f" without {metrics['rows_skipped']:,} that cannot be used"
     for baseline, value in metrics.get("baseline", {}).items():
         line += f"; {baseline} {value:.4f}"
     console().print(line, markup=False)

@@ -11,7 +11,7 @@ from accelerate import PartialState
 from transformers import set_seed
 
 from pipelines.checkpoints import StopSignals, check_space, identity_of, locked, newest_verified
-from pipelines.data import check_vocabulary, load_splits
+from pipelines.data import check_splits, check_vocabulary, load_splits, num_skipped
 from pipelines.hub import pin, save
 from pipelines.models import build_model, load_tokenizer
 from pipelines.publish import check_destination, check_reload, publish
@@ -37,8 +37,8 @@ def run_in_folder(recipe: Recipe, world_size: int, started: float) -> dict[str, 
     """Do what `run` does, in a folder that no other run uses."""
     set_seed(recipe.train.seed)
     task = recipe.task
-    splits = load_splits(task.dataset)
-    labels = task.labels(splits.train)
+    rejected = recipe.folder / "rejected.jsonl" if PartialState().is_main_process else None
+    splits, labels = check_splits(task, load_splits(task.dataset), rejected)
     tokenizer = load_tokenizer(
         recipe.model,
         texts(splits.train),
@@ -47,7 +47,7 @@ def run_in_folder(recipe: Recipe, world_size: int, started: float) -> dict[str, 
     )
     train = task.features(splits.train, tokenizer, labels, training=True)
     held_out = task.features(splits.held_out, tokenizer, labels, training=False)
-    print_report(recipe, world_size, train, held_out, splits.num_shared())
+    print_report(recipe, world_size, train, held_out, splits.warnings())
 
     model = build_model(recipe, tokenizer, labels)
     for examples in (splits.train, splits.held_out):
@@ -77,6 +77,7 @@ def run_in_folder(recipe: Recipe, world_size: int, started: float) -> dict[str, 
     metrics = score_of(trainer.evaluate())
     check_finite(metrics)
     metrics["baseline"] = baseline or {"before training": first_score(trainer.state.log_history)}
+    metrics |= num_skipped(splits, rejected)
     metrics["seconds"] = round(time.perf_counter() - started, 1)
     folder = save(trainer, recipe, tokenizer, labels, metrics, splits.held_out)
     print_score(recipe.name, metrics)

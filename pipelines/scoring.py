@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import metrics
-from pipelines.data import is_local, load_splits, read_file
+from pipelines.data import check_splits, is_local, load_splits, read_file, refuse, sift
 from pipelines.hub import Loaded, load_adapter
 from pipelines.predict import predict
 from pipelines.recipe import Problem, RecipeError
@@ -56,7 +56,7 @@ def evaluate_adapter(
     quiet()
     loaded = load_adapter(repo, revision)
     module = None if metric is None else metric_module(metric)
-    rows = read_file(data) if data else evaluation_rows(loaded)
+    rows = file_rows(loaded, data) if data else evaluation_rows(loaded)
     found = score(loaded, rows)
     print_score(loaded.recipe.name, found)
     if module is not None:
@@ -90,6 +90,13 @@ def score(loaded: Loaded, rows: Examples) -> dict[str, Any]:
         return score_of(trainer.evaluate())
 
 
+def file_rows(loaded: Loaded, file: Path) -> Examples:
+    """Return the rows of a file. Raise DataError that names those that cannot be scored."""
+    rows = sift(loaded.recipe.task, read_file(file), loaded.labels)
+    refuse(rows.rejected)
+    return rows
+
+
 def evaluation_rows(loaded: Loaded) -> Examples:
     """Return the rows that the run was scored on."""
     source = loaded.recipe.task.dataset
@@ -98,7 +105,8 @@ def evaluation_rows(loaded: Loaded) -> Examples:
     except DataError as error:
         text = f"{error} The run read its rows there. Score on your own with --data FILE."
         raise DataError(text) from None
-    return load_splits(source).held_out
+    splits, _ = check_splits(loaded.recipe.task, load_splits(source))
+    return splits.held_out
 
 
 def print_comparison(result: Evaluation) -> None:

@@ -200,7 +200,7 @@ def test_broken_files_name_the_line(tmp_path):
         with pytest.raises(DataError, match=said):
             read_file(write(tmp_path, name, lines))
     (tmp_path / "f.txt").write_bytes(b"ab\xff")
-    with pytest.raises(DataError, match="f.txt: not UTF-8 at byte 2"):
+    with pytest.raises(DataError, match="f.txt:1: not UTF-8: byte 0xff"):
         read_file(tmp_path / "f.txt")
 
 

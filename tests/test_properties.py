@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipelines.data import read
+from pipelines.data import read_file
 from pipelines.recipe import NF4, Int8, Lora, Model, Recipe, RecipeError, Scratch, Tokenizer, Train
 from pipelines.tasks import (
     CausalLM,
@@ -165,8 +165,9 @@ def test_no_file_reads_as_anything_but_rows_or_an_error_that_names_it(tmp_path, 
     file = tmp_path / f"rows{suffix}"
     file.write_bytes(content)
     try:
-        rows = list(read(file))
+        examples = read_file(file)
     except DataError as error:
         assert str(file) in str(error)
         return
-    assert all(isinstance(row, dict) for _, row in rows)
+    assert all(isinstance(row, dict) for row in examples.rows)
+    assert examples.fingerprint()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
@@ -41,6 +41,8 @@ class DatasetSource:
     """Train on the first rows only."""
     max_eval_rows: Annotated[int, Gt(0)] | None = None
     """Score on the first rows only."""
+    on_bad_row: Literal["stop", "skip"] = "stop"
+    """Stop at rows that cannot be used, or count them and write them to rejected.jsonl."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +70,17 @@ class Generation:
 
 
 @dataclass(frozen=True)
+class Rejected:
+    """A row that cannot be used: the number of its line or row, why, and what it holds."""
+
+    file: str
+    line: int
+    where: str
+    reason: str
+    row: Any
+
+
+@dataclass(frozen=True)
 class Examples:
     """Rows of one split, and where each comes from."""
 
@@ -76,12 +89,31 @@ class Examples:
     lines: Sequence[int] | None = None
     label_names: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Names in the order of their ids, of each column that is a ClassLabel."""
+    numbers: Sequence[int] | None = None
+    """Where rows without lines stand in their split, if some were left out."""
+    rejected: tuple[Rejected, ...] = ()
+    """Rows of the same place that cannot be used."""
+
+    def number(self, index: int) -> int:
+        """Return the line of a row, or its number in the split."""
+        numbers = self.numbers if self.lines is None else self.lines
+        return index if numbers is None else numbers[index]
 
     def where(self, index: int) -> str:
         """Name the file and the line, or the split and the row, of a row."""
-        if self.lines is not None:
-            return f"{self.origin}:{self.lines[index]}"
-        return f"{self.origin} row {index}"
+        return f"{self.origin}{' row ' if self.lines is None else ':'}{self.number(index)}"
+
+    def only(self, kept: Iterable[int]) -> Examples:
+        """Return some of the rows, which keep the names of their places."""
+        assert isinstance(self.rows, list)
+        kept = list(kept)
+        numbers = [self.number(index) for index in kept]
+        return replace(
+            self,
+            rows=[self.rows[index] for index in kept],
+            lines=None if self.lines is None else numbers,
+            numbers=numbers if self.lines is None else None,
+        )
 
     def hashes(self) -> Iterator[bytes]:
         """Yield a hash of each row's content."""
@@ -158,6 +190,21 @@ class Task:
     def labels(self, train: Examples) -> tuple[str, ...]:
         """Return the label names in their order, fixed before training; () if there are none."""
         return ()
+
+    def example(
+        self,
+        examples: Examples,
+        index: int,
+        row: dict[str, Any],
+        labels: tuple[str, ...] | None,
+        *,
+        labelled: bool = True,
+    ) -> Any:
+        """Return what `features` encodes of a row. Raise DataError for one that cannot be used.
+
+        The message begins with `examples.where(index)`. `labels` is None before they are known.
+        """
+        return row
 
     def features(
         self,
@@ -247,6 +294,25 @@ class Task:
 def literal(value: Any) -> str:
     """Return a literal of Python that cannot close a Markdown fence."""
     return json.dumps(value).replace("`", "\\u0060")
+
+
+def text_of(examples: Examples, index: int, row: dict[str, Any], column: str) -> str:
+    """Return the text in a column. Raise DataError unless there is one."""
+    if not isinstance(row.get(column), str):
+        raise DataError(
+            f"{examples.where(index)}: column {column!r} holds {row.get(column)!r}, not a text. "
+            f"Columns: {', '.join(row)}."
+        )
+    return row[column]
+
+
+def check_truncated(examples: Examples, num_cut: int, num_rows: int, allowed: float) -> None:
+    """Raise DataError when a larger share of the rows was cut than is allowed."""
+    if num_cut > allowed * num_rows:
+        raise DataError(
+            f"{examples.origin}: {num_cut:,} of {num_rows:,} rows do not fit, more than "
+            f"--task.max-truncated-fraction {allowed:g}. Raise --task.max-length."
+        )
 
 
 def pad_right(rows: list[list[int]], value: int) -> list[list[int]]:

@@ -9,7 +9,16 @@ from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge
 
-from pipelines.tasks.base import DataError, Examples, Features, Score, Task, bootstrap, pad_inputs
+from pipelines.tasks.base import (
+    DataError,
+    Examples,
+    Features,
+    Score,
+    Task,
+    bootstrap,
+    pad_inputs,
+    text_of,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,16 +40,13 @@ class CausalLM(Task):
     peft_task_type: ClassVar[str] = "CAUSAL_LM"
     length_field: ClassVar[str] = "block_size"
 
+    def example(self, examples, index, row, labels, *, labelled=True) -> str:
+        return text_of(examples, index, row, self.text_column)
+
     def texts(self, examples: Examples) -> Iterator[str]:
         """Yield the documents, checked."""
         for index, row in enumerate(examples.rows):
-            text = row.get(self.text_column)
-            if not isinstance(text, str):
-                raise DataError(
-                    f"{examples.where(index)}: column {self.text_column!r} holds {text!r}, "
-                    f"not a text. Columns: {', '.join(row)}."
-                )
-            yield text
+            yield self.example(examples, index, row, None)
 
     def features(self, examples, tokenizer, labels, *, training, labelled=True) -> Features:
         """Join documents with EOS and pack them into blocks.

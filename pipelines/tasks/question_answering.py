@@ -13,9 +13,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
-from annotated_types import Ge
+from annotated_types import Ge, Le
 
-from pipelines.tasks.base import DataError, Examples, Features, Score, Task, bootstrap
+from pipelines.tasks.base import (
+    DataError,
+    Features,
+    Score,
+    Task,
+    bootstrap,
+    check_truncated,
+    text_of,
+)
 
 CONTRACTION_OR_SYMBOL = r"'(?:s|t|re|ve|m|ll|d)(?!\p{L})| ?\p{N}| ?[^\s\p{L}\p{N}]"
 
@@ -68,6 +76,8 @@ class QuestionAnswering(Task):
     """Tokens that two windows of one context share."""
     max_question_length: Annotated[int, Ge(1)] = 64
     """Tokens kept of a question; the run reports how many were cut."""
+    max_truncated_fraction: Annotated[float, Ge(0), Le(1)] = 1.0
+    """Stop when a larger share of the questions was cut, or their answers lost."""
     max_answer_length: Annotated[int, Ge(1)] = 30
     """Tokens of the longest answer."""
     n_best: Annotated[int, Ge(1)] = 20
@@ -87,39 +97,34 @@ class QuestionAnswering(Task):
     head: ClassVar[str | None] = "qa_outputs"
     peft_task_type: ClassVar[str] = "QUESTION_ANS"
 
-    def question(
-        self, examples: Examples, index: int, row: dict[str, Any], *, labelled: bool
-    ) -> Question:
+    def example(self, examples, index, row, labels, *, labelled=True) -> Question:
         """Check a row; the gold text must stand in the context where it is said to."""
         where = examples.where(index)
         for column in (self.question_column, self.context_column):
-            if not isinstance(row.get(column), str) or not row[column].strip():
-                raise DataError(
-                    f"{where}: column {column!r} holds {row.get(column)!r}, not a text. "
-                    f"Columns: {', '.join(row)}."
-                )
+            if not text_of(examples, index, row, column).strip():
+                raise DataError(f"{where}: column {column!r} holds {row[column]!r}, not a text.")
+        identity, context = str(row.get("id", index)), row[self.context_column]
         if not labelled:
-            return Question(str(row.get("id", index)), row[self.context_column], {"text": []})
+            return Question(identity, context, {"text": []})
         answers = row.get(self.answers_column)
-        if not isinstance(answers, dict) or not {"text", "answer_start"} <= answers.keys():
+        if not is_answers(answers):
             raise DataError(
                 f"{where}: column {self.answers_column!r} holds {answers!r}, not "
                 '{"text": [...], "answer_start": [...]}.'
             )
-        context = row[self.context_column]
         for text, start in zip(answers["text"], answers["answer_start"], strict=True):
-            if context[start : start + len(text)] != text or not text:
+            if start < 0 or not text or not context.startswith(text, start):
                 raise DataError(f"{where}: answer {text!r} does not stand at character {start}.")
         if not answers["text"] and not self.version_2_with_negative:
             raise DataError(
                 f"{where}: a question without an answer. For SQuAD v2 use "
                 "--task.version-2-with-negative."
             )
-        return Question(str(row.get("id", index)), context, answers)
+        return Question(identity, context, answers)
 
     def features(self, examples, tokenizer, labels, *, training, labelled=True) -> Features:
         questions = [
-            self.question(examples, i, row, labelled=labelled)
+            self.example(examples, i, row, labels, labelled=labelled)
             for i, row in enumerate(examples.rows)
         ]
         if not questions:
@@ -155,6 +160,8 @@ class QuestionAnswering(Task):
                 rows.append({"input_ids": row, "labels": [*target, first, len(row)]})
                 windows.append(Window(number, first, offsets[start:end]))
             num_lost += not held
+        for count in (num_cut, num_lost):
+            check_truncated(examples, count, len(questions), self.max_truncated_fraction)
         report = {
             "questions": len(questions),
             "windows": len(rows),
@@ -319,6 +326,20 @@ def mean_loss(logits: Any, labels: Any) -> float:
         logs = log_softmax(np.asarray(row[first:stop], dtype=np.float64), axis=0)
         total -= logs[start - first, 0] + logs[end - first, 1]
     return float(total / (2 * len(labels)))
+
+
+def is_answers(value: Any) -> bool:
+    """Tell two lists of equal length, of texts and of whole numbers, from anything else."""
+    if not isinstance(value, dict) or not {"text", "answer_start"} <= value.keys():
+        return False
+    texts, starts = value["text"], value["answer_start"]
+    return (
+        isinstance(texts, list)
+        and isinstance(starts, list)
+        and len(texts) == len(starts)
+        and all(isinstance(text, str) for text in texts)
+        and all(type(start) is int for start in starts)
+    )
 
 
 def share_of_first(answers: Sequence[Answer]) -> float:

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-from annotated_types import Ge
+from annotated_types import Ge, Le
 
 from pipelines.tasks.base import (
     DataError,
@@ -16,8 +16,13 @@ from pipelines.tasks.base import (
     Score,
     Task,
     bootstrap,
+    check_truncated,
     literal,
+    text_of,
 )
+
+KINDS = {str: "text", int: "number", bool: "truth value"}
+DECIMAL = re.compile(r"[+-]?\d*\.\d+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +41,8 @@ class TextClassification(Task):
     """Column that holds the label."""
     max_length: Annotated[int, Ge(4)] = 128
     """Tokens kept of a row; the run reports how many rows were cut."""
+    max_truncated_fraction: Annotated[float, Ge(0), Le(1)] = 1.0
+    """Stop when a larger share of the rows was cut."""
 
     does: ClassVar[str] = "classifies texts"
     limits: ClassVar[str] = "It gives every text one of its labels, also a text of another kind."
@@ -49,95 +56,109 @@ class TextClassification(Task):
         """Return names from the dataset's ClassLabel, or from the rows in natural order."""
         if self.problem_type == "regression":
             return ()
-        if self.label_column in train.label_names:
-            return train.label_names[self.label_column]
-        names = {str(v) for i, row in enumerate(train.rows) for v in self.values(train, i, row)}
+        names = {n for i, row in enumerate(train.rows) for n in self.names(train, i, row)}
         if len(names) < 2:
             raise DataError(
                 f"{train.origin}: column {self.label_column!r} holds one label, "
-                f"{', '.join(names)}; a classifier needs two."
+                f"{', '.join(names) or 'none'}; a classifier needs two."
             )
-        return tuple(sorted(names, key=natural_order))
+        known = train.label_names.get(self.label_column)
+        return known or tuple(sorted(names, key=natural_order))
 
-    def values(self, examples: Examples, index: int, row: dict[str, Any]) -> list[Any]:
-        """Return the raw labels of a row as a list."""
-        value = row.get(self.label_column)
-        if self.label_column not in row or value is None or value == "":
+    def names(self, examples: Examples, index: int, row: dict[str, Any]) -> list[str]:
+        """Return the names of a row's labels."""
+        where, value = examples.where(index), row.get(self.label_column)
+        if value is None or value == "":
             raise DataError(
-                f"{examples.where(index)}: no value in column {self.label_column!r}. "
-                f"Columns: {', '.join(row)}."
+                f"{where}: no value in column {self.label_column!r}. Columns: {', '.join(row)}."
             )
-        if self.problem_type == "multi_label_classification":
-            if not isinstance(value, list):
-                raise DataError(f"{examples.where(index)}: {value!r} is not a list of labels.")
-            return value
-        if isinstance(value, list) or (isinstance(value, float) and not value.is_integer()):
+        several = self.problem_type == "multi_label_classification"
+        if several and not isinstance(value, list):
+            raise DataError(f"{where}: {value!r} is not a list of labels.")
+        values = value if several else [value]
+        known = examples.label_names.get(self.label_column)
+        if known is None:
+            return [self.name(examples, index, value) for value in values]
+        for value in values:
+            if not 0 <= value < len(known):
+                raise DataError(f"{where}: label {value} is outside 0 to {len(known) - 1}.")
+        return [known[value] for value in values]
+
+    def name(self, examples: Examples, index: int, value: Any) -> str:
+        """Return the name of a label that is written in the rows: a text or a whole number.
+
+        Not 0.5, which asks for a regression, nor -1, which means "no label" on the Hub; and not
+        the text "3" where other rows have the number 3.
+        """
+        where = examples.where(index)
+        if not isinstance(value, (str, int)) or DECIMAL.fullmatch(str(value)):
             raise DataError(
-                f"{examples.where(index)}: {value!r} is not one label. For numbers use "
+                f"{where}: {value!r} is not one label. For numbers use "
                 "--task.problem-type regression."
             )
-        return [value]
+        if str(value) == "-1":
+            raise DataError(
+                f"{where}: label -1 marks a row without a label. If it is a class of yours, give "
+                "it a name."
+            )
+        first = next(iter(examples.rows)).get(self.label_column)
+        first = first[0] if isinstance(first, list) and first else first
+        if isinstance(first, (str, int)) and type(first) is not type(value):
+            raise DataError(
+                f"{where}: label {value!r} is a {KINDS[type(value)]}, but the first row has "
+                f"{first!r}, a {KINDS[type(first)]}."
+            )
+        return str(value)
 
     def target(
-        self, examples: Examples, index: int, row: dict[str, Any], ids: dict[str, int]
+        self, examples: Examples, index: int, row: dict[str, Any], labels: tuple[str, ...] | None
     ) -> Any:
         """Return what the model learns: a class id, a 0/1 vector, or a number."""
         if self.problem_type == "regression":
             raw = row.get(self.label_column)
             try:
                 number = float(raw)  # type: ignore[arg-type]
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 number = math.nan
             if not math.isfinite(number):
                 raise DataError(f"{examples.where(index)}: {raw!r} is not a finite number.")
             return number
-        found = []
-        for value in self.values(examples, index, row):
-            if self.label_column in examples.label_names:
-                if not 0 <= value < len(ids):
-                    raise DataError(
-                        f"{examples.where(index)}: label {value} is outside 0 to {len(ids) - 1}."
-                    )
-                found.append(value)
-            elif str(value) in ids:
-                found.append(ids[str(value)])
-            else:
+        names = self.names(examples, index, row)
+        if labels is None:
+            return None
+        for name in names:
+            if name not in labels:
                 raise DataError(
-                    f"{examples.where(index)}: label {value!r} does not occur in the training "
-                    f"rows. Known labels: {', '.join(ids)}."
+                    f"{examples.where(index)}: label {name!r} does not occur in the training "
+                    f"rows. Known labels: {', '.join(labels)}."
                 )
         if self.problem_type == "multi_label_classification":
-            return [float(i in found) for i in range(len(ids))]
-        return found[0]
+            return [float(name in names) for name in labels]
+        return labels.index(names[0])
+
+    def example(self, examples, index, row, labels, *, labelled=True) -> tuple[list[str], Any]:
+        columns = [c for c in (self.text_column, self.text_pair_column) if c]
+        texts = [text_of(examples, index, row, column) for column in columns]
+        return texts, self.target(examples, index, row, labels) if labelled else None
 
     def features(self, examples, tokenizer, labels, *, training, labelled=True) -> Features:
-        ids = {name: i for i, name in enumerate(labels)}
-        columns = [c for c in (self.text_column, self.text_pair_column) if c]
-        texts: list[list[str]] = [[] for _ in columns]
-        targets = []
-        for index, row in enumerate(examples.rows):
-            for column, column_texts in zip(columns, texts, strict=True):
-                if not isinstance(row.get(column), str):
-                    raise DataError(
-                        f"{examples.where(index)}: column {column!r} holds {row.get(column)!r}, "
-                        f"not a text. Columns: {', '.join(row)}."
-                    )
-                column_texts.append(row[column])
-            if labelled:
-                targets.append(self.target(examples, index, row, ids))
-        if not texts[0]:
+        given = [
+            self.example(examples, i, row, labels, labelled=labelled)
+            for i, row in enumerate(examples.rows)
+        ]
+        if not given:
             raise DataError(f"{examples.origin}: no rows.")
         encoded = [
-            tokenizer(t, add_special_tokens=False, verbose=False)["input_ids"] for t in texts
+            tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+            for texts in zip(*(texts for texts, _ in given), strict=True)
         ]
         rows: list[dict[str, Any]] = []
         num_cut = 0
-        for parts in zip(*encoded, strict=True):
+        for parts, (_, target) in zip(zip(*encoded, strict=True), given, strict=True):
             input_ids, cut = join(list(parts), tokenizer.eos_token_id, self.max_length)
             num_cut += cut
-            rows.append({"input_ids": input_ids})
-        for row, target in zip(rows, targets, strict=False):
-            row["labels"] = target
+            rows.append({"input_ids": input_ids} | ({"labels": target} if labelled else {}))
+        check_truncated(examples, num_cut, len(rows), self.max_truncated_fraction)
         report = {"rows": len(rows), "rows_cut": num_cut}
         return Features(rows, report, num_rows=len(rows))
 

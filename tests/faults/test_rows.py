@@ -1,0 +1,287 @@
+"""Rows that cannot be used stop a run before a model is read, or are left out and counted."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from pipelines.data import check_splits, load_splits
+from pipelines.recipe import Model, Recipe, Scratch, Train
+from pipelines.run import run
+from pipelines.tasks import (
+    CausalLM,
+    DataError,
+    DatasetSource,
+    QuestionAnswering,
+    TextClassification,
+)
+
+GOOD = {"text": "a ticket", "label": "x"}
+OTHER = {"text": "another ticket", "label": "y"}
+QUESTION = {"id": "1", "question": "What?", "context": "a ticket"} | {
+    "answers": {"text": ["ticket"], "answer_start": [2]}
+}
+
+
+def lines_of(*rows) -> bytes:
+    """Return rows as JSONL; bytes stand for themselves."""
+    lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
+    return b"\n".join(lines) + b"\n"
+
+
+def checked(folder, train: bytes, test: bytes | None = None, kind="jsonl", task=None, **options):
+    """Write a folder of two splits; return what of them a task can use, and its labels."""
+    (folder / f"train.{kind}").write_bytes(train)
+    (folder / f"test.{kind}").write_bytes(train if test is None else test)
+    source = DatasetSource(path=str(folder), eval_split="test", **options)
+    task = replace(task or TextClassification(dataset=source), dataset=source)
+    return check_splits(task, load_splits(source), folder / "rejected.jsonl")
+
+
+BAD_LINES = {
+    "bad JSON": (b"{not json", "not JSON"),
+    "half a line": (b'{"text": "a ti', "not JSON: Unterminated string"),
+    "no object": (b"[1]", r"'\[1\]' is not an object"),
+    "Latin-1": (b'{"text": "caf\xe9", "label": "x"}', "not UTF-8: byte 0xe9"),
+    "NUL": (b'{"text": "a\0b", "label": "x"}', "a NUL character"),
+    "escaped NUL": (rb'{"text": "a\u0000b", "label": "x"}', "a NUL character"),
+    "half an emoji": (rb'{"text": "\ud83d", "label": "x"}', "half a surrogate pair, U.D83D"),
+    "a key twice": (b'{"text": "a", "text": "b", "label": "x"}', "key 'text' stands twice"),
+    "deep": (b"[" * 100_000, "nested too deeply"),
+    "a huge number": (b'{"text": ' + b"1" * 5000 + b"}", "Exceeds the limit"),
+    "no text": ({"txt": "a", "label": "x"}, "column 'text' holds None.*Columns: txt, label"),
+    "a number for a text": ({"text": 5, "label": "x"}, "column 'text' holds 5, not a text"),
+    "no label": ({"text": "a"}, "no value in column 'label'"),
+    "an empty label": ({"text": "a", "label": ""}, "no value in column 'label'"),
+    "no number": ({"text": "a", "label": float("nan")}, "nan is not one label"),
+    "a fraction": ({"text": "a", "label": 0.5}, "0.5 is not one label.*regression"),
+    "a fraction as text": ({"text": "a", "label": "0.5"}, "'0.5' is not one label"),
+    "a list": ({"text": "a", "label": ["x"]}, r"\['x'\] is not one label"),
+    "minus one": ({"text": "a", "label": "-1"}, "label -1 marks a row without a label"),
+    "another type": ({"text": "a", "label": 3}, "label 3 is a number, but the first row has 'x'"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_LINES)
+def test_a_row_that_cannot_be_used_is_named_or_left_out(kind, tmp_path):
+    line, said = BAD_LINES[kind]
+    data = lines_of(GOOD, b"", line, OTHER)
+    with pytest.raises(DataError, match=rf"train.jsonl:3: .*{said}(.|\n)*test.jsonl:3: "):
+        checked(tmp_path, data)
+    splits, labels = checked(tmp_path, data, on_bad_row="skip")
+    assert labels == ("x", "y")
+    assert splits.train.rows == splits.held_out.rows == [GOOD, OTHER]
+    assert splits.train.where(1).endswith("train.jsonl:4")
+    first, second = map(json.loads, (tmp_path / "rejected.jsonl").open(encoding="utf-8"))
+    assert first["file"].endswith("train.jsonl") and second["file"].endswith("test.jsonl")
+    assert first["line"] == second["line"] == 3
+    assert first["row"] == line if isinstance(line, dict) and kind != "no number" else first["row"]
+
+
+def test_all_rows_of_both_splits_are_told_at_once(tmp_path):
+    bad = [{"text": "a"}] * 30
+    with pytest.raises(DataError) as caught:
+        checked(tmp_path, lines_of(GOOD, OTHER, *bad), lines_of(GOOD, *bad[:17]))
+    lines = str(caught.value).splitlines()
+    assert [line.split(":")[1] for line in lines[:10]] == [str(n) for n in range(3, 13)]
+    assert lines[10:] == [
+        "... and 37 more.",
+        "Correct them, or leave them out with --task.dataset.on-bad-row skip.",
+    ]
+
+
+CSV_ROWS = {
+    "short": (b"only\n", "3: 1 cells, but the header has 2"),
+    "long": (b"a,x,z\n", "3: 3 cells, but the header has 2"),
+    "quoted badly": (b'"a"b,x\n', "3: ',' expected after '\"'"),
+    "Latin-1": (b"caf\xe9,x\n", "3: not UTF-8: byte 0xe9"),
+    "NUL": (b"a\0b,x\n", "3: a NUL character"),
+}
+
+
+@pytest.mark.parametrize("kind", CSV_ROWS)
+def test_a_csv_row_that_cannot_be_used_is_named_or_left_out(kind, tmp_path):
+    row, said = CSV_ROWS[kind]
+    data = b"\xef\xbb\xbftext,label\nNA,null\n" + row + b'\n"two\nlines",y\n'
+    with pytest.raises(DataError, match=f"train.csv:{said}"):
+        checked(tmp_path, data, kind="csv")
+    splits, labels = checked(tmp_path, data, kind="csv", on_bad_row="skip")
+    assert splits.train.rows[0] == {"text": "NA", "label": "null"}
+    assert splits.train.rows[1]["text"] == "two\nlines"
+    assert splits.train.where(1).endswith("train.csv:5")
+    assert labels == ("null", "y")
+    assert len(splits.train.rejected) == 1
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"", "train.csv: no rows"),
+        (b"text,label\n", "train.csv: no rows"),
+        (b'text,label\na,x\n"b,y\nc,x\n', "train.csv:3: .*a quote is not closed"),
+        (b"text,text\na,x\n", "train.csv:1: column 'text' stands twice"),
+        (b"text,\xff\na,x\n", "train.csv:1: not UTF-8"),
+        (b"txt,label\na,x\nb,y\n", "train.csv:2: column 'text' holds None"),
+        (b"text,label\na,x\nb,x\n", "holds one label, x; a classifier needs two"),
+    ],
+)
+def test_a_file_without_a_row_to_use_is_refused_even_if_rows_are_skipped(data, said, tmp_path):
+    for choice in ("stop", "skip"):
+        with pytest.raises(DataError, match=said):
+            checked(tmp_path, data, kind="csv", on_bad_row=choice)
+
+
+def test_evaluation_labels_that_were_never_trained_are_left_out_of_the_score(tmp_path):
+    test = lines_of(GOOD, GOOD | {"label": "z"})
+    said = r"test.jsonl:2: label 'z' does not occur in the training rows. Known labels: x, y"
+    with pytest.raises(DataError, match=said):
+        checked(tmp_path, lines_of(GOOD, OTHER), test)
+    splits, _ = checked(tmp_path, lines_of(GOOD, OTHER), test, on_bad_row="skip")
+    assert splits.held_out.rows == [GOOD]
+    assert any("1 evaluation rows cannot be used" in line for line in splits.warnings())
+
+
+QUESTIONS = {
+    "not in the context": ({"text": ["ticket"], "answer_start": [0]}, "does not stand at"),
+    "before it": ({"text": ["t"], "answer_start": [-1]}, "does not stand at character -1"),
+    "no lists": ({"text": "ticket", "answer_start": 2}, "column 'answers' holds"),
+    "of other lengths": ({"text": ["ticket"], "answer_start": []}, "column 'answers' holds"),
+    "of other types": ({"text": ["ticket"], "answer_start": ["2"]}, "column 'answers' holds"),
+}
+
+
+@pytest.mark.parametrize("kind", QUESTIONS)
+def test_a_question_that_cannot_be_used_is_named_or_left_out(kind, tmp_path):
+    answers, said = QUESTIONS[kind]
+    data = lines_of(QUESTION, QUESTION | {"answers": answers}, QUESTION)
+    task = QuestionAnswering(dataset=DatasetSource(path="a"))
+    with pytest.raises(DataError, match=f"train.jsonl:2: .*{said}"):
+        checked(tmp_path, data, task=task)
+    splits, _ = checked(tmp_path, data, task=task, on_bad_row="skip")
+    assert splits.train.rows == [QUESTION, QUESTION]
+    warnings = list(splits.warnings())
+    assert "1 training rows have the id of another" in warnings
+    assert "2 evaluation rows are training rows too: the score is too good" in warnings
+
+
+def test_one_question_of_a_squad_file_can_be_left_out(tmp_path):
+    question = {"id": "1", "question": "What?", "answers": [{"text": "a", "answer_start": 0}]}
+    paragraph = {"context": "a ticket", "qas": [question, {"id": "2"}, question]}
+    data = json.dumps({"data": [{"paragraphs": [paragraph]}]}).encode()
+    task = QuestionAnswering(dataset=DatasetSource(path="a"))
+    with pytest.raises(DataError, match=r"train.json:2: not a question of SQuAD: KeyError"):
+        checked(tmp_path, data, kind="json", task=task)
+    splits, _ = checked(tmp_path, data, kind="json", task=task, on_bad_row="skip")
+    assert len(splits.train.rows) == 2
+
+
+def test_class_names_of_two_splits_are_compared_by_name_not_by_number(tmp_path):
+    from pipelines.tasks.base import Examples
+
+    task = TextClassification(dataset=DatasetSource(path="a"))
+    other = Examples([{"text": "a", "label": 0}], "eval", label_names={"label": ("y", "x")})
+    assert task.example(other, 0, other.rows[0], ("x", "y")) == (["a"], 1)
+    foreign = Examples([{"text": "a", "label": 0}], "eval", label_names={"label": ("z", "x")})
+    with pytest.raises(DataError, match="eval row 0: label 'z' does not occur"):
+        task.example(foreign, 0, foreign.rows[0], ("x", "y"))
+    beyond = Examples([{"text": "a", "label": 2}], "eval", label_names={"label": ("x", "y")})
+    with pytest.raises(DataError, match="eval row 0: label 2 is outside 0 to 1"):
+        task.example(beyond, 0, beyond.rows[0], ("x", "y"))
+
+
+def test_rows_held_out_keep_their_lines_and_their_rejected(tmp_path):
+    rows = [GOOD, OTHER] * 5
+    data = lines_of(b"{", *rows, b"{")
+    (tmp_path / "train.jsonl").write_bytes(data)
+    source = DatasetSource(path=str(tmp_path), eval_fraction=0.2, on_bad_row="skip")
+    splits, _ = check_splits(TextClassification(dataset=source), load_splits(source))
+    assert splits.held_out.where(0).endswith("train.jsonl:10")
+    assert [each.line for each in splits.train.rejected] == [1]
+    assert [each.line for each in splits.held_out.rejected] == [12]
+    source = replace(source, max_train_rows=3)
+    splits, _ = check_splits(TextClassification(dataset=source), load_splits(source))
+    assert [splits.train.where(i)[-1] for i in range(3)] == ["2", "3", "4"]
+
+
+def test_a_run_counts_what_it_skips_and_its_score_can_be_found_again(
+    helpdesk, checkpoint, tmp_path, capsys
+):
+    from pipelines.scoring import evaluate_adapter
+
+    data = tmp_path / "data"
+    data.mkdir()
+    for split in ("train", "test"):
+        rows = (helpdesk / "classify" / f"{split}.jsonl").read_bytes()
+        (data / f"{split}.jsonl").write_bytes(rows + b'{"text": "cut')
+    source = DatasetSource(path=str(data), eval_split="test")
+    recipe = Recipe(
+        name="skipping",
+        task=TextClassification(dataset=source, label_column="queue", max_length=64),
+        model=Model(name_or_path=str(checkpoint)),
+        train=Train(max_steps=2, global_batch_size=4),
+        output_dir=str(tmp_path / "run"),
+    )
+    with pytest.raises(DataError, match=r"train.jsonl:65: .*\n.*test.jsonl:33: "):
+        run(recipe)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    source = replace(source, on_bad_row="skip")
+    metrics = run(replace(recipe, task=replace(recipe.task, dataset=source)))
+    said = capsys.readouterr().out
+    assert "1 training rows cannot be used and were left out" in said
+    assert "32 rows without 1 that cannot be used" in said
+    assert metrics["rows"] == 32
+    assert metrics["rows_skipped"] == metrics["train_rows_skipped"] == 1
+    assert len((tmp_path / "run" / "rejected.jsonl").read_text().splitlines()) == 2
+    assert evaluate_adapter(tmp_path / "run").equal
+
+
+def test_a_stream_names_or_skips_what_it_meets(tmp_path, checkpoint, capsys):
+    rows = [{"text": f"ticket {n} of a customer"} for n in range(30)]
+    data = lines_of(rows[0], b"{", *rows[1:], {"txt": "a"}, *rows)
+    (tmp_path / "train.jsonl").write_bytes(data)
+    source = DatasetSource(path=str(tmp_path), streaming=True, max_eval_rows=4)
+    recipe = Recipe(
+        name="stream",
+        task=CausalLM(dataset=source, block_size=16),
+        model=Scratch(
+            n_layer=1,
+            n_head=1,
+            n_embd=8,
+            n_positions=16,
+            tokenizer=Model(name_or_path=str(checkpoint)),
+        ),
+        train=Train(max_steps=40, global_batch_size=4),
+        output_dir=str(tmp_path / "run"),
+    )
+    with pytest.raises(DataError, match="train.jsonl:2: not JSON"):
+        run(recipe)
+    (tmp_path / "train.jsonl").write_bytes(lines_of(*rows[:6], {"txt": "a"}, *rows))
+    with pytest.raises(DataError, match="train.jsonl:7: column 'text' holds None"):
+        run(recipe)
+    (tmp_path / "train.jsonl").write_bytes(data)
+    task = replace(recipe.task, dataset=replace(source, on_bad_row="skip"))
+    metrics = run(replace(recipe, task=task))
+    assert metrics["rows_skipped"] == metrics["train_rows_skipped"] == 1
+    lines = [json.loads(line)["line"] for line in (tmp_path / "run/rejected.jsonl").open()]
+    assert lines == [2, 32]
+
+
+def test_too_many_rows_that_are_cut_stop_the_run(helpdesk, tokenizer):
+    source = DatasetSource(path=str(helpdesk / "classify"), eval_split="test")
+    task = TextClassification(
+        dataset=source, label_column="queue", max_length=16, max_truncated_fraction=0.5
+    )
+    splits, labels = check_splits(task, load_splits(source))
+    with pytest.raises(DataError, match="64 of 64 rows do not fit, more than .* 0.5"):
+        task.features(splits.train, tokenizer, labels, training=True)
+    half = replace(task, max_truncated_fraction=1.0)
+    assert half.features(splits.train, tokenizer, labels, training=True).report["rows_cut"] == 64
+    asked = QuestionAnswering(
+        dataset=replace(source, path=str(helpdesk / "answer")),
+        version_2_with_negative=True,
+        max_question_length=2,
+        max_truncated_fraction=0.5,
+    )
+    splits, labels = check_splits(asked, load_splits(asked.dataset))
+    with pytest.raises(DataError, match="64 of 64 rows do not fit"):
+        asked.features(splits.train, tokenizer, labels, training=True)
