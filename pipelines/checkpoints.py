@@ -23,23 +23,25 @@ import torch
 from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from pipelines.data import Splits
+from pipelines.data import Splits, Stream
 from pipelines.recipe import CheckpointError, Problem, Recipe, RecipeError, plain
 from pipelines.report import console
 
 MARKER = "COMPLETE.json"
 KEPT = 2  # verified checkpoints that rotation leaves
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
 
 
 def identity_of(recipe: Recipe, splits: Splits, world_size: int) -> dict[str, Any]:
     """Return what two runs must have in common for one to go on where the other stopped."""
     bare = replace(recipe, output_dir=None, push_to=None, public=False, allow_changed=())
-    stream = recipe.task.dataset.streaming
+    train = splits.train
+    read = train.rows if isinstance(train.rows, Stream) else train
     return {
         "recipe": plain(bare),
         "data": {
-            "train": None if stream else splits.train.fingerprint(),
+            "train": read.fingerprint(),
             "eval": splits.held_out.fingerprint(),
         },
         "world_size": world_size,
@@ -207,8 +209,7 @@ class StopSignals(TrainerCallback):
     @contextmanager
     def caught(self) -> Iterator[None]:
         """Catch the signals inside."""
-        numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-        before = {number: signal.signal(number, self.receive) for number in numbers}
+        before = {number: signal.signal(number, self.receive) for number in STOP_SIGNALS}
         try:
             yield
         finally:

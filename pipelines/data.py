@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -73,6 +74,15 @@ class Stream:
             if examples.rejected and self.rejected is not None:
                 append_rejected(self.rejected, examples.rejected, known)
             yield from examples.rows
+
+    def fingerprint(self) -> str | None:
+        """Return a hash of a file's size and start, to tell another; the recipe pins the Hub's."""
+        if not is_local(self.source):
+            return None
+        file = local_file(self.source, self.split)
+        with file.open("rb") as content:
+            start = content.read(2**20)
+        return hashlib.sha256(str(file.stat().st_size).encode() + start).hexdigest()
 
     def records(self) -> tuple[str, Iterator[Numbered]]:
         """Return where the rows come from, and the rows with their numbers."""

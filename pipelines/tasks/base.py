@@ -138,6 +138,8 @@ class Features:
     num_rows: int
     context: Any = None
     """What the task's scorer needs beside the logits."""
+    where: Callable[[int], str] = "row {}".format
+    """Names the place that a row of `dataset` comes from."""
 
 
 @dataclass(frozen=True)

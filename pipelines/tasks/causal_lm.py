@@ -88,7 +88,9 @@ class CausalLM(Task):
         }
         num_bytes = sum(len(text.encode()) for text in texts)
         rows = [{"input_ids": block} for block in blocks]
-        return Features(rows, report, num_rows=len(blocks), context=num_bytes)
+        return Features(
+            rows, report, num_rows=len(blocks), context=num_bytes, where="block {}".format
+        )
 
     def collate(self, pad_token_id):
         def batch(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -168,7 +168,13 @@ class QuestionAnswering(Task):
             "questions_cut": num_cut,
             "answers_lost": num_lost,
         }
-        return Features(rows, report, num_rows=len(questions), context=(questions, windows))
+        return Features(
+            rows,
+            report,
+            num_rows=len(questions),
+            context=(questions, windows),
+            where=lambda row: examples.where(windows[row].question),
+        )
 
     def loss(self, outputs, labels, num_items):
         """Return the mean cross-entropy of start and end.

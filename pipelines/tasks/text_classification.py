@@ -160,7 +160,7 @@ class TextClassification(Task):
             rows.append({"input_ids": input_ids} | ({"labels": target} if labelled else {}))
         check_truncated(examples, num_cut, len(rows), self.max_truncated_fraction)
         report = {"rows": len(rows), "rows_cut": num_cut}
-        return Features(rows, report, num_rows=len(rows))
+        return Features(rows, report, num_rows=len(rows), where=examples.where)
 
     def loss(self, outputs, labels, num_items):
         import torch.nn.functional as F

@@ -100,6 +100,33 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(
     assert not (tmp_path / "stopped" / "checkpoints").exists()
 
 
+@pytest.mark.parametrize(("streaming", "num_workers"), [(False, 2), (True, 0), (True, 2)], ids=str)
+def test_streams_and_workers_go_on_to_the_same_bytes(
+    streaming, num_workers, checkpoint, helpdesk, tmp_path, signal_at, monkeypatch
+):
+    data = shutil.copytree(helpdesk / "documents", tmp_path / "data")
+    recipe = recipe_for("causal_lm", "full", checkpoint, helpdesk, tmp_path / "whole")
+    source = replace(recipe.task.dataset, path=str(data))
+    if streaming:
+        source = replace(source, streaming=True, max_eval_rows=8)
+    train = replace(TRAIN, dataloader_num_workers=num_workers, max_steps=16)
+    whole = replace(recipe, task=replace(recipe.task, dataset=source), train=train)
+    run(whole)
+    stopped = replace(whole, output_dir=str(tmp_path / "stopped"))
+    signal_at(10)
+    with pytest.raises(Preempted, match="stopped at step 11"):
+        run(stopped)
+    monkeypatch.undo()
+    if streaming:
+        with (data / "train.jsonl").open("a") as more:
+            more.write('{"text": "another document"}\n')
+        with pytest.raises(RecipeError, match="data.train: the run in"):
+            run(stopped)
+        shutil.copy(helpdesk / "documents" / "train.jsonl", data)
+    run(stopped)
+    assert weights(tmp_path / "stopped") == weights(tmp_path / "whole")
+
+
 @pytest.fixture
 def stopped(checkpoint, helpdesk, tmp_path, signal_at, monkeypatch):
     """A run that was stopped at step 5, with checkpoints 4 and 5."""
@@ -230,7 +257,13 @@ def test_killed_at_random_moments_it_ends_in_the_same_bytes(long_run, tmp_path):
 
 def until_training(command) -> subprocess.Popen:
     """Start a run; return its process in the middle of the training."""
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     for line in process.stdout:
         if line.startswith("  step "):
             return process
@@ -238,10 +271,11 @@ def until_training(command) -> subprocess.Popen:
 
 
 def test_signals_and_their_exit_codes(long_run, tmp_path):
-    command = script_for(replace(long_run, train=replace(long_run.train, max_steps=4000)), tmp_path)
+    train = replace(long_run.train, max_steps=4000, dataloader_num_workers=2)
+    command = script_for(replace(long_run, train=train), tmp_path)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         process = until_training(command)
-        process.send_signal(number)
+        os.killpg(process.pid, number)  # its workers get it too, as from a terminal
         _, said = process.communicate(timeout=60)
         assert process.returncode == 75
         assert "with a checkpoint; the same command goes on" in said
@@ -294,6 +328,27 @@ def test_what_is_not_a_number_stops_before_the_update(checkpoint, helpdesk, tmp_
         run(recipe)
     assert not all_checkpoints(tmp_path / "run" / "checkpoints")
     assert not (tmp_path / "run" / "task.json").exists()
+
+
+def test_the_rows_of_a_step_that_is_no_number_are_named(checkpoint, tmp_path):
+    from pipelines.recipe import NonFiniteError
+    from pipelines.tasks import DatasetSource, TextClassification
+
+    rows = [{"text": f"ticket {n}", "score": 1e30 if n == 20 else 0.5} for n in range(40)]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    source = DatasetSource(path=str(tmp_path), eval_fraction=0.2)
+    recipe = Recipe(
+        name="huge",
+        task=TextClassification(dataset=source, problem_type="regression", label_column="score"),
+        model=Model(name_or_path=str(checkpoint)),
+        train=replace(TRAIN, global_batch_size=4, per_device_train_batch_size=2, max_steps=12),
+        output_dir=str(tmp_path / "run"),
+    )
+    with pytest.raises(NonFiniteError, match=r"the loss inf; the update was not made") as caught:
+        run(recipe)
+    named = str(caught.value).split("It was the step of ")[1].rstrip(".").split(", ")
+    assert len(named) == 4
+    assert f"{tmp_path / 'train.jsonl'}:21" in named
 
 
 def test_two_processes_resume_to_the_same_bytes(checkpoint, helpdesk, tmp_path):
