@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
 import sys
+import traceback
 from collections.abc import Callable
 from logging import ERROR, getLogger
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import tyro
 
+from pipelines.log import scrubbed
 from pipelines.recipe import Problem, Recipe, RecipeError, RunError
 from pipelines.tasks import DataError
 
@@ -298,6 +301,28 @@ class reported:  # noqa: N801 - a context manager, used as a word
             stop(str(error).splitlines(), 3)
         if isinstance(error, KeyboardInterrupt):
             stop(["stopped by Ctrl-C."], 130)
+        if isinstance(error, Exception):
+            stop(unexpected(error), 1, everywhere=True)
+
+
+def unexpected(error: Exception) -> list[str]:
+    """Return the lines for an error that is ours, or of another process: short where it is logged.
+
+    On two ranks, one that loses the other fails too, by an error that says little.
+    """
+    notes = getattr(error, "__notes__", [])
+    lines = traceback.format_exception(error)
+    if notes:
+        lines = [f"{type(error).__name__}: {error}".splitlines()[0], *notes]
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        rank = os.environ["RANK"]
+        lines = [
+            f"rank {rank}: {lines[0]}",
+            *lines[1:],
+            "If another rank ended first, the launcher names it below as the root cause. The same "
+            "command goes on from the last checkpoint.",
+        ]
+    return "\n".join(lines).splitlines()
 
 
 def as_typed(problem: Problem) -> str:
@@ -314,10 +339,8 @@ def at_least_one(flag: str, value: int) -> None:
         stop([f"--{flag}: {value} is out of range; it must be at least 1."], 2)
 
 
-def stop(lines: list[str], code: int) -> NoReturn:
-    """Print the lines once, from the first process, and exit."""
-    import os
-
-    if os.environ.get("RANK", "0") == "0":
-        print("\n".join(lines), file=sys.stderr)
+def stop(lines: list[str], code: int, *, everywhere: bool = False) -> NoReturn:
+    """Print the lines, once from the first process or from each, and exit."""
+    if everywhere or os.environ.get("RANK", "0") == "0":
+        print(scrubbed("\n".join(lines)), file=sys.stderr)
     raise SystemExit(code)

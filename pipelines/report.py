@@ -13,13 +13,24 @@ from rich.console import Console
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
+from pipelines.log import LOG, scrubbed
 from pipelines.recipe import Recipe
 from pipelines.tasks.base import Features
 
 
+class RunConsole(Console):
+    """A console whose lines stand in run.log too, and that shows no secrets."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        if not self.quiet:
+            LOG.info(" ".join(map(str, objects)))
+        shown = (scrubbed(each) if isinstance(each, str) else each for each in objects)
+        super().print(*shown, **options)
+
+
 def console() -> Console:
     """Return a console that is silent on all ranks but the first."""
-    return Console(quiet=not PartialState().is_main_process, soft_wrap=True, highlight=False)
+    return RunConsole(quiet=not PartialState().is_main_process, soft_wrap=True, highlight=False)
 
 
 class StepLog(TrainerCallback):

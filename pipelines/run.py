@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
+from contextlib import nullcontext
 from typing import Any
 
 from accelerate import PartialState
@@ -13,6 +14,7 @@ from transformers import set_seed
 from pipelines.checkpoints import StopSignals, check_space, identity_of, locked, newest_verified
 from pipelines.data import check_splits, check_vocabulary, load_splits, num_skipped
 from pipelines.hub import pin, save
+from pipelines.log import logged
 from pipelines.models import build_model, load_tokenizer
 from pipelines.publish import check_destination, check_reload, publish
 from pipelines.recipe import NonFiniteError, Preempted, Recipe
@@ -29,7 +31,8 @@ def run(recipe: Recipe) -> dict[str, Any]:
     recipe = pin(recipe)
     if recipe.push_to and PartialState().is_main_process:
         check_destination(recipe, recipe.push_to, public=recipe.public)
-    with locked(recipe.folder):
+    log = logged(recipe.folder) if PartialState().is_main_process else nullcontext()
+    with locked(recipe.folder), log:
         return run_in_folder(recipe, world_size, started)
 
 

@@ -9,7 +9,9 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
+import psutil
 import pytest
 from conftest import ROOT, make_tasks
 
@@ -351,30 +353,56 @@ def test_the_rows_of_a_step_that_is_no_number_are_named(checkpoint, tmp_path):
     assert f"{tmp_path / 'train.jsonl'}:21" in named
 
 
-def test_two_processes_resume_to_the_same_bytes(checkpoint, helpdesk, tmp_path):
-    recipe = recipe_for("text_classification", "lora", checkpoint, helpdesk, tmp_path / "whole")
-    config = str(ROOT / "accelerate_configs" / "cpu_2_processes.yaml")
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config]
-    stop = """
+ON_RANK_1 = """
 import os, signal, pipelines.training as t
 class Signalling(t.StepLog):
     def on_step_begin(self, args, state, control, **kwargs):
-        if state.global_step == 2 and os.environ["RANK"] == "1":
-            os.kill(os.getpid(), signal.SIGTERM)
+        if state.global_step == {step} and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.{name})
 t.StepLog = Signalling
 """
-    for folder, before in (("whole", ""), ("stopped", stop), ("stopped", "")):
-        where = replace(recipe, output_dir=str(tmp_path / folder))
-        script_for(where, tmp_path)
-        script = tmp_path / "recipe.py"
-        script.write_text(before + script.read_text())
-        done = subprocess.run([*launch, str(script)], capture_output=True, text=True, timeout=250)
-        assert (done.returncode != 0) == bool(before), done.stderr[-2000:]
-        if before:
-            assert "stopped at step 3" in done.stderr
-            marker = tmp_path / "stopped" / "checkpoints" / "checkpoint-3" / MARKER
-            assert json.loads(marker.read_text())["world_size"] == 2
+
+
+def launch_two(recipe, place, monkeypatch, before="") -> subprocess.CompletedProcess:
+    """Run a recipe on two processes, as a user would: nothing but the config says "CPU"."""
+    config = str(ROOT / "accelerate_configs" / "cpu_2_processes.yaml")
+    [python, script] = script_for(recipe, place)
+    Path(script).write_text(before + Path(script).read_text())
+    command = [python, "-m", "accelerate.commands.launch", "--config_file", config, script]
+    monkeypatch.delenv("ACCELERATE_USE_CPU")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    monkeypatch.undo()
+    left = [p.pid for p in psutil.process_iter(["cmdline"]) if script in (p.info["cmdline"] or [])]
+    assert not left
+    return done
+
+
+def test_two_processes_resume_to_the_same_bytes(checkpoint, helpdesk, tmp_path, monkeypatch):
+    recipe = recipe_for("text_classification", "lora", checkpoint, helpdesk, tmp_path / "whole")
+    done = launch_two(recipe, tmp_path, monkeypatch)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+    stopped = replace(recipe, output_dir=str(tmp_path / "stopped"))
+    done = launch_two(stopped, tmp_path, monkeypatch, ON_RANK_1.format(step=2, name="SIGTERM"))
+    assert done.returncode != 0
+    assert "stopped at step 3" in done.stderr
+    marker = tmp_path / "stopped" / "checkpoints" / "checkpoint-3" / MARKER
+    assert json.loads(marker.read_text())["world_size"] == 2
+
+    start = time.monotonic()
+    done = launch_two(stopped, tmp_path, monkeypatch, ON_RANK_1.format(step=5, name="SIGKILL"))
+    assert done.returncode != 0
+    assert time.monotonic() - start < 60
+    assert "rank      : 1 (local_rank: 1)\n  exitcode  : -9" in done.stderr
+    assert "the launcher names it below" in done.stderr
+    assert "in _run_epoch" not in done.stderr  # rank 0's trace of the lost connection
     assert "resuming from checkpoint-3" in done.stdout
+
+    with pytest.raises(RecipeError, match="world_size: the run in .* had 2, this one has 1"):
+        run(stopped)
+    done = launch_two(stopped, tmp_path, monkeypatch)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "resuming from checkpoint-4" in done.stdout
     assert weights(tmp_path / "stopped") == weights(tmp_path / "whole")
 
 

@@ -1,0 +1,55 @@
+"""The log of a run: what it said, and the whole trace of what ended it. Imports no torch."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+FILE = "run.log"
+LOG = logging.getLogger("pipelines.run")
+TOKEN = re.compile(r"hf_[A-Za-z0-9]{16,}")
+
+
+def scrubbed(text: str) -> str:
+    """Return a text without tokens of the Hub."""
+    own = os.environ.get("HF_TOKEN")
+    if own:
+        text = text.replace(own, "hf_***")
+    return TOKEN.sub("hf_***", text)
+
+
+class Scrubbing(logging.Formatter):
+    """Write no secrets, not even from within a trace."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return scrubbed(super().format(record))
+
+
+class LogFile(logging.FileHandler):
+    """Append to a file; a disk that is full is told where it ends the run, not here."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        return
+
+
+@contextmanager
+def logged(folder: Path) -> Iterator[None]:
+    """Append what is said inside to the folder's run.log, and the trace of what ends it."""
+    handler = LogFile(folder / FILE, encoding="utf-8", errors="backslashreplace")
+    handler.setFormatter(Scrubbing("%(asctime)s %(message)s"))
+    LOG.setLevel(logging.INFO)
+    LOG.propagate = False
+    LOG.addHandler(handler)
+    try:
+        yield
+    except BaseException as error:
+        LOG.exception("The run ended.")
+        error.add_note(f"The whole trace stands in {folder / FILE}.")
+        raise
+    finally:
+        LOG.removeHandler(handler)
+        handler.close()

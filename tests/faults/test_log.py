@@ -1,0 +1,49 @@
+"""What a run said, and what ended it, stands in run.log, without secrets."""
+
+import subprocess
+from dataclasses import replace
+
+import pytest
+from conftest import SECRET
+from test_resume import recipe_for, script_for
+
+from pipelines.log import FILE
+from pipelines.recipe import RecipeError
+from pipelines.run import run
+
+BREAKING = f"""
+import pipelines.training as t
+class Breaking(t.StepLog):
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == 1:
+            raise KeyError("token {SECRET}")
+t.StepLog = Breaking
+"""
+
+
+def test_an_error_of_ours_is_told_in_lines_and_logged_whole(checkpoint, helpdesk, tmp_path):
+    recipe = recipe_for("text_classification", "full", checkpoint, helpdesk, tmp_path / "run")
+    command = script_for(recipe, tmp_path)
+    script = tmp_path / "recipe.py"
+    script.write_text(BREAKING + script.read_text())
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    log = (tmp_path / "run" / FILE).read_text()
+    assert done.returncode == 1
+    assert "KeyError: 'token hf_***'" in done.stderr
+    assert f"The whole trace stands in {tmp_path / 'run' / FILE}" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Traceback" in log and "on_step_begin" in log
+    assert "step 1 of 6: loss" in log
+    assert SECRET not in log + done.stdout + done.stderr
+
+
+def test_the_log_of_a_run_that_another_refuses_stays_its_own(checkpoint, helpdesk, tmp_path):
+    from pipelines.checkpoints import locked
+
+    recipe = recipe_for("text_classification", "full", checkpoint, helpdesk, tmp_path / "run")
+    run(replace(recipe, train=replace(recipe.train, max_steps=1)))
+    log = (tmp_path / "run" / FILE).read_text()
+    assert "resumed: accuracy" in log
+    with locked(tmp_path / "run"), pytest.raises(RecipeError, match="is running in"):
+        run(recipe)
+    assert (tmp_path / "run" / FILE).read_text() == log
