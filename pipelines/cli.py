@@ -270,6 +270,17 @@ def hub(folder: Path = Path("runs/hub"), port: int = 8643) -> None:
     runpy.run_path(str(script))["main"](folder=folder, port=port)
 
 
+def selftest() -> None:
+    """Break runs on purpose on this machine, in a temporary folder, and see that they recover.
+
+    Exits with 1 where one does not.
+    """
+    from pipelines.selftest import selftest as check
+
+    if not check():
+        raise SystemExit(1)
+
+
 def console() -> None:
     """Entry point of `gpt2-recipes`."""
     verbs: dict[str, Callable[..., Any]] = {
@@ -280,6 +291,7 @@ def console() -> None:
         "publish": publish,
         "lm-eval": lm_eval,
         "hub": hub,
+        "selftest": selftest,
     }
     with reported():
         tyro.extras.subcommand_cli_from_dict(verbs, description="Use and publish results.")

@@ -93,12 +93,12 @@ def commit_of(
     name: str, revision: str | None, kind: str, path: str, problems: list[Problem]
 ) -> str | None:
     """Return the commit that `revision`, or the default branch, names on the Hub now."""
-    if is_offline_mode():
-        if kind == "model" and try_to_load_from_cache(name, "config.json") is None:
-            text = f"{name!r} is no folder and not in the cache, and HF_HUB_OFFLINE is set."
-            problems.append(Problem(path, text))
-        return revision
     try:
+        if is_offline_mode():
+            if kind == "model" and try_to_load_from_cache(name, "config.json") is None:
+                text = f"{name!r} is no folder and not in the cache, and HF_HUB_OFFLINE is set."
+                problems.append(Problem(path, text))
+            return revision
         return HfApi().repo_info(name, revision=revision, repo_type=kind).sha
     except RepositoryNotFoundError:
         problems.append(Problem(path, f"{name!r} is no folder and no {kind} on the Hub."))

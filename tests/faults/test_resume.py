@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -230,31 +229,6 @@ def long_run(helpdesk, tmp_path):
         train=replace(TRAIN, max_steps=60, save_steps=3),
         output_dir=str(tmp_path / "killed"),
     )
-
-
-def test_killed_at_random_moments_it_ends_in_the_same_bytes(long_run, tmp_path):
-    whole = replace(long_run, output_dir=str(tmp_path / "whole"))
-    run(whole)
-    command = script_for(long_run, tmp_path)
-    generator = random.Random(0)
-    kills, lines = 0, []
-    for _ in range(60):
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        for line in process.stdout:
-            lines.append(line)
-            if "step " in line:  # training has begun: strike at some moment after
-                break
-        time.sleep(generator.random() * 0.4)
-        if kills < 5 and process.poll() is None:
-            process.kill()
-            kills += 1
-        lines += process.stdout.readlines()
-        if process.wait() == 0:
-            break
-    assert process.returncode == 0
-    assert kills == 5
-    assert any("resuming from checkpoint-" in line for line in lines)
-    assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
 
 
 def until_training(command) -> subprocess.Popen:

@@ -1,0 +1,95 @@
+"""Killed at any instant, a run goes on to the same bytes with the same command."""
+
+import random
+import signal
+import time
+from dataclasses import replace
+
+import pytest
+
+from pipelines import selftest
+from pipelines.checkpoints import MARKER, all_checkpoints, what_is_wrong
+from pipelines.selftest import Bench, KillAtWrite, Running
+
+CHECKPOINT = (
+    "README.md",
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "optimizer.pt",
+    "rng_state.pth",
+    "scheduler.pt",
+    "trainer_state.json",
+    "training_args.bin",
+)
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory) -> Bench:
+    """A bench with a base and a run that nothing interrupted."""
+    bench = Bench(tmp_path_factory.mktemp("bench"))
+    bench.expect(bench.base(), None, 0)
+    bench.expect(bench.adapter("uninterrupted"), None, 0)
+    return bench
+
+
+def test_killed_in_the_middle_of_each_file_it_goes_on_to_the_same_bytes(bench):
+    recipe = bench.adapter("files")
+    for name in CHECKPOINT:
+        bench.expect(recipe, KillAtWrite(f"checkpoint-4/{name}"), -signal.SIGKILL)
+        newest, older = all_checkpoints(bench.checkpoints("files"))
+        assert what_is_wrong(newest) == "its writing was interrupted", name
+        assert what_is_wrong(older) is None, name
+    bench.expect(recipe, KillAtWrite(f"checkpoint-4/{MARKER}.tmp"), -signal.SIGKILL)
+    assert sorted(f.name for f in newest.iterdir()) == sorted(CHECKPOINT)
+    said = "resuming from checkpoint-2"
+    bench.expect(recipe, KillAtWrite("checkpoint-6/optimizer.pt"), -signal.SIGKILL, said)
+    for name in ("adapter_model.safetensors", "recipe.json", "task.json"):
+        bench.expect(recipe, KillAtWrite(f"files/{name}"), -signal.SIGKILL)
+    bench.expect(recipe, None, 0, "resuming from checkpoint-6")
+    bench.same_bytes("files")
+
+
+@pytest.mark.parametrize("num_kills", [5, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_at_random_moments_it_ends_in_the_same_bytes(num_kills, bench):
+    train = replace(bench.base().train, max_steps=150, save_steps=3)
+    whole = replace(bench.adapter(f"whole-{num_kills}"), train=train)
+    recipe = replace(bench.adapter(f"random-{num_kills}"), train=train)
+    bench.expect(whole, None, 0)
+    generator = random.Random(num_kills)
+    num_resumed = kills = 0
+    while kills < num_kills:
+        process = bench.start(Running(recipe.to_json()))
+        if kills % 5:  # every fifth before training begins, or soon after
+            while process.is_alive() and "step " not in bench.output.read_text():
+                time.sleep(0.01)
+        time.sleep(generator.random() * 0.4)
+        process.kill()
+        code, said = bench.wait(process)
+        assert code in (-signal.SIGKILL, 0)
+        kills += 1
+        num_resumed += "resuming from checkpoint-" in said
+        for checkpoint in all_checkpoints(bench.checkpoints(recipe.name)):
+            if (checkpoint / MARKER).exists():
+                assert what_is_wrong(checkpoint) is None
+    bench.expect(recipe, None, 0)
+    assert num_resumed >= num_kills // 2
+    found, wanted = (bench.folder / r.name / "adapter_model.safetensors" for r in (recipe, whole))
+    assert found.read_bytes() == wanted.read_bytes()
+
+
+def test_the_selftest_holds_and_tells_what_does_not(capfd, monkeypatch):
+    def breaks(bench):
+        """Find a run that never was."""
+        bench.same_bytes("nowhere")
+
+    start = time.monotonic()
+    assert selftest.selftest()
+    assert time.monotonic() - start < 90
+    said = capfd.readouterr().out.splitlines()
+    assert [line.split()[0] for line in said] == ["ok"] * len(selftest.CHECKS)
+    monkeypatch.setattr(selftest, "CHECKS", (breaks, selftest.is_no_number))
+    assert not selftest.selftest()
+    said = capfd.readouterr().out
+    assert said.count("failed") == 2
+    assert "Find a run that never was." in said
+    assert "is no folder" in said  # the base was not trained
