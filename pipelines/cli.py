@@ -53,6 +53,7 @@ def evaluate(
         metric: Further `evaluate` module: a name of this project, a path, or a name on the Hub.
         metric_options: What its `compute` takes beside the rows, as {"average": "macro"}.
     """
+    check_result(repo)
     try:
         options = dict(json.loads(metric_options))
     except (ValueError, TypeError):
@@ -138,6 +139,7 @@ def generate(
         "base": base,
         "precision": precision,
     }
+    check_result(repo)
     from pipelines.write import write_file, write_text
 
     if text is not None:
@@ -171,6 +173,7 @@ def predict(
         batch_size: Rows at once.
     """
     at_least_one("batch-size", batch_size)
+    check_result(repo)
     from pipelines.predict import predict_file
 
     predict_file(
@@ -206,6 +209,7 @@ def merge(
         base: Folder or Hub id of the base, in place of the one that the adapter names.
         rescore: Score the model on the rows of the run; if not, its score is the adapter's.
     """
+    check_result(repo)
     from pipelines.merge import merge as merge_adapter
 
     merge_adapter(
@@ -227,6 +231,7 @@ def publish(folder: Annotated[Path, tyro.conf.Positional], repo: Repo, /, *, pub
         repo: Hub id, as USER/NAME.
         public: Publish for everybody to see.
     """
+    check_result(folder)
     from pipelines.publish import publish as upload
 
     upload(folder, repo, public=public)
@@ -250,6 +255,7 @@ def lm_eval(
         limit: Rows of each task.
         batch_size: Rows at once.
     """
+    check_result(repo)
     from pipelines.harness import evaluate_with_harness
 
     evaluate_with_harness(
@@ -297,6 +303,13 @@ def console() -> None:
         tyro.extras.subcommand_cli_from_dict(verbs, description="Use and publish results.")
 
 
+def check_result(repo: str | Path) -> None:
+    """Raise RecipeError for a folder with a damaged recipe.json, before seconds of imports."""
+    file = Path(repo) / "recipe.json"
+    if file.is_file():
+        Recipe.from_file(file)
+
+
 class reported:  # noqa: N801 - a context manager, used as a word
     """Show what ends a run as a few lines and an exit code."""
 
@@ -340,7 +353,8 @@ def unexpected(error: Exception) -> list[str]:
 def as_typed(problem: Problem) -> str:
     """Name a field as the command line does: flags in small letters, TEXT and OUT as they are."""
     name = problem.path
-    if "/" not in name and not name.isupper() and (name.isidentifier() or "." in name):
+    flag = name.isidentifier() or "." in name
+    if flag and name != "recipe.json" and "/" not in name and not name.isupper():
         name = "--" + name.replace("_", "-")
     return f"{name}: {problem.message}"
 

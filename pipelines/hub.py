@@ -236,7 +236,7 @@ def load_adapter(
     another base than the adapter's.
     """
     folder = result_folder(repo, revision)
-    recipe = Recipe.from_json((folder / "recipe.json").read_text(encoding="utf-8"))
+    recipe = Recipe.from_file(folder / "recipe.json")
     sidecar = json.loads((folder / "task.json").read_text(encoding="utf-8"))
     labels = tuple(sidecar["labels"])
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)

@@ -181,7 +181,7 @@ def read_result(folder: Path) -> tuple[Recipe, dict[str, Any]]:
         needed.append(weights[0])
     if needed:
         raise RecipeError([Problem(str(folder), f"has no {' and no '.join(needed)}.")])
-    recipe = Recipe.from_json((folder / "recipe.json").read_text(encoding="utf-8"))
+    recipe = Recipe.from_file(folder / "recipe.json")
     sidecar = json.loads((folder / "task.json").read_text(encoding="utf-8"))
     metrics = sidecar["metrics"]
     if not math.isfinite(metrics[metrics["primary"]]):

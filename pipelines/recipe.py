@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
 from annotated_types import Ge, Gt, Le, Lt
-from typeguard import TypeCheckError, check_type
+from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
 from pipelines.tasks import TASKS, CausalLM, PreferenceTuning, Task
 
@@ -26,6 +26,7 @@ SIZES: dict[str, tuple[int, int, int]] = {  # layers, heads, width
     "large": (36, 20, 1280),
     "xl": (48, 25, 1600),
 }
+PLAIN_NAME = re.compile(r"[\w-][\w.-]*")
 PLAIN_INITS = ("default", "gaussian")  # what LoRA can start from on a quantised base
 
 
@@ -244,6 +245,9 @@ class Recipe:
 
     def wrong_combinations(self) -> Iterator[Problem]:
         """Yield what no single field can know."""
+        if isinstance(self.name, str) and not PLAIN_NAME.fullmatch(self.name):
+            text = f"{self.name!r} names no folder: letters, digits, '.', '-' and '_' do."
+            yield Problem("name", text)
         if self.push_to is not None:
             yield from wrong_repo_id(self.push_to)
         for name, message in self.task.problems():
@@ -303,24 +307,32 @@ class Recipe:
     @classmethod
     def from_json(cls, text: str) -> Recipe:
         """Read `to_json`'s form. Raise RecipeError with every unknown key and wrong type."""
+        problems: list[Problem] = []
 
-        def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        def noting_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             keys = [key for key, _ in pairs]
             twice = sorted({key for key in keys if keys.count(key) > 1})
-            if twice:
-                raise RecipeError([Problem(key, "stands twice.") for key in twice])
+            problems.extend(Problem(key, "stands twice.") for key in twice)
             return dict(pairs)
 
         try:
-            value = json.loads(text, object_pairs_hook=no_duplicates)
-        except json.JSONDecodeError as error:
+            value = json.loads(text, object_pairs_hook=noting_duplicates)
+        except (ValueError, RecursionError) as error:  # also numbers of thousands of digits
             raise RecipeError([Problem("recipe.json", f"is not JSON: {error}")]) from None
-        problems: list[Problem] = []
         built = build(cls, value, "", problems)
         if problems:
             raise RecipeError(problems)
         assert isinstance(built, Recipe)
         return built
+
+    @classmethod
+    def from_file(cls, file: Path) -> Recipe:
+        """Read a recipe.json. Raise RecipeError, as `from_json` does."""
+        try:
+            return cls.from_json(file.read_text(encoding="utf-8"))
+        except UnicodeDecodeError as error:
+            text = f"is not UTF-8 at byte {error.start}."
+            raise RecipeError([Problem("recipe.json", text)]) from None
 
 
 def wrong_repo_id(repo: str) -> Iterator[Problem]:
@@ -363,7 +375,9 @@ def build(hint: Any, value: Any, path: str, problems: list[Problem]) -> Any:
     """Build a value of type `hint` from JSON, collecting what is wrong."""
     kinds = {c.__name__: c for c in choices(hint) if is_part(c)}
     if not kinds or (value is None and type(None) in choices(hint)):
-        return tuple(value) if isinstance(value, list) else value
+        leaf = tuple(value) if isinstance(value, list) else value
+        problems.extend(wrong_value(leaf, hint, path))
+        return leaf
     if not isinstance(value, dict):
         problems.append(Problem(path or "recipe.json", f"{value!r} is not an object."))
         return None
@@ -401,23 +415,31 @@ def wrong_values(value: Any, path: str) -> Iterator[Problem]:
     """Yield every field of wrong type or out of range."""
     hints = typing.get_type_hints(type(value), include_extras=True)
     for each in dataclasses.fields(value):
-        where, item, hint = f"{path}.{each.name}".lstrip("."), getattr(value, each.name), None
+        where, item = f"{path}.{each.name}".lstrip("."), getattr(value, each.name)
         hint = hints[each.name]
         if dataclasses.is_dataclass(item) and isinstance(
             item, tuple(c for c in choices(hint) if isinstance(c, type))
         ):
             yield from wrong_values(item, where)
-            continue
-        try:
-            check_type(item, hint)
-        except TypeCheckError:
-            yield Problem(where, f"{item!r} is not allowed; {allowed(hint, item)}")
-            continue
-        if item is None or isinstance(item, (str, bool, tuple)):
-            continue
-        for limit in limits(hint):
-            if not in_range(item, limit):
-                yield Problem(where, f"{item!r} is out of range; it must be {describe(limit)}.")
+        else:
+            yield from wrong_value(item, hint, where)
+
+
+def wrong_value(item: Any, hint: Any, path: str) -> Iterator[Problem]:
+    """Yield a problem for a value of wrong type, and one for each bound that it breaks."""
+    try:
+        check_type(item, hint, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
+        fits = not isinstance(item, bool) or bool in choices(hint)  # True is an int, for Python
+    except TypeCheckError:
+        fits = False
+    if not fits:
+        yield Problem(path, f"{item!r} is not allowed; {allowed(hint, item)}")
+        return
+    if item is None or isinstance(item, (str, bool, tuple)):
+        return
+    for limit in limits(hint):
+        if not in_range(item, limit):
+            yield Problem(path, f"{item!r} is out of range; it must be {describe(limit)}.")
 
 
 def allowed(hint: Any, item: Any) -> str:

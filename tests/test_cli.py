@@ -107,6 +107,71 @@ def test_json_with_unknown_keys_and_types_is_refused():
     assert "did you mean TextClassification?" in said["task.type"]
 
 
+NOT_RECIPES = {
+    "": ["recipe.json: is not JSON: Expecting value: line 1 column 1"],
+    "[]": ["recipe.json: [] is not an object."],
+    "[" * 100_000: ["recipe.json: is not JSON: maximum recursion depth exceeded"],
+    '{"type": "Recipe", "name": "a", "name": "../b", "output_dir": 5, "push_to": true}': [
+        "--name: stands twice.",
+        "--output-dir: 5 is not allowed; it takes str or NoneType.",
+        "--push-to: True is not allowed; it takes str or NoneType.",
+        "--task: is missing.",
+        "--model: is missing.",
+    ],
+}
+
+
+@pytest.mark.parametrize("text", NOT_RECIPES, ids=lambda text: text[:20])
+def test_a_file_that_is_no_recipe_is_told_in_two_seconds(text, tmp_path):
+    (tmp_path / "recipe.json").write_text(text)
+    cli = "from pipelines.cli import console; console()"
+    seconds = []
+    for verb in ("evaluate", "publish"):
+        command = [sys.executable, "-c", cli, verb, str(tmp_path), *["me/x"] * (verb == "publish")]
+        start = time.perf_counter()
+        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        seconds.append(time.perf_counter() - start)
+        assert done.returncode == 2
+        found = done.stderr.splitlines()
+        for line, said in zip(found, NOT_RECIPES[text], strict=True):
+            assert line.startswith(said)
+    assert min(seconds) < 2
+
+
+def test_wrong_values_and_unknown_keys_are_told_together():
+    value = json.loads(Recipe(name="a", task=CLASSIFY, model=Model(name_or_path="b")).to_json())
+    value["train"] |= {"seeed": 1, "learning_rate": "fast", "max_steps": 1.5, "save_steps": True}
+    value["allow_changed"] = ["a", 1]
+    value["tain"] = {}
+    with pytest.raises(RecipeError) as caught:
+        Recipe.from_json(json.dumps(value))
+    assert sorted(problem.path for problem in caught.value.problems) == [
+        "allow_changed",
+        "tain",
+        "train.learning_rate",
+        "train.max_steps",
+        "train.save_steps",
+        "train.seeed",
+    ]
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", ".hidden", "a\n", "a b"])
+def test_a_name_that_is_no_plain_folder_is_refused(name):
+    with pytest.raises(RecipeError, match="names no folder"):
+        Recipe(name=name, task=CLASSIFY, model=Model(name_or_path="b"))
+
+
+def test_an_accelerate_config_runs_no_code(tmp_path):
+    config = tmp_path / "config.yaml"
+    canary = tmp_path / "canary"
+    config.write_text(f"num_processes: !!python/object/apply:os.system ['touch {canary}']\n")
+    launcher = ("-m", "accelerate.commands.launch", "--config_file", str(config))
+    done = run_recipe("helpdesk_pretrain", launcher=launcher)
+    assert done.returncode != 0
+    assert f'in "{config}", line 1' in done.stderr
+    assert not canary.exists()
+
+
 def run_recipe(name, *arguments, launcher=(), env=None):
     """Run a recipe as a user does."""
     command = [sys.executable, *launcher, str(ROOT / "recipes" / f"{name}.py"), *arguments]

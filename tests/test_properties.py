@@ -26,6 +26,7 @@ SLOW = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 NAME = st.text(min_size=1, max_size=12)
+FOLDER = st.from_regex(r"[a-z0-9_-][a-z0-9._-]{0,11}", fullmatch=True)
 SOURCE = st.builds(
     DatasetSource,
     path=NAME,
@@ -47,7 +48,7 @@ TRAIN = st.builds(
 )
 TUNED = st.builds(
     Recipe,
-    name=NAME,
+    name=FOLDER,
     task=TASK,
     model=st.builds(Model, name_or_path=NAME, revision=st.none() | NAME),
     quantization=st.none() | st.builds(Int8) | st.builds(NF4),
@@ -56,7 +57,7 @@ TUNED = st.builds(
 )
 NEW = st.builds(
     Recipe,
-    name=NAME,
+    name=FOLDER,
     task=TASK,
     model=st.builds(Scratch, tokenizer=st.builds(Tokenizer) | st.builds(Model, name_or_path=NAME)),
     train=TRAIN,
@@ -90,6 +91,21 @@ def test_no_text_that_is_no_recipe_gets_further_than_an_error(value, place):
         return
     assert isinstance(found, Recipe)
     assert Recipe.from_json(found.to_json()) == found
+
+
+@SLOW
+@given(st.binary(max_size=60), st.integers(0, 2000), st.integers(0, 60))
+def test_no_damaged_recipe_json_gets_further_than_an_error(tmp_path, content, place, length):
+    good = Recipe(
+        name="a", task=CausalLM(dataset=DatasetSource(path="a/b")), model=Model(name_or_path="c/d")
+    )
+    whole = good.to_json().encode()
+    file = tmp_path / "recipe.json"
+    file.write_bytes(whole[:place] + content + whole[place + length :])
+    try:
+        assert isinstance(Recipe.from_file(file), Recipe)
+    except RecipeError as error:
+        assert error.problems
 
 
 @given(st.lists(st.integers(0, 10**6).map(str), min_size=1))
