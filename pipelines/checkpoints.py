@@ -169,8 +169,13 @@ def rotate(folder: Path) -> None:
     """Delete the oldest complete checkpoints beyond `KEPT`; others are left alone."""
     complete = [c for c in all_checkpoints(folder) if (c / MARKER).is_file()]
     for checkpoint in complete[KEPT:]:
-        (checkpoint / MARKER).unlink()
-        shutil.rmtree(checkpoint)
+        delete(checkpoint)
+
+
+def delete(checkpoint: Path) -> None:
+    """Delete a checkpoint; one that a kill leaves half deleted does not look complete."""
+    (checkpoint / MARKER).unlink(missing_ok=True)
+    shutil.rmtree(checkpoint)
 
 
 def check_space(recipe: Recipe, model: Any) -> None:

@@ -323,7 +323,8 @@ class reported:  # noqa: N801 - a context manager, used as a word
         if isinstance(error, RunError):
             stop(str(error).splitlines(), error.exit_code)
         if isinstance(error, DataError):
-            stop(str(error).splitlines(), 3)
+            # A loader's worker wraps it in a trace, which run.log has.
+            stop(str(error).rpartition("DataError: ")[2].splitlines(), 3)
         if isinstance(error, KeyboardInterrupt):
             stop(["stopped by Ctrl-C."], 130)
         if isinstance(error, Exception):

@@ -11,7 +11,15 @@ from typing import Any
 from accelerate import PartialState
 from transformers import set_seed
 
-from pipelines.checkpoints import StopSignals, check_space, identity_of, locked, newest_verified
+from pipelines.checkpoints import (
+    StopSignals,
+    all_checkpoints,
+    check_space,
+    delete,
+    identity_of,
+    locked,
+    newest_verified,
+)
 from pipelines.data import check_splits, check_vocabulary, load_splits, num_skipped
 from pipelines.hub import pin, save
 from pipelines.log import logged
@@ -85,7 +93,9 @@ def run_in_folder(recipe: Recipe, world_size: int, started: float) -> dict[str, 
     folder = save(trainer, recipe, tokenizer, labels, metrics, splits.held_out)
     print_score(recipe.name, metrics)
     if PartialState().is_main_process:
-        shutil.rmtree(checkpoints, ignore_errors=True)  # the result is on disk
+        for checkpoint in all_checkpoints(checkpoints):  # the result is on disk
+            delete(checkpoint)
+        shutil.rmtree(checkpoints, ignore_errors=True)
     if recipe.push_to and PartialState().is_main_process:
         batch = task.collate(int(tokenizer.pad_token_id or 0))(held_out.dataset[:8])
         check_reload(trainer, folder, batch)

@@ -236,7 +236,9 @@ class Bench:
 
     def wait(self, process: Any) -> tuple[int, str]:
         """Return how a process ended, and what it said."""
-        process.join(120)
+        process.join(60)
+        process.kill()  # which does nothing, unless it hangs
+        process.join()
         return process.exitcode, self.output.read_text(encoding="utf-8")
 
     def expect(self, recipe: Recipe, fault: Fault | None, code: int, *said: str) -> None:

@@ -8,6 +8,7 @@ import shutil
 import signal
 from collections.abc import Callable
 from functools import partial
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -53,7 +54,8 @@ class RecipeTrainer(Trainer):
     def _get_dataloader(self, *arguments: Any, **options: Any) -> Any:
         loader: Any = super()._get_dataloader(*arguments, **options)
         inner = loader.base_dataloader
-        inner._get_iterator = partial(without_signals, inner._get_iterator)
+        if inner.num_workers:
+            inner._get_iterator = partial(without_signals, inner._get_iterator)
         return loader
 
     def get_batch_samples(self, *arguments: Any) -> Any:
@@ -111,13 +113,17 @@ def without_signals(start: Callable[[], Any]) -> Any:
     """Start a loader's workers so that the signals that stop a run do not reach them.
 
     A terminal and a scheduler send them to every process; a worker that died of one would end the
-    run before its checkpoint. A child inherits what is blocked, and never unblocks it.
+    run before its checkpoint. A child inherits what is blocked, and never unblocks it: so that
+    workers that an error leaves behind are killed at the end, where SIGTERM would wait for ever.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
-        return start()
+        iterator = start()
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    for worker in iterator._workers:
+        Finalize(None, worker.kill, exitpriority=0)
+    return iterator
 
 
 def with_rows(collate: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> Any:
@@ -233,6 +239,8 @@ def training_arguments(recipe: Recipe, kind: type[Arguments], **options: Any) ->
         seed=train.seed,
         use_cpu=PartialState().device.type == "cpu",
         dataloader_num_workers=train.dataloader_num_workers,
+        # Workers get closures, which other ways to start them, the default elsewhere, do not take.
+        dataloader_multiprocessing_context="fork" if train.dataloader_num_workers else None,
         dataloader_pin_memory=torch.cuda.is_available(),
         ddp_find_unused_parameters=False,
         logging_nan_inf_filter=False,

@@ -1,15 +1,19 @@
 """Killed at any instant, a run goes on to the same bytes with the same command."""
 
+import os
 import random
 import signal
+import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 
 from pipelines import selftest
 from pipelines.checkpoints import MARKER, all_checkpoints, what_is_wrong
+from pipelines.recipe import Model
 from pipelines.selftest import Bench, KillAtWrite, Running
+from pipelines.tasks import DatasetSource
 
 CHECKPOINT = (
     "README.md",
@@ -21,6 +25,24 @@ CHECKPOINT = (
     "trainer_state.json",
     "training_args.bin",
 )
+
+
+@dataclass(frozen=True)
+class KillAtDelete:
+    """The process is killed when it is about to delete an optimizer's state for the nth time."""
+
+    count: int
+
+    def arrange(self) -> None:
+        seen = []
+
+        def removed(event, arguments):
+            if event == "os.remove" and str(arguments[0]).endswith("optimizer.pt"):
+                seen.append(event)
+                if len(seen) == self.count:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(removed)
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +69,41 @@ def test_killed_in_the_middle_of_each_file_it_goes_on_to_the_same_bytes(bench):
         bench.expect(recipe, KillAtWrite(f"files/{name}"), -signal.SIGKILL)
     bench.expect(recipe, None, 0, "resuming from checkpoint-6")
     bench.same_bytes("files")
+
+
+@pytest.mark.parametrize(
+    ("count", "said"),
+    [
+        (1, "resuming from checkpoint-6"),  # by rotation
+        (2, "checkpoint-6 passed over: its writing was interrupted"),  # after the result
+    ],
+)
+def test_killed_while_it_deletes_a_checkpoint_it_goes_on_to_the_same_bytes(count, said, bench):
+    recipe = bench.adapter(f"deleting-{count}")
+    bench.expect(recipe, KillAtDelete(count), -signal.SIGKILL)
+    bench.expect(recipe, None, 0, said)
+    bench.same_bytes(recipe.name)
+
+
+def test_bad_rows_of_a_stream_in_a_worker_are_told_without_a_trace(bench):
+    data = bench.folder / "stream"
+    data.mkdir()
+    rows = (bench.folder / "train.jsonl").read_text()
+    (data / "train.jsonl").write_text(rows + '{"text": 5}\n')
+    recipe = bench.base()
+    source = DatasetSource(path=str(data), streaming=True, max_eval_rows=4)
+    streamed = replace(
+        recipe,
+        task=replace(recipe.task, dataset=source),
+        model=Model(name_or_path=str(bench.folder / "base")),
+        train=replace(recipe.train, dataloader_num_workers=2, max_steps=50),
+        output_dir=str(bench.folder / "streamed"),
+    )
+    code, said = bench.run(streamed)
+    assert code == 3, said
+    assert "train.jsonl:49: column 'text' holds 5, not a text" in said
+    assert "Traceback" not in said
+    assert "Traceback" in (bench.folder / "streamed" / "run.log").read_text()
 
 
 @pytest.mark.parametrize("num_kills", [5, pytest.param(20, marks=pytest.mark.slow)])
