@@ -201,9 +201,11 @@ def results(recipe: Recipe, metrics: dict[str, Any]) -> str:
         rows.append(f"| F1 of {code(name)} | {value:.4f} |")
     source = recipe.task.dataset
     split = source.eval_split or f"the last {source.eval_fraction:.0%} of {source.train_split}"
-    head = f"On {metrics['rows']:,} rows of {code(dataset_name(recipe))}, {safe(split)}:"
+    head = f"On {metrics['rows']:,} rows of {code(dataset_name(recipe))}, {safe(split)}"
+    if "rows_skipped" in metrics:
+        head += f", without {metrics['rows_skipped']:,} rows that cannot be used"
     table = "\n".join(["| metric | value |", "|---|---|", *(row for row in rows if row)])
-    return f"{head}\n\n{table}"
+    return f"{head}:\n\n{table}"
 
 
 def results_of_merged(sidecar: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ from pipelines.tasks import DataError, DatasetSource, Task
 from pipelines.tasks.base import Examples, Rejected
 
 SHOWN = 10  # rows that a message names
+WIDTH = 300  # characters that it says of each: a row can be long
 HINT = "\nCorrect them, or leave them out with --task.dataset.on-bad-row skip."
 
 
@@ -64,9 +65,9 @@ class Stream:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         origin, records = self.records()
-        known = lines_of(self.rejected)
+        local, known = is_local(self.source), lines_of(self.rejected)
         for record in records:
-            examples = collect([record], origin, is_local(self.source))
+            examples = collect([record], origin, local)
             if self.task is not None:
                 examples = sift(self.task, examples, None)
             if examples.rejected and self.source.on_bad_row == "stop":
@@ -210,7 +211,7 @@ def refuse(rejected: Sequence[Rejected], hint: str = "") -> None:
     """Raise DataError that names the first rows that cannot be used, if there are any."""
     if not rejected:
         return
-    lines = [f"{each.where}: {each.reason}" for each in rejected[:SHOWN]]
+    lines = [f"{each.where}: {each.reason[:WIDTH]}" for each in rejected[:SHOWN]]
     if len(rejected) > SHOWN:
         lines.append(f"... and {len(rejected) - SHOWN:,} more.")
     raise DataError("\n".join(lines) + hint)

@@ -78,6 +78,12 @@ def test_a_row_that_cannot_be_used_is_named_or_left_out(kind, tmp_path):
     assert first["row"] == line if isinstance(line, dict) and kind != "no number" else first["row"]
 
 
+def test_a_long_row_makes_no_long_message(tmp_path):
+    with pytest.raises(DataError) as caught:
+        checked(tmp_path, lines_of(GOOD, OTHER, {"text": ["a"] * 100_000, "label": "x"}))
+    assert len(str(caught.value)) < 2000
+
+
 def test_all_rows_of_both_splits_are_told_at_once(tmp_path):
     bad = [{"text": "a"}] * 30
     with pytest.raises(DataError) as caught:
@@ -206,6 +212,7 @@ def test_rows_held_out_keep_their_lines_and_their_rejected(tmp_path):
 def test_a_run_counts_what_it_skips_and_its_score_can_be_found_again(
     helpdesk, checkpoint, tmp_path, capsys
 ):
+    from pipelines.card import results
     from pipelines.scoring import evaluate_adapter
 
     data = tmp_path / "data"
@@ -233,6 +240,7 @@ def test_a_run_counts_what_it_skips_and_its_score_can_be_found_again(
     assert metrics["rows_skipped"] == metrics["train_rows_skipped"] == 1
     assert len((tmp_path / "run" / "rejected.jsonl").read_text().splitlines()) == 2
     assert evaluate_adapter(tmp_path / "run").equal
+    assert "without 1 rows that cannot be used:" in results(recipe, metrics)
 
 
 def test_a_stream_names_or_skips_what_it_meets(tmp_path, checkpoint, capsys):
