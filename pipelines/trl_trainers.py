@@ -15,7 +15,7 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 from pipelines.generate import continue_prompts
 from pipelines.tasks import InstructionTuning, PreferenceTuning
 from pipelines.tasks.base import Features
-from pipelines.training import RecipeTrainer, as_metrics
+from pipelines.training import RecipeTrainer, as_metrics, with_rows
 
 OWN_DEFAULTS = {"bf16": False, "activation_checkpointing": False}
 """What trl switches on by itself; the Accelerate config owns the precision."""
@@ -31,6 +31,14 @@ class TrlTrainer(RecipeTrainer):
         for name, parameter in model.named_parameters():
             if name in trained:
                 parameter.data = trained[name].to(parameter.device)
+
+    def get_train_dataloader(self) -> Any:
+        """Return a loader that names its rows too, where each is one example."""
+        rows: Any = self.train_dataset
+        if "seq_lengths" not in rows.column_names:
+            self.train_dataset = rows.add_column("row", list(range(len(rows))))
+            self.data_collator = with_rows(self.data_collator)
+        return super().get_train_dataloader()
 
     def create_model_card(self, *arguments: Any, **options: Any) -> None:
         """Write none: `publish` writes the card of a result."""

@@ -76,7 +76,7 @@ class InstructionTuning(ReplyTask):
             raise DataError(f"{examples.origin}: no rows.")
         prompts = [Asked(ids, texts) for ids, texts in references.items()]
         report = {"rows": len(rows), "rows_cut": num_cut, "prompts": len(prompts)}
-        return Features(rows, report, num_rows=len(rows), context=prompts)
+        return Features(rows, report, num_rows=len(rows), context=prompts, where=examples.where)
 
     def collate(self, pad_token_id):
         def batch(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -71,7 +71,8 @@ class PreferenceTuning(ReplyTask):
             rows.append({name: np.array(ids, np.int32) for name, ids in pair.items()})
         if not rows:
             raise DataError(f"{examples.origin}: no rows.")
-        return Features(rows, {"pairs": len(rows), "pairs_cut": num_cut}, num_rows=len(rows))
+        report = {"pairs": len(rows), "pairs_cut": num_cut}
+        return Features(rows, report, num_rows=len(rows), where=examples.where)
 
     def collate(self, pad_token_id):
         """Return the function that pads prompts with their chosen replies."""

@@ -12,15 +12,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import ROOT, make_tasks
+from conftest import CASES, ROOT, make_tasks, method
 
 import pipelines.training
 from pipelines.checkpoints import MARKER, all_checkpoints, what_is_wrong
 from pipelines.recipe import (
-    NF4,
     CheckpointError,
-    Int8,
-    Lora,
     Model,
     Preempted,
     Recipe,
@@ -31,27 +28,18 @@ from pipelines.recipe import (
 )
 from pipelines.run import run
 
-METHODS = {
-    "full": (None, None),
-    "lora": (None, Lora(r=4, lora_dropout=0.1)),
-    "8bit": (Int8(), Lora(r=4, lora_dropout=0.1)),
-    "4bit": (NF4(), Lora(r=4, lora_dropout=0.1)),
-}
-TASKS = ("causal_lm", "text_classification", "question_answering")
 TRAIN = Train(max_steps=6, learning_rate=1e-2, global_batch_size=8, save_steps=2, logging_steps=1)
 
 
-def recipe_for(task, method, checkpoint, helpdesk, folder) -> Recipe:
+def recipe_for(task, name, checkpoint, helpdesk, folder) -> Recipe:
     """Return a run of six steps with a checkpoint every two."""
-    quantization, lora = METHODS[method]
     return Recipe(
         name="resumed",
         task=make_tasks(helpdesk)[task],
         model=Model(name_or_path=str(checkpoint)),
-        quantization=quantization,
-        lora=lora,
         train=TRAIN,
         output_dir=str(folder),
+        **method(name, lora_dropout=0.1),
     )
 
 
@@ -77,12 +65,11 @@ def weights(folder) -> bytes:
     return file.read_bytes()
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize(("task", "name"), CASES)
 def test_a_stopped_run_goes_on_to_the_same_bytes(
-    task, method, checkpoint, helpdesk, tmp_path, signal_at, monkeypatch
+    task, name, checkpoint, helpdesk, tmp_path, signal_at, monkeypatch
 ):
-    whole = recipe_for(task, method, checkpoint, helpdesk, tmp_path / "whole")
+    whole = recipe_for(task, name, checkpoint, helpdesk, tmp_path / "whole")
     metrics = run(whole)
     stopped = replace(whole, output_dir=str(tmp_path / "stopped"))
     plain_log = pipelines.training.StepLog
@@ -337,34 +324,32 @@ t.StepLog = Signalling
 """
 
 
-def launch_two(recipe, place, monkeypatch, before="") -> subprocess.CompletedProcess:
+def launch_two(recipe, place, before="") -> subprocess.CompletedProcess:
     """Run a recipe on two processes, as a user would: nothing but the config says "CPU"."""
     config = str(ROOT / "accelerate_configs" / "cpu_2_processes.yaml")
     [python, script] = script_for(recipe, place)
     Path(script).write_text(before + Path(script).read_text())
     command = [python, "-m", "accelerate.commands.launch", "--config_file", config, script]
-    monkeypatch.delenv("ACCELERATE_USE_CPU")
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    monkeypatch.undo()
     left = [p.pid for p in psutil.process_iter(["cmdline"]) if script in (p.info["cmdline"] or [])]
     assert not left
     return done
 
 
-def test_two_processes_resume_to_the_same_bytes(checkpoint, helpdesk, tmp_path, monkeypatch):
+def test_two_processes_resume_to_the_same_bytes(checkpoint, helpdesk, tmp_path):
     recipe = recipe_for("text_classification", "lora", checkpoint, helpdesk, tmp_path / "whole")
-    done = launch_two(recipe, tmp_path, monkeypatch)
+    done = launch_two(recipe, tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
 
     stopped = replace(recipe, output_dir=str(tmp_path / "stopped"))
-    done = launch_two(stopped, tmp_path, monkeypatch, ON_RANK_1.format(step=2, name="SIGTERM"))
+    done = launch_two(stopped, tmp_path, ON_RANK_1.format(step=2, name="SIGTERM"))
     assert done.returncode != 0
     assert "stopped at step 3" in done.stderr
     marker = tmp_path / "stopped" / "checkpoints" / "checkpoint-3" / MARKER
     assert json.loads(marker.read_text())["world_size"] == 2
 
     start = time.monotonic()
-    done = launch_two(stopped, tmp_path, monkeypatch, ON_RANK_1.format(step=5, name="SIGKILL"))
+    done = launch_two(stopped, tmp_path, ON_RANK_1.format(step=5, name="SIGKILL"))
     assert done.returncode != 0
     assert time.monotonic() - start < 60
     assert "rank      : 1 (local_rank: 1)\n  exitcode  : -9" in done.stderr
@@ -374,7 +359,7 @@ def test_two_processes_resume_to_the_same_bytes(checkpoint, helpdesk, tmp_path, 
 
     with pytest.raises(RecipeError, match="world_size: the run in .* had 2, this one has 1"):
         run(stopped)
-    done = launch_two(stopped, tmp_path, monkeypatch)
+    done = launch_two(stopped, tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "resuming from checkpoint-4" in done.stdout
     assert weights(tmp_path / "stopped") == weights(tmp_path / "whole")
