@@ -88,7 +88,8 @@ def is_complete(hub, repo: str, result) -> bool:
     """Tell whether a repository has every file; raise if it has only some of them."""
     found = hub.repos.get(("models", repo))
     files = set(found.commit("main")["files"]) - {".gitattributes"} if found else set()
-    wanted = {file.name for file in result.glob("[!.]*.*")} | {"README.md"}  # not the lock
+    here = {file.name for file in result.glob("[!.]*.*")}  # not the lock
+    wanted = here - {"run.log"} | {"README.md"}  # nor the log, which stays on this machine
     assert files in (set(), wanted), files ^ wanted
     return bool(files)
 
