@@ -6,10 +6,11 @@ import math
 import shutil
 import time
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from transformers import set_seed
+from transformers import Trainer, set_seed
 
 from pipelines.checkpoints import (
     StopSignals,
@@ -78,13 +79,7 @@ def run_in_folder(recipe: Recipe, world_size: int, started: float) -> dict[str, 
         identity=identity,
         eval_on_start=baseline is None and checkpoint is None,
     )
-    signals = StopSignals()
-    trainer.add_callback(signals)
-    with signals.caught():
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if signals.stopped:
-        step = trainer.state.global_step
-        raise Preempted(f"stopped at step {step:,} with a checkpoint; the same command goes on.")
+    train_to_the_end(trainer, checkpoint)
     metrics = score_of(trainer.evaluate())
     check_finite(metrics)
     metrics["baseline"] = baseline or {"before training": first_score(trainer.state.log_history)}
@@ -102,6 +97,17 @@ def run_in_folder(recipe: Recipe, world_size: int, started: float) -> dict[str, 
         publish(folder, recipe.push_to, public=recipe.public)
     trainer.accelerator.wait_for_everyone()
     return metrics
+
+
+def train_to_the_end(trainer: Trainer, checkpoint: Path | None) -> None:
+    """Train, from a checkpoint if there is one. Raise Preempted where a signal stops it."""
+    signals = StopSignals()
+    trainer.add_callback(signals)
+    with signals.caught():
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if signals.stopped:
+        step = trainer.state.global_step
+        raise Preempted(f"stopped at step {step:,} with a checkpoint; the same command goes on.")
 
 
 def first_score(log: list[dict[str, Any]]) -> float:
