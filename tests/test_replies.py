@@ -490,3 +490,15 @@ def test_a_prompt_of_several_columns_is_not_typed():
     task = InstructionTuning(dataset=ANYWHERE, prompt_format="{question} {context}")
     with pytest.raises(DataError, match="columns question, context: give a file"):
         task.row("Who?")
+
+
+@pytest.mark.parametrize("kind", [InstructionTuning, PreferenceTuning])
+def test_too_many_rows_cut_stop_the_run(tokenizer, kind):
+    row = {"prompt": "late " * 40, "completion": "sorry", "chosen": "sorry", "rejected": "no"}
+    short = row | {"prompt": "late"}
+    examples = Examples([row, short, short, short], "rows")
+    task = kind(dataset=ANYWHERE, max_length=32, max_truncated_fraction=0.25)
+    assert 1 in task.features(examples, tokenizer, (), training=True).report.values()
+    with pytest.raises(DataError, match="1 of 4 rows do not fit"):
+        strict = replace(task, max_truncated_fraction=0.2)
+        strict.features(examples, tokenizer, (), training=True)

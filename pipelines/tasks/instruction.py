@@ -14,6 +14,7 @@ from pipelines.tasks.base import (
     Features,
     Score,
     bootstrap,
+    check_truncated,
     pad_inputs,
     pad_right,
 )
@@ -74,6 +75,7 @@ class InstructionTuning(ReplyTask):
             references.setdefault(tuple(kept.prompt_ids), []).extend(replies)
         if not rows:
             raise DataError(f"{examples.origin}: no rows.")
+        check_truncated(examples, num_cut, len(rows), self.max_truncated_fraction)
         prompts = [Asked(ids, texts) for ids, texts in references.items()]
         report = {"rows": len(rows), "rows_cut": num_cut, "prompts": len(prompts)}
         return Features(rows, report, num_rows=len(rows), context=prompts, where=examples.where)

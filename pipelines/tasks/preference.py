@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar
 
 from annotated_types import Gt
 
-from pipelines.tasks.base import DataError, Features, Score, pad_inputs
+from pipelines.tasks.base import DataError, Features, Score, check_truncated, pad_inputs
 from pipelines.tasks.instruction import InstructionTuning
 from pipelines.tasks.replies import ReplyTask, exchange
 
@@ -47,6 +47,7 @@ class PreferenceTuning(ReplyTask):
             prompt_format=self.prompt_format,
             chat=self.chat,
             max_length=self.max_length,
+            max_truncated_fraction=self.max_truncated_fraction,
             generation=self.generation,
             completion_column=self.chosen_column,
         )
@@ -71,6 +72,7 @@ class PreferenceTuning(ReplyTask):
             rows.append({name: np.array(ids, np.int32) for name, ids in pair.items()})
         if not rows:
             raise DataError(f"{examples.origin}: no rows.")
+        check_truncated(examples, num_cut, len(rows), self.max_truncated_fraction)
         report = {"pairs": len(rows), "pairs_cut": num_cut}
         return Features(rows, report, num_rows=len(rows), where=examples.where)
 

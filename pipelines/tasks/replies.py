@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from string import Formatter
 from typing import Annotated, Any, ClassVar
 
-from annotated_types import Ge
+from annotated_types import Ge, Le
 
 from pipelines.tasks.base import DataError, Generation, Task, literal
 
@@ -77,6 +77,8 @@ class ReplyTask(Task):
     tokenizer's chat template makes the prompt."""
     max_length: Annotated[int, Ge(16)] = 512
     """Tokens of a row; a longer one loses the beginning of its prompt, and is counted."""
+    max_truncated_fraction: Annotated[float, Ge(0), Le(1)] = 1.0
+    """Stop when a larger share of the rows was cut."""
     generation: Generation = field(default_factory=Generation)
     """How replies are written, to be scored and by `gpt2-recipes generate`."""
 
