@@ -12,6 +12,7 @@ from accelerate import PartialState
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as TokenizersTokenizer
 from transformers import (
+    AutoConfig,
     AutoTokenizer,
     BitsAndBytesConfig,
     GPT2Config,
@@ -28,6 +29,8 @@ from pipelines.tasks.question_answering import CONTRACTION_OR_SYMBOL
 
 HEADS = ["lm_head", "score", "qa_outputs", "classifier"]  # kept in full precision
 EOS = "<|endoftext|>"
+FUSED = {"gelu_new": "gelu_pytorch_tanh"}
+"""Activations and the same functions in one kernel; GPT-2's own is eight of them."""
 
 
 def load_tokenizer(
@@ -144,16 +147,19 @@ def load_base(
 ) -> PreTrainedModel:
     """Load a checkpoint in `dtype`, 8 or 4 bits with the head of the task."""
     state = PartialState()
+    where: dict[str, Any] = {"revision": model.revision, "trust_remote_code": False}
     try:
+        found = AutoConfig.from_pretrained(model.name_or_path, **where).to_dict()
+        fused = FUSED.get(found.get("activation_function", ""))
         base = getattr(transformers, task.auto_class).from_pretrained(
             model.name_or_path,
-            revision=model.revision,
-            trust_remote_code=False,
             use_safetensors=True,  # no pickle is read
             dtype=dtype,
             pad_token_id=tokenizer.pad_token_id,
             quantization_config=quantization_config(quantization),
             device_map={"": state.device} if quantization and state.device.type != "cpu" else None,
+            **({"activation_function": fused} if fused else {}),
+            **where,
             **task.model_kwargs(labels),
         )
     except OSError as error:  # what transformers raises for files that are missing

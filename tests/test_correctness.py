@@ -1,13 +1,16 @@
 """Losses, padding and windows against numbers computed by hand."""
 
+import copy
 import json
 import math
 
 import numpy as np
 import pytest
 import torch
+from conftest import first_logits
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers.activations import ACT2FN
 
 from pipelines.data import load_splits
 from pipelines.models import build_model
@@ -277,3 +280,22 @@ def test_a_trained_tokenizer_reads_a_context_as_any_text(tokenizer, helpdesk):
         text = row["context"] + "''; (1,234.5)"
         assert splitting(tokenizer)(text)["input_ids"] == tokenizer(text)["input_ids"]
         assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_fused_activation_changes_no_logits(name, tasks, checkpoint, tokenizer, tmp_path):
+    recipe, splits, labels = make(tasks[name], checkpoint, tmp_path)
+    assert json.loads((checkpoint / "config.json").read_text())["activation_function"] == "gelu_new"
+    fused = build_model(recipe, tokenizer, labels).eval()
+    assert fused.config.activation_function == "gelu_pytorch_tanh"
+    plain = copy.deepcopy(fused)
+    for block in plain.transformer.h:
+        block.mlp.act = ACT2FN["gelu_new"]
+    rows = recipe.task.features(splits.held_out, tokenizer, labels, training=False).dataset[:6]
+    found = first_logits(recipe.task, fused, tokenizer, rows)
+    expected = first_logits(recipe.task, plain, tokenizer, rows)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+    fused.save_pretrained(tmp_path)
+    loaded = type(fused).from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(first_logits(recipe.task, loaded, tokenizer, rows), found)
