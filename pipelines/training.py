@@ -6,23 +6,31 @@ import math
 import os
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from functools import partial
 from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import psutil
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from safetensors import SafetensorError
-from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainingArguments
+from transformers import (
+    EvalPrediction,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainingArguments,
+)
 
 from pipelines.checkpoints import MARKER, STOP_SIGNALS, mark_complete, rotate
 from pipelines.recipe import CheckpointError, NonFiniteError, Problem, Recipe, RecipeError, Train
 from pipelines.report import StepLog
-from pipelines.tasks import InstructionTuning, PreferenceTuning
+from pipelines.sampling import RowOrder
+from pipelines.tasks import CausalLM, InstructionTuning, PreferenceTuning
 from pipelines.tasks.base import Features, Score
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
@@ -34,13 +42,22 @@ class RecipeTrainer(Trainer):
     """A Trainer that marks checkpoints complete, and stops at what is not finite.
 
     Overrides where no callback can serve: a callback sees a checkpoint after older ones have been
-    deleted, and a gradient after the optimizer has taken it.
+    deleted, and a gradient after the optimizer has taken it. `lengths` are the tokens of the
+    training rows, to group them by.
     """
 
-    def __init__(self, *, identity: dict[str, Any], where: Callable[[int], str], **options: Any):
+    def __init__(
+        self,
+        *,
+        identity: dict[str, Any],
+        where: Callable[[int], str],
+        lengths: list[int] | None,
+        **options: Any,
+    ):
         super().__init__(**options)
         self.identity = identity
         self.where = where  # names a training row
+        self.lengths = lengths
         self.step_rows: list[torch.Tensor] = []
         self.step_losses: list[torch.Tensor] = []
 
@@ -68,6 +85,19 @@ class RecipeTrainer(Trainer):
         loss = super().training_step(*arguments, **options)
         self.step_losses.append(loss)
         return loss
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> RowOrder | None:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if not isinstance(dataset, Sized):  # a stream
+            return None
+        rows_of_process = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return RowOrder(
+            len(dataset),
+            seed=self.args.seed,
+            epoch=lambda: int(self.state.epoch or 0),
+            lengths=self.lengths,
+            batch_size=rows_of_process * self.args.world_size,
+        )
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(self.args.output_dir or ".")
@@ -167,16 +197,24 @@ def build_trainer(
     def loss(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         return task.loss(outputs, labels, num_items_in_batch)
 
+    longest_first = sorted(
+        range(len(held_out.dataset)), key=lambda i: -task.num_tokens(held_out.dataset[i])
+    )
+    given_order = np.argsort(longest_first)
+
     def compute_metrics(prediction: Any) -> dict[str, Any]:
-        return as_metrics(task.score(prediction, held_out, labels))
+        predictions, label_ids = prediction.predictions, prediction.label_ids
+        given = EvalPrediction(predictions[given_order], label_ids[given_order])
+        return as_metrics(task.score(given, held_out, labels))
 
     arguments = partial(training_arguments, recipe, eval_on_start=eval_on_start)
     options = {
         "identity": identity or {},
         "where": train.where if train else str,
+        "lengths": lengths_to_group(recipe, train),
         "model": model,
         "train_dataset": train.dataset if train else None,
-        "eval_dataset": held_out.dataset,
+        "eval_dataset": [held_out.dataset[i] for i in longest_first],
         "compute_metrics": compute_metrics,
     }
     if isinstance(task, InstructionTuning | PreferenceTuning):
@@ -196,6 +234,15 @@ def build_trainer(
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(StepLog())
     return trainer
+
+
+def lengths_to_group(recipe: Recipe, train: Features | None) -> list[int] | None:
+    """Return the tokens of each training row, or None where batches are drawn at random."""
+    task = recipe.task
+    packed = isinstance(task, CausalLM) or (isinstance(task, InstructionTuning) and task.packing)
+    if train is None or packed or recipe.train.train_sampling_strategy == "random":
+        return None
+    return [task.num_tokens(row) for row in train.dataset]
 
 
 def as_metrics(score: Score) -> dict[str, Any]:

@@ -223,6 +223,10 @@ class Task:
         """
         raise NotImplementedError
 
+    def num_tokens(self, row: dict[str, Any]) -> int:
+        """Return the tokens of an encoded row, by which rows are grouped."""
+        return len(row["input_ids"])
+
     def collate(self, pad_token_id: int) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
         """Return the function that pads rows on the right to a batch."""
 
@@ -317,21 +321,26 @@ def check_truncated(examples: Examples, num_cut: int, num_rows: int, allowed: fl
         )
 
 
-def pad_right(rows: list[list[int]], value: int) -> list[list[int]]:
-    """Pad to the longest row."""
-    longest = max(len(row) for row in rows)
-    return [row + [value] * (longest - len(row)) for row in rows]
+def pad_right(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
+    """Return (rows, longest) token ids."""
+    import numpy as np
+    import torch
+
+    padded = np.full((len(rows), max(map(len, rows))), value)
+    for place, row in enumerate(rows):
+        padded[place, : len(row)] = row
+    return torch.from_numpy(padded)
 
 
 def pad_inputs(rows: list[dict[str, Any]], pad_token_id: int) -> dict[str, Any]:
     """Pad `input_ids` on the right; the mask comes from lengths, so a true EOS stays visible."""
     import torch
 
-    ids = [list(row["input_ids"]) for row in rows]
-    return {
-        "input_ids": torch.tensor(pad_right(ids, pad_token_id)),
-        "attention_mask": torch.tensor(pad_right([[1] * len(row) for row in ids], 0)),
-    }
+    ids = [row["input_ids"] for row in rows]
+    inputs = pad_right(ids, pad_token_id)
+    lengths = torch.tensor([[len(row)] for row in ids])
+    places = torch.arange(inputs.shape[1])
+    return {"input_ids": inputs, "attention_mask": (places < lengths).long()}
 
 
 def bootstrap(

@@ -82,11 +82,8 @@ class InstructionTuning(ReplyTask):
 
     def collate(self, pad_token_id):
         def batch(rows: list[dict[str, Any]]) -> dict[str, Any]:
-            import torch
-
             inputs = pad_inputs(rows, pad_token_id)
-            labels = [list(row["labels"]) for row in rows]
-            return inputs | {"labels": torch.tensor(pad_right(labels, IGNORED))}
+            return inputs | {"labels": pad_right([row["labels"] for row in rows], IGNORED)}
 
         return batch
 

@@ -76,6 +76,10 @@ class PreferenceTuning(ReplyTask):
         report = {"pairs": len(rows), "pairs_cut": num_cut}
         return Features(rows, report, num_rows=len(rows), where=examples.where)
 
+    def num_tokens(self, row):
+        """Return the tokens of the prompt with the longer reply."""
+        return len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
+
     def collate(self, pad_token_id):
         """Return the function that pads prompts with their chosen replies."""
 
