@@ -205,6 +205,8 @@ class Train:
     """Steps between evaluations; None evaluates at the end."""
     save_steps: Annotated[int, Ge(1)] | None = 500
     """Steps between checkpoints, from which the same command resumes; None writes none."""
+    torch_compile: bool = False
+    """Compile the model: steps are faster after a warm-up, which long runs pay back."""
     dataloader_num_workers: Annotated[int, Ge(0), Le(64)] = 0
     """Processes that collate batches."""
     seed: Annotated[int, Ge(0)] = 42

@@ -99,6 +99,10 @@ class RecipeTrainer(Trainer):
             batch_size=rows_of_process * self.args.world_size,
         )
 
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Return 0: the estimate counts all parameters again at each step and nothing reads it."""
+        return 0
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(self.args.output_dir or ".")
         checkpoint = folder / f"checkpoint-{self.state.global_step}"
@@ -291,6 +295,7 @@ def training_arguments(recipe: Recipe, kind: type[Arguments], **options: Any) ->
         dataloader_pin_memory=torch.cuda.is_available(),
         ddp_find_unused_parameters=False,
         logging_nan_inf_filter=False,
+        torch_compile=train.torch_compile,
         remove_unused_columns=False,
         label_names=["labels"],
         disable_tqdm=True,
