@@ -1,11 +1,13 @@
 """Whole runs of what the matrix leaves out: LoRA's options, streams, other problem types."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
 from conftest import first_logits, make_tasks
+from safetensors.torch import load_file
 
 import pipelines.run
 from pipelines.data import load_splits
@@ -222,3 +224,20 @@ def test_a_character_model_from_a_text_file(tmp_path, monkeypatch):
     tokenizer = load_adapter(recipe.folder).tokenizer
     assert len(tokenizer) == 1 + len(set("to be, or not to be. "))
     assert tokenizer.decode(tokenizer("not to be")["input_ids"]) == "not to be"
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_run_learns_the_same_and_saves_the_same_names(checkpoint, tasks, tmp_path):
+    losses, weights = {}, {}
+    for compiled in (False, True):
+        recipe = Recipe(
+            name="compiled",
+            task=tasks["causal_lm"],
+            model=Model(name_or_path=str(checkpoint)),
+            train=Train(max_steps=3, learning_rate=1e-3, torch_compile=compiled),
+            output_dir=str(tmp_path / str(compiled)),
+        )
+        losses[compiled] = pipelines.run.run(recipe)["loss"]
+        weights[compiled] = load_file(recipe.folder / "model.safetensors")
+    assert losses[True] == pytest.approx(losses[False], rel=1e-5)
+    assert weights[True].keys() == weights[False].keys()
