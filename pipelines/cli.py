@@ -327,6 +327,9 @@ class reported:  # noqa: N801 - a context manager, used as a word
             stop(str(error).rpartition("DataError: ")[2].splitlines(), 3)
         if isinstance(error, KeyboardInterrupt):
             stop(["stopped by Ctrl-C."], 130)
+        if isinstance(error, BrokenPipeError):  # as `| head` closes it
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(0)
         if isinstance(error, Exception):
             stop(unexpected(error), 1, everywhere=True)
 

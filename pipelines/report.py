@@ -91,9 +91,10 @@ def plot_training(log: list[dict[str, Any]], file: Path) -> None:
     for key, name in (("loss", "training"), ("eval_loss", "evaluation")):
         points = [(row["step"], row[key]) for row in log if key in row]
         if points:
-            axes.plot(
-                *zip(*points, strict=True), label=name, marker="." if len(points) < 50 else ""
-            )
+            # a line between the scores before and after training would claim what lies between
+            line = "" if len(points) < 3 else "-"
+            marker = "." if len(points) < 50 else ""
+            axes.plot(*zip(*points, strict=True), label=name, linestyle=line, marker=marker)
     axes.set(xlabel="optimizer step", ylabel="loss")
     axes.grid(alpha=0.3)
     axes.legend()

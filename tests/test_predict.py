@@ -161,6 +161,19 @@ def test_a_killed_command_goes_on_and_ends_in_the_same_bytes(results, helpdesk, 
     assert [line["id"] for line in lines(out)] == list(range(1500))
 
 
+def test_a_reader_that_has_seen_enough_ends_it_quietly(results, helpdesk, tmp_path):
+    folder = results / "text_classification"
+    file = write(tmp_path / "in.jsonl", [{"text": f"ticket {n}"} for n in range(3000)])
+    command = [sys.executable, *CLI, "predict", folder, file, "--batch-size", "1"]
+    child = subprocess.Popen(
+        [str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert "label" in json.loads(child.stdout.readline())
+    child.stdout.close()  # as `| head -1` does
+    assert child.stderr.read() == ""
+    assert child.wait(60) == 0
+
+
 @pytest.mark.parametrize("broken", ["{not json", '{"id": 9}'])
 def test_a_broken_row_keeps_those_before_it_and_is_repaired(tmp_path, broken):
     out, file = tmp_path / "out.jsonl", write(tmp_path / "in.jsonl", ROWS)
