@@ -206,7 +206,7 @@ class Train:
     save_steps: Annotated[int, Ge(1)] | None = 500
     """Steps between checkpoints, from which the same command resumes; None writes none."""
     torch_compile: bool = False
-    """Compile the model: steps are faster after a warm-up, which long runs pay back."""
+    """Compile the model; the first step, and each new length of rows, waits for the compiler."""
     dataloader_num_workers: Annotated[int, Ge(0), Le(64)] = 0
     """Processes that collate batches."""
     seed: Annotated[int, Ge(0)] = 42
