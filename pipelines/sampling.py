@@ -13,8 +13,8 @@ POOL = 50  # batches whose rows are sorted together; more would leave less to ch
 class RowOrder(Sampler[int]):
     """Draw all rows, in an order that follows from seed and epoch alone.
 
-    transformers' samplers draw from the generator of the process, which differs between processes
-    once dropout has drawn from it, and lose count of the epoch where two processes resume.
+    transformers' LengthGroupedSampler draws from the generator of the process, so that its order
+    hangs on what dropout has drawn before, on each process by itself.
     """
 
     def __init__(
