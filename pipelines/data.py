@@ -102,11 +102,12 @@ def load_splits(source: DatasetSource) -> Splits:
     """Read both splits; lines that are no rows stand in their `rejected`."""
     if source.streaming:
         return stream_splits(source)
-    train = load_split(source, source.train_split)
     if source.eval_split is not None:
-        held_out = load_split(source, source.eval_split)
-    else:
-        train, held_out = hold_out(train, source.eval_fraction)
+        return Splits(
+            load_split(source, source.train_split, source.max_train_rows),
+            load_split(source, source.eval_split, source.max_eval_rows),
+        )
+    train, held_out = hold_out(load_split(source, source.train_split), source.eval_fraction)
     return Splits(first(train, source.max_train_rows), first(held_out, source.max_eval_rows))
 
 
@@ -127,15 +128,17 @@ def stream_splits(source: DatasetSource) -> Splits:
     return Splits(train, held_out)
 
 
-def load_split(source: DatasetSource, split: str) -> Examples:
-    """Read one split from the Hub or from its file."""
+def load_split(source: DatasetSource, split: str, max_rows: int | None = None) -> Examples:
+    """Read one split, or its first rows, from the Hub or from its file."""
     if not is_local(source):
         dataset = hub_dataset(source, split, streaming=False)
+        if max_rows is not None:
+            dataset = dataset.take(min(max_rows, len(dataset)))
         return Examples(
             dataset.to_list(), f"{source.path} {split}", label_names=class_labels(dataset)
         )
     file = local_file(source, split)
-    return collect(read(file), str(file), local=True)
+    return collect(read(file), str(file), local=True, max_rows=max_rows)
 
 
 def read_file(file: Path) -> Examples:
@@ -145,10 +148,18 @@ def read_file(file: Path) -> Examples:
     return examples
 
 
-def collect(records: Iterable[Numbered], origin: str, local: bool) -> Examples:
-    """Part rows from lines that are none. Raise DataError where there is neither."""
-    rows, numbers, rejected = [], [], []
+def collect(
+    records: Iterable[Numbered], origin: str, local: bool, max_rows: int | None = None
+) -> Examples:
+    """Part the first rows from the lines between them that are none.
+
+    Raise DataError where there is neither.
+    """
+    rows: list[dict[str, Any]] = []
+    numbers, rejected = [], []
     for number, row in records:
+        if len(rows) == max_rows:
+            break
         if isinstance(row, Unreadable):
             where = f"{origin}:{number}"
             rejected.append(Rejected(origin, number, where, row.reason, row.content))
