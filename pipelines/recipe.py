@@ -182,9 +182,8 @@ class Train:
     """Most rows that a device holds at once."""
     per_device_eval_batch_size: Annotated[int, Ge(1)] = 32
     """Rows of an evaluation batch on a device."""
-    train_sampling_strategy: Literal["group_by_length", "random"] = "group_by_length"
-    """Batches of rows of similar length, which pad little, or of any rows. Packed rows have one
-    length."""
+    train_sampling_strategy: Literal["random", "group_by_length"] = "random"
+    """Batches of any rows, or of rows of similar length, which pad little and are less mixed."""
     warmup_steps: Annotated[float, Ge(0)] = 0.06
     """Steps of linear warm-up, or below 1 a share of all steps."""
     lr_scheduler_type: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
@@ -386,8 +385,8 @@ def build(hint: Any, value: Any, path: str, problems: list[Problem]) -> Any:
     if not isinstance(value, dict):
         problems.append(Problem(path or "recipe.json", f"{value!r} is not an object."))
         return None
-    if value.get("type") not in kinds:
-        said = value.get("type")
+    said = value.get("type")
+    if not isinstance(said, str) or said not in kinds:
         help_text = nearest(str(said), list(kinds))
         problems.append(Problem(f"{path}.type".lstrip("."), f"{said!r}: {help_text}"))
         return None

@@ -13,14 +13,14 @@ from pipelines.tasks import DatasetSource, Generation, PreferenceTuning
 RECIPE = Recipe(
     name="helpdesk-reply-dpo-lora",
     task=PreferenceTuning(
-        dataset=DatasetSource(path="data/helpdesk/prefer", eval_split="test", max_train_rows=1200),
+        dataset=DatasetSource(path="data/helpdesk/prefer", eval_split="test", max_train_rows=400),
         prompt_format="{prompt}\nReply:",
         max_length=256,
         generation=Generation(max_new_tokens=80),
     ),
     model=Model(name_or_path="runs/helpdesk-reply"),
     lora=Lora(r=16, lora_alpha=32),
-    train=Train(learning_rate=1e-3, num_train_epochs=1, global_batch_size=8),
+    train=Train(learning_rate=2e-4, num_train_epochs=1, global_batch_size=8),
 )
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from pipelines.data import read_file
@@ -95,6 +95,7 @@ def test_no_text_that_is_no_recipe_gets_further_than_an_error(value, place):
 
 @SLOW
 @given(st.binary(max_size=60), st.integers(0, 2000), st.integers(0, 60))
+@example(b"{", 60, 29)  # a type that is an object
 def test_no_damaged_recipe_json_gets_further_than_an_error(tmp_path, content, place, length):
     good = Recipe(
         name="a", task=CausalLM(dataset=DatasetSource(path="a/b")), model=Model(name_or_path="c/d")

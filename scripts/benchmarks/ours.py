@@ -51,6 +51,8 @@ def recipe_for(case: str, data: Path, work: Path) -> Recipe:
         case _:
             raise SystemExit(f"no case {case!r}")
     quantized = case == "large-lora-8bit"
+    if case in ("sst2", "xquad"):
+        quick = replace(quick, train_sampling_strategy="group_by_length")
     return Recipe(
         name=case,
         task=task,
