@@ -20,7 +20,7 @@ RECIPE = Recipe(
     model=Model(name_or_path="runs/helpdesk-pretrain"),
     quantization=Int8(),
     lora=Lora(r=64, lora_alpha=128),
-    train=Train(learning_rate=2e-3, num_train_epochs=1, global_batch_size=4),
+    train=Train(learning_rate=2e-3, num_train_epochs=2, global_batch_size=4),
 )
 
 if __name__ == "__main__":

@@ -164,7 +164,7 @@ def show(repositories: dict[str, str], seconds: float) -> None:
     }
     summary["repositories"] = repositories
     Path("runs/quickstart/summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    Console(highlight=False).print(table)
+    Console(highlight=False, width=100).print(table)
     print(f"{summary['seconds']:.0f} seconds, peak memory {summary['peak_memory_mb']:,} MB")
 
 
