@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import os
-import shutil
-import signal
-from collections.abc import Callable, Sized
 from functools import partial
-from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,160 +11,20 @@ import numpy as np
 import psutil
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
-from safetensors import SafetensorError
 from transformers import (
     EvalPrediction,
     PreTrainedTokenizerBase,
     PrinterCallback,
-    Trainer,
     TrainingArguments,
 )
 
-from pipelines.checkpoints import MARKER, STOP_SIGNALS, mark_complete, rotate
-from pipelines.recipe import CheckpointError, NonFiniteError, Problem, Recipe, RecipeError, Train
+from pipelines.recipe import Problem, Recipe, RecipeError, Train
 from pipelines.report import StepLog
-from pipelines.sampling import RowOrder
 from pipelines.tasks import CausalLM, InstructionTuning, PreferenceTuning
 from pipelines.tasks.base import Features, Score
+from pipelines.trainer import RecipeTrainer
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
-
-NAMED = 16  # rows of a failed step that a message names
-
-
-class RecipeTrainer(Trainer):
-    """A Trainer that marks checkpoints complete, and stops at what is not finite.
-
-    Overrides where no callback can serve: a callback sees a checkpoint after older ones have been
-    deleted, and a gradient after the optimizer has taken it. `lengths` are the tokens of the
-    training rows, to group them by.
-    """
-
-    def __init__(
-        self,
-        *,
-        identity: dict[str, Any],
-        where: Callable[[int], str],
-        lengths: list[int] | None,
-        **options: Any,
-    ):
-        super().__init__(**options)
-        self.identity = identity
-        self.where = where  # names a training row
-        self.lengths = lengths
-        self.step_rows: list[torch.Tensor] = []
-        self.step_losses: list[torch.Tensor] = []
-
-    def get_train_dataloader(self) -> Any:
-        # The number of each row goes through the loader with it: a step that fails names its rows.
-        if isinstance(self.train_dataset, list):
-            self.train_dataset = [row | {"row": i} for i, row in enumerate(self.train_dataset)]
-            self.data_collator = with_rows(self.data_collator)
-        return super().get_train_dataloader()
-
-    def _get_dataloader(self, *arguments: Any, **options: Any) -> Any:
-        loader: Any = super()._get_dataloader(*arguments, **options)
-        inner = loader.base_dataloader
-        if inner.num_workers:
-            inner._get_iterator = partial(without_signals, inner._get_iterator)
-        return loader
-
-    def get_batch_samples(self, *arguments: Any) -> Any:
-        batches, num_items = super().get_batch_samples(*arguments)
-        self.step_rows = [batch.pop("row") for batch in batches if "row" in batch]
-        self.step_losses = []
-        return batches, num_items
-
-    def training_step(self, *arguments: Any, **options: Any) -> torch.Tensor:
-        loss = super().training_step(*arguments, **options)
-        self.step_losses.append(loss)
-        return loss
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> RowOrder | None:
-        dataset = self.train_dataset if train_dataset is None else train_dataset
-        if not isinstance(dataset, Sized):  # a stream
-            return None
-        rows_of_process = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        return RowOrder(
-            len(dataset),
-            seed=self.args.seed,
-            epoch=lambda: int(self.state.epoch or 0),
-            lengths=self.lengths,
-            batch_size=rows_of_process * self.args.world_size,
-        )
-
-    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Return 0: the estimate counts all parameters again at each step and nothing reads it."""
-        return 0
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        folder = Path(self.args.output_dir or ".")
-        checkpoint = folder / f"checkpoint-{self.state.global_step}"
-        if self.accelerator.is_main_process:
-            (checkpoint / MARKER).unlink(missing_ok=True)
-        self.accelerator.wait_for_everyone()
-        try:
-            super()._save_checkpoint(model, trial)
-        except (OSError, RuntimeError, SafetensorError) as error:
-            free = shutil.disk_usage(folder).free
-            raise CheckpointError(
-                f"{checkpoint} could not be written: {error}. {free / 1e6:,.0f} MB are free there. "
-                "The checkpoint before it is whole; the same command goes on from it."
-            ) from error
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            mark_complete(checkpoint, self.identity)
-            rotate(folder)
-        self.accelerator.wait_for_everyone()
-
-    def _clip_grad_norm(self, model: Any) -> Any:
-        norm = super()._clip_grad_norm(model)
-        # (ranks) summed, so that all ranks stop at the same step
-        loss = float(self.accelerator.reduce(torch.stack(self.step_losses).sum()))
-        scaled = self.accelerator.scaler is not None  # then a gradient may overflow now and then
-        if not math.isfinite(loss) or not (scaled or math.isfinite(float(norm))):
-            assert self.optimizer is not None
-            rate = self.optimizer.param_groups[0]["lr"]
-            rows = gather_object([int(row) for rows in self.step_rows for row in rows])
-            named = ", ".join(self.where(row) for row in rows[:NAMED])
-            more = f" and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
-            raise NonFiniteError(
-                f"step {self.state.global_step + 1}: the gradient norm is {float(norm)}, at a "
-                f"learning rate of {rate:.3g}, and the loss {loss}; the update was not made. Lower "
-                "--train.learning-rate, or warm up for longer."
-                + (f"\nIt was the step of {named}{more}." if rows else "")
-            )
-        return norm
-
-
-def without_signals(start: Callable[[], Any]) -> Any:
-    """Start a loader's workers so that the signals that stop a run do not reach them.
-
-    A terminal and a scheduler send them to every process; a worker that died of one would end the
-    run before its checkpoint. A child inherits what is blocked, and never unblocks it: so that
-    workers that an error leaves behind are killed at the end, where SIGTERM would wait for ever.
-    """
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    try:
-        iterator = start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-    for worker in iterator._workers:
-        Finalize(None, worker.kill, exitpriority=0)
-    return iterator
-
-
-def with_rows(collate: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> Any:
-    """Return a collator that keeps the numbers of rows that have one."""
-
-    def batch(rows: list[dict[str, Any]]) -> dict[str, Any]:
-        inputs = collate(rows)
-        if "row" in rows[0]:
-            inputs["row"] = torch.tensor([row["row"] for row in rows])
-        return inputs
-
-    return batch
 
 
 def build_trainer(

@@ -15,7 +15,8 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 from pipelines.generate import continue_prompts
 from pipelines.tasks import InstructionTuning, PreferenceTuning
 from pipelines.tasks.base import Features
-from pipelines.training import RecipeTrainer, as_metrics, with_rows
+from pipelines.trainer import RecipeTrainer, with_rows
+from pipelines.training import as_metrics
 
 OWN_DEFAULTS = {"bf16": False, "activation_checkpointing": False}
 """What trl switches on by itself; the Accelerate config owns the precision."""
