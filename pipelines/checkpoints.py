@@ -179,7 +179,7 @@ def delete(checkpoint: Path) -> None:
 
 
 def check_space(recipe: Recipe, model: Any) -> None:
-    """Raise RecipeError when the checkpoints of a run would not fit the disk.
+    """Say what the checkpoints of a run need. Raise RecipeError when they would not fit the disk.
 
     A checkpoint holds what is trained, or a whole model without an adapter, and two moments of
     AdamW for each trained weight; one more than is kept lies there for a moment.
@@ -193,6 +193,7 @@ def check_space(recipe: Recipe, model: Any) -> None:
         text = f"{recipe.folder} has {free / 1e6:,.0f} MB free; checkpoints need about "
         text += f"{needed / 1e6:,.0f} MB. Make room, or write none with --train.save-steps None."
         raise RecipeError([Problem("output_dir", text)])
+    say(f"  checkpoints: about {needed / 1e6:,.0f} MB, of {free / 1e6:,.0f} MB free")
 
 
 class StopSignals(TrainerCallback):

@@ -120,6 +120,21 @@ def test_a_text_in_a_batch_gives_what_it_gives_alone(model, tokenizer, prompts, 
     assert any(each.ended for each in together)
 
 
+def test_sixteen_prompts_of_sixteen_lengths_give_in_one_batch_what_each_gives_alone(
+    model, tokenizer
+):
+    generator = torch.Generator().manual_seed(0)
+    lengths = [1 + 7 * n for n in range(16)]
+    prompts = [torch.randint(1, 400, (n,), generator=generator).tolist() for n in lengths]
+    options = Generation(max_new_tokens=24)
+    together = continue_prompts(model, tokenizer, prompts, options, batch_size=16)
+    for prompt, found in zip(prompts, together, strict=True):
+        assert [found] == continue_prompts(model, tokenizer, [prompt], options)
+        ids = by_hand(model, prompt, 24, tokenizer.eos_token_id)
+        assert found.text == tokenizer.decode(ids, skip_special_tokens=True)
+    assert len({found.text for found in together}) > 8
+
+
 def test_a_text_fills_the_positions_and_cuts_no_other(model, tokenizer, prompts):
     long = prompts[2] * 12
     long = [long[:250], long[:253], long[:253]]

@@ -402,7 +402,7 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint_whole(checkpoint, helpd
 
 
 def test_a_disk_too_small_is_told_before_the_first_step(
-    checkpoint, helpdesk, tmp_path, monkeypatch
+    checkpoint, helpdesk, tmp_path, monkeypatch, capsys
 ):
     import pipelines.checkpoints
 
@@ -412,6 +412,11 @@ def test_a_disk_too_small_is_told_before_the_first_step(
     with pytest.raises(RecipeError, match="0 MB free; checkpoints need about 2 MB"):
         run(recipe)
     run(replace(recipe, train=replace(recipe.train, save_steps=None)))
+    assert "checkpoints: about" not in capsys.readouterr().out
+    enough = usage._replace(free=7_000_000)
+    monkeypatch.setattr(pipelines.checkpoints.shutil, "disk_usage", lambda folder: enough)
+    run(recipe)
+    assert "  checkpoints: about 2 MB, of 7 MB free" in capsys.readouterr().out
 
 
 def test_evaluation_rows_that_were_trained_on_are_counted(helpdesk, tmp_path, checkpoint, capsys):
