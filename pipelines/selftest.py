@@ -219,7 +219,8 @@ class Bench:
         )
 
     def start(self, target: Callable[[], None], fault: Fault | None = None) -> Any:
-        """Start a process."""
+        """Start a process; what another has said before it is gone."""
+        self.output.write_text("")
         context = multiprocessing.get_context("forkserver")
         process = context.Process(target=in_process, args=(target, fault, self.output))
         process.start()
