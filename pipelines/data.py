@@ -12,7 +12,7 @@ from typing import Any
 
 from pipelines.readers import SUFFIXES, Numbered, Unreadable, read
 from pipelines.tasks import DataError, DatasetSource, Task
-from pipelines.tasks.base import Examples, Rejected
+from pipelines.tasks.base import Examples, Rejected, token_ids
 
 SHOWN = 10  # rows that a message names
 WIDTH = 300  # characters that it says of each: a row can be long
@@ -278,7 +278,7 @@ def check_vocabulary(examples: Examples, tokenizer: Any, num_embeddings: int) ->
         return
     for index, row in enumerate(examples.rows):
         for text in (value for value in row.values() if isinstance(value, str)):
-            ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+            ids = token_ids(tokenizer, [text])[0]
             if ids and max(ids) >= num_embeddings:
                 token = tokenizer.convert_ids_to_tokens(max(ids))
                 raise DataError(

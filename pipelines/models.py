@@ -23,6 +23,7 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
+from pipelines.cpu import give_memory_back, prepare_cpu
 from pipelines.recipe import NF4, Int8, Lora, Model, Problem, Recipe, RecipeError, Scratch, nearest
 from pipelines.tasks import Task
 from pipelines.tasks.question_answering import CONTRACTION_OR_SYMBOL
@@ -116,6 +117,8 @@ def from_scratch(
     task: Task, model: Scratch, tokenizer: PreTrainedTokenizerBase, labels: tuple[str, ...]
 ) -> PreTrainedModel:
     """Return a GPT-2 with random weights."""
+    if PartialState().device.type == "cpu":
+        prepare_cpu(task.length)
     layers, heads, width = model.widths
     config = GPT2Config(
         vocab_size=len(tokenizer),
@@ -147,6 +150,9 @@ def load_base(
 ) -> PreTrainedModel:
     """Load a checkpoint in `dtype`, 8 or 4 bits with the head of the task."""
     state = PartialState()
+    on_cpu = state.device.type == "cpu"
+    if on_cpu and quantization:
+        give_memory_back()
     where: dict[str, Any] = {"revision": model.revision, "trust_remote_code": False}
     try:
         found = AutoConfig.from_pretrained(model.name_or_path, **where).to_dict()
@@ -157,7 +163,7 @@ def load_base(
             dtype=dtype,
             pad_token_id=tokenizer.pad_token_id,
             quantization_config=quantization_config(quantization),
-            device_map={"": state.device} if quantization and state.device.type != "cpu" else None,
+            device_map={"": state.device} if quantization and not on_cpu else None,
             **({"activation_function": fused} if fused else {}),
             **where,
             **task.model_kwargs(labels),
@@ -165,6 +171,12 @@ def load_base(
     except OSError as error:  # what transformers raises for files that are missing
         text = f"{model.name_or_path!r} cannot be loaded: {error}"
         raise RecipeError([Problem("model.name_or_path", text)]) from error
+    if quantization:
+        for parameter in base.parameters():
+            if parameter.is_floating_point():  # a view of the file, which would all stay mapped
+                parameter.data = parameter.data.clone()
+    if on_cpu:
+        prepare_cpu(task.length)
     keep_4bit_layout(base)
     positions = int(getattr(base.config, "max_position_embeddings", task.length))
     if task.length > positions:
@@ -249,5 +261,10 @@ def check_targets(base: PreTrainedModel, lora: Lora) -> None:
         for target in lora.target_modules
         if target.rsplit(".", 1)[-1] not in known
     ]
+    if "lm_head" in lora.target_modules:
+        text = (
+            "an adapter on 'lm_head' would, merged, change the embeddings, which share its weights."
+        )
+        problems.append(Problem("lora.target_modules", text))
     if problems:
         raise RecipeError(problems)

@@ -18,6 +18,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from pipelines.loss_head import LanguageModelTrainer, with_loss_head
 from pipelines.recipe import Problem, Recipe, RecipeError, Train
 from pipelines.report import StepLog
 from pipelines.tasks import CausalLM, InstructionTuning, PreferenceTuning
@@ -83,7 +84,10 @@ def build_trainer(
             task, arguments, held_out=held_out, processing_class=tokenizer, **options
         )
     else:
-        trainer = RecipeTrainer(
+        kind: Any = RecipeTrainer
+        if isinstance(task, CausalLM):
+            kind = partial(LanguageModelTrainer, head=with_loss_head(inner))
+        trainer = kind(
             args=arguments(TrainingArguments),
             data_collator=task.collate(int(tokenizer.pad_token_id or 0)),
             compute_loss_func=loss,

@@ -1,10 +1,12 @@
 """Measure speed and memory against other ways to do the same work, in alternation.
 
     python scripts/benchmark.py --data FOLDER --peer nanogpt=CHECKOUT --json results.json
+    python scripts/benchmark.py --data FOLDER --curves FOLDER_FOR_PICTURES
 
 Each side of a case is a process of its own; the sides take turns, once to warm up and then for
 `--rounds`. FOLDER holds shakespeare/input.txt (any text), sst2/train.csv and validation.csv
-(sentence, label), xquad/xquad.en.json (SQuAD's JSON) and gpt2_tokenizer/.
+(sentence, label), xquad/xquad.en.json (SQuAD's JSON) and gpt2_tokenizer/. The suite `gpu` takes one
+GPU; where there is none its rows are "not measured".
 """
 
 from __future__ import annotations
@@ -21,168 +23,213 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.cases import CURVES, SUITES, Case, Curve, Side
+
 HERE = Path(__file__).resolve().parent
-LAUNCH = ["-m", "accelerate.commands.launch", "--config_file"]
+SMALLER_IS_BETTER = ("seconds", "MB", "share")
 
 
 @dataclass(frozen=True)
-class Case:
-    """One comparison: ours over a peer's, in `quantity`, against a bar."""
+class Bench:
+    """Where and how the sides run."""
 
-    name: str
-    ours: tuple[str, ...]
-    peers: dict[str, tuple[tuple[str, ...], float]]
-    """Name of each peer to its arguments and the bar of the ratio."""
-    quantity: str = "rows/s"
-    launched: bool = False
-    """Started by `accelerate launch`, and timed from there to the first step."""
-    needs: str | None = None
-    """What must have been prepared in the working folder."""
+    data: Path
+    work: Path
+    peers: dict[str, Path]
+    rounds: int
+    warmups: int
+    clock: str
+    device: str
 
-
-def cpu_cases() -> Iterator[Case]:
-    """Yield the cases of the suite `cpu`."""
-    for name, eager, compiled, plain in (
-        ("shakespeare", 1.0, 1.0, 1.3),
-        ("gpt2-124m", 1.4, 1.25, None),
-    ):
-        peers = {"nanogpt": (("nanogpt.py", name), eager)}
-        peers |= {"nanogpt compiled": (("nanogpt.py", name, "--compile"), compiled)}
-        if plain:
-            peers |= {"plain Trainer": (("plain_trainer.py", name), plain)}
-        yield Case(name, ("ours.py", name), peers)
-        yield Case(f"{name} compiled", ("ours.py", name, "--compile"), peers)
-    peers = {
-        "padded to 128": (("plain_trainer.py", "sst2-padded"), 6.0),
-        "random batches": (("plain_trainer.py", "sst2"), 2.0),
-    }
-    yield Case("sst2", ("ours.py", "sst2"), peers)
-    peers = {
-        "padded to 384": (("plain_trainer.py", "xquad-padded"), 1.3),
-        "random batches": (("plain_trainer.py", "xquad"), 1.3),
-    }
-    yield Case("xquad", ("ours.py", "xquad"), peers)
-    peers = {"plain Trainer": (("plain_trainer.py", "startup"), 1.0)}
-    yield Case("startup", ("ours.py", "startup"), peers, "seconds", launched=True)
-    peers = {"full fine-tuning": (("ours.py", "large-full"), 0.30)}
-    yield Case("large-lora-8bit", ("ours.py", "large-lora-8bit"), peers, "MB", needs="large")
-    peers = {"transformers.pipeline": (("plain_trainer.py", "predict"), 4.0)}
-    yield Case("predict", ("ours.py", "predict"), peers, needs="ours-predict")
-    yield Case("overhead", ("ours.py", "overhead"), {"": ((), 0.03)}, "share")
+    def run(self, side: Side, quantity: str) -> dict[str, float]:
+        """Run one side in a process of its own; return its value, peak memory and other numbers."""
+        config = side.launched or f"{'cpu' if self.device == 'cpu' else 'single_gpu'}.yaml"
+        launch = ["-m", "accelerate.commands.launch", "--config_file"]
+        launch.append(str(HERE.parent / "accelerate_configs" / config))
+        launch += ["--mixed_precision", side.precision]
+        command = [sys.executable, *launch, str(HERE / "benchmarks" / f"{side.script}.py")]
+        command += [side.case, str(self.data.resolve()), str(self.work), *side.flags]
+        if side.script in self.peers:
+            command.append(f"checkout={self.peers[side.script].resolve()}")
+        settings = {
+            "BENCHMARK_CLOCK": self.clock,
+            "BENCHMARK_START": str(time.time()),
+            "BENCHMARK_DEVICE": self.device,
+        }
+        with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
+            process = subprocess.Popen(
+                command, stdout=out, stderr=errors, env=os.environ | settings, cwd=self.work
+            )
+            _, status, _ = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+            out.seek(0)
+            errors.seek(0)
+            if process.returncode:
+                raise SystemExit(f"{' '.join(command)} failed:\n{errors.read()[-3000:]}")
+            found = json.loads(out.read().strip().splitlines()[-1])
+        value = {"MB": "memory", "seconds": "first_step"}.get(quantity, "rate")
+        return found | {"value": found[value]}
 
 
-def measure(arguments: tuple[str, ...], case: Case, options: argparse.Namespace) -> dict:
-    """Run one side in a process of its own; return its number and its peak memory in MB."""
-    script, name, *flags = arguments
-    launch = [*LAUNCH, str(HERE.parent / "accelerate_configs/cpu.yaml")] if case.launched else []
-    command = [sys.executable, *launch, str(HERE / "benchmarks" / script), name]
-    command += [str(options.data.resolve()), str(options.work)]
-    if script == "nanogpt.py":
-        command.append(str(options.peers["nanogpt"].resolve()))
-    clock = {"BENCHMARK_CLOCK": options.clock, "BENCHMARK_START": str(time.time())}
-    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
-        process = subprocess.Popen(
-            [*command, *flags],
-            stdout=out,
-            stderr=errors,
-            env=os.environ | clock | {"ACCELERATE_USE_CPU": "true"},
-            cwd=options.work,
-        )
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        out.seek(0)
-        errors.seek(0)
-        if process.returncode:
-            raise SystemExit(f"{' '.join(command)} failed:\n{errors.read()[-3000:]}")
-        found = json.loads(out.read().strip().splitlines()[-1])
-    memory = usage.ru_maxrss / 1000
-    if case.launched:
-        return {"value": found["first_step"], "memory": memory}
-    return {"value": memory if case.quantity == "MB" else found["rate"], "memory": memory}
-
-
-def compare(case: Case, options: argparse.Namespace) -> Iterator[dict]:
+def compare(case: Case, bench: Bench, matrix_rate: float | None) -> Iterator[dict]:
     """Alternate the sides of a case; yield a row for each peer."""
     peers = {
-        name: given
-        for name, given in case.peers.items()
-        if not given[0] or given[0][0] != "nanogpt.py" or "nanogpt" in options.peers
+        name: (side, bar)
+        for name, (side, bar) in case.peers.items()
+        if side is None or side.script in ("plain_trainer", "ours", *bench.peers)
     }
-    sides = {"ours": case.ours} | {name: given[0] for name, given in peers.items() if given[0]}
-    found: dict[str, list[dict]] = {name: [] for name in sides}
-    for number in range(options.warmups + options.rounds):
-        for name, arguments in sides.items():
-            one = measure(arguments, case, options)
-            if number >= options.warmups:
+    sides = {"ours": case.ours} | {name: side for name, (side, _) in peers.items() if side}
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
+    for number in range(bench.warmups + bench.rounds):
+        for name, side in sides.items():
+            one = bench.run(side, case.quantity)
+            if number >= bench.warmups:
                 found[name].append(one)
-    smaller = case.quantity in ("seconds", "MB", "share")
-    for name, (_, bar) in peers.items():
-        ours = [one["value"] for one in found["ours"]]
-        theirs = [one["value"] for one in found[name]] if name else [1.0] * len(ours)
+    summaries = {name: summary(case, rounds, matrix_rate) for name, rounds in found.items()}
+    ours = [one["value"] for one in found["ours"]]
+    for name, (side, bar) in peers.items():
+        theirs = [one["value"] for one in found[name]] if side else [1.0] * len(ours)
         ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
         ratio = statistics.median(ratios)
+        smaller = case.quantity in SMALLER_IS_BETTER
         yield {
             "case": case.name,
             "peer": name,
             "quantity": case.quantity,
-            "ours": statistics.median(ours),
-            "theirs": statistics.median(theirs),
             "ratio": ratio,
             "spread": [min(ratios), max(ratios)],
             "bar": bar,
-            "met": ratio <= bar if smaller else ratio >= bar,
-            "memory_mb": {
-                side: statistics.median(one["memory"] for one in rounds)
-                for side, rounds in found.items()
-            },
+            "met": None if bar is None else (ratio <= bar if smaller else ratio >= bar),
+            "ours": summaries["ours"],
+            "theirs": summaries.get(name),
         }
 
 
-def prepare(need: str, options: argparse.Namespace) -> None:
-    """Make what a case needs: a result to predict with, or a checkpoint of GPT-2 large's shape."""
-    if need == "ours-predict":
-        lines = (options.data / "sst2/train.csv").read_text().splitlines()[:2001]
-        (options.work / "rows.csv").write_text("\n".join(lines) + "\n")
-    code = {
-        "ours-predict": "import ours; from pipelines.run import run; from pathlib import Path; "
-        f"run(ours.recipe_for('predict', Path({str(options.data.resolve())!r}), "
-        f"Path({str(options.work)!r})))",
-        "large": "import transformers as t; c = t.GPT2Config(n_layer=36, n_head=20, n_embd=1280); "
-        f"t.GPT2LMHeadModel(c).save_pretrained({str(options.work / 'large')!r}); "
-        f"t.AutoTokenizer.from_pretrained({str((options.data / 'gpt2_tokenizer').resolve())!r})"
-        f".save_pretrained({str(options.work / 'large')!r})",
-    }[need]
-    subprocess.run(
-        [sys.executable, "-c", code],
-        check=True,
-        env=os.environ | {"ACCELERATE_USE_CPU": "true"},
-        cwd=HERE / "benchmarks",
-    )
+def summary(
+    case: Case, rounds: list[dict[str, float]], matrix_rate: float | None
+) -> dict[str, float | list[float]]:
+    """Return the median and spread of a side's value, its peak memory, tokens/s and utilisation."""
+    values = [one["value"] for one in rounds]
+    found: dict[str, float | list[float]] = {
+        "median": statistics.median(values),
+        "spread": [min(values), max(values)],
+        "memory_mb": statistics.median(one["memory"] for one in rounds),
+    }
+    if case.tokens_per_row:
+        tokens_per_second = statistics.median(values) * case.tokens_per_row
+        found["tokens_per_second"] = tokens_per_second
+        if matrix_rate:
+            found["utilisation"] = tokens_per_second * case.flops_per_token / matrix_rate
+    return found
+
+
+def row_of(row: dict) -> str:
+    """Return a row as a line of a Markdown table."""
+    if row["ratio"] is None:
+        return f"| {row['case']} | {row['peer']} | | | not measured | {bar_of(row)} | | | |"
+    ours, theirs = row["ours"], row["theirs"]
+    unit = "" if row["quantity"] == "share" else f" {row['quantity']}"
+    low, high = row["spread"]
+    cells = [
+        row["case"],
+        row["peer"],
+        f"{ours['median']:.4g}{unit}",
+        f"{theirs['median']:.4g}" if theirs else "",
+        f"{row['ratio']:.3g} ({low:.3g} to {high:.3g})",
+        bar_of(row),
+        {True: "yes", False: "no", None: ""}[row["met"]],
+        " / ".join(f"{side['memory_mb']:,.0f}" for side in (ours, theirs) if side),
+        " / ".join(f"{side['utilisation']:.0%}" for side in (ours, theirs) if "utilisation" in side)
+        if theirs
+        else "",
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def bar_of(row: dict) -> str:
+    """Return the bar of a row as it reads."""
+    sign = "≤" if row["quantity"] in SMALLER_IS_BETTER else "≥"
+    return "" if row["bar"] is None else f"{sign} {row['bar']}"
 
 
 def table(rows: list[dict]) -> str:
     """Return the rows as a Markdown table."""
-    lines = ["| case | peer | ours | peer's | ratio (spread) | bar | met |", "|---" * 7 + "|"]
-    for row in rows:
-        low, high = row["spread"]
-        sign = "≤" if row["quantity"] in ("seconds", "MB", "share") else "≥"
-        values = f"{row['ours']:.4g} {row['quantity']} | {row['theirs']:.4g}"
-        ratio = f"{row['ratio']:.3g} ({low:.3g} to {high:.3g})"
-        met = "yes" if row["met"] else "no"
-        lines.append(
-            f"| {row['case']} | {row['peer']} | {values} | {ratio} | {sign} {row['bar']} | {met} |"
-        )
-    return "\n".join(lines)
+    head = "case | peer | ours | peer's | ratio (spread) | bar | met | MB | utilisation"
+    return "\n".join([f"| {head} |", "|---" * 9 + "|", *map(row_of, rows)])
+
+
+def prepare(need: str, bench: Bench) -> None:
+    """Make what a case needs: a result to predict with, or a checkpoint to tune."""
+    if need == "ours-predict":
+        lines = (bench.data / "sst2/train.csv").read_text().splitlines()[:2001]
+        (bench.work / "rows.csv").write_text("\n".join(lines) + "\n")
+        bench.run(Side("ours", "make-predict"), "rows/s")
+        return
+    sizes = {"large": (36, 20, 1280), "xl": (48, 25, 1600), "small": (12, 12, 768)}[need]
+    folder, tokenizer = str(bench.work / need), str((bench.data / "gpt2_tokenizer").resolve())
+    code = "import transformers as t; "
+    code += "c = t.GPT2Config(n_layer={}, n_head={}, n_embd={}); ".format(*sizes)
+    code += f"t.GPT2LMHeadModel(c).save_pretrained({folder!r}); "
+    code += f"t.AutoTokenizer.from_pretrained({tokenizer!r}).save_pretrained({folder!r})"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def draw(curve: Curve, bench: Bench, folder: Path) -> list[dict]:
+    """Measure a curve, print it as a table and draw it; return its points."""
+    from matplotlib.figure import Figure
+
+    points = []
+    print(f"\n| {curve.name} | side | {curve.quantity} (spread) | MB |\n|---|---|---|---|")
+    for x in curve.values:
+        sides = {name: curve.at(script, x) for name, script in curve.sides.items()}
+        found: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
+        for number in range(bench.warmups + bench.rounds):
+            for name, side in sides.items():
+                one = bench.run(side, curve.quantity)
+                if number >= bench.warmups:
+                    found[name].append(one)
+        for name, rounds in found.items():
+            values = [one["value"] * curve.scale(x) for one in rounds]
+            point = {
+                "curve": curve.name,
+                "x": x,
+                "side": name,
+                "median": statistics.median(values),
+                "spread": [min(values), max(values)],
+                "memory_mb": statistics.median(one["memory"] for one in rounds),
+            }
+            points.append(point)
+            low, high = point["spread"]
+            numbers = f"{point['median']:,.4g} ({low:,.4g} to {high:,.4g})"
+            print(f"| {x:,} | {name} | {numbers} | {point['memory_mb']:,.0f} |", flush=True)
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    for axes, key, label in zip(
+        figure.subplots(1, 2), ("median", "memory_mb"), (curve.quantity, "peak MB"), strict=True
+    ):
+        for name in curve.sides:
+            line = [(p["x"], p[key]) for p in points if p["side"] == name]
+            axes.plot(*zip(*line, strict=True), marker="o", label=name)
+        if curve.values[-1] > 8 * curve.values[0] > 0:
+            axes.set_xscale("log", base=2)
+        axes.set_xticks(curve.values, [f"{x:,}" for x in curve.values])
+        axes.minorticks_off()
+        axes.set(xlabel=curve.name, ylabel=label, ylim=(0, None))
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.savefig(folder / f"{curve.name.replace(' ', '_')}.png", dpi=120)
+    return points
 
 
 def main() -> None:
-    """Run the cases, print their table and write their rows."""
+    """Run the cases or the curves, print their table and write their rows."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of the data")
+    parser.add_argument("--suite", choices=SUITES, default="cpu")
     parser.add_argument("--peer", action="append", default=[], help="name=PATH of a checkout")
-    parser.add_argument("--case", action="append", help="only these cases")
+    parser.add_argument("--case", action="append", help="only these cases, or curves")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--warmups", type=int, default=1, help="rounds that are not counted")
+    parser.add_argument("--curves", type=Path, help="measure growth; folder for the pictures")
     parser.add_argument(
         "--clock",
         choices=("wall", "cpu"),
@@ -191,20 +238,44 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path, help="file for the rows")
     options = parser.parse_args()
-    options.peers = {n: Path(p) for n, p in (peer.split("=", 1) for peer in options.peer)}
+    peers = {n: Path(p) for n, p in (peer.split("=", 1) for peer in options.peer)}
     rows: list[dict] = []
+
+    def add(more: list[dict]) -> None:
+        rows.extend(more)
+        if options.json:
+            options.json.write_text(json.dumps(rows, indent=2) + "\n")
+
     with tempfile.TemporaryDirectory() as work:
-        options.work = Path(work)
-        for case in cpu_cases():
+        device = {"cpu": "cpu", "gpu": "cuda"}[options.suite]
+        bench = Bench(
+            options.data,
+            Path(work),
+            peers,
+            options.rounds,
+            options.warmups,
+            options.clock,
+            device,
+        )
+        if options.curves:
+            options.curves.mkdir(parents=True, exist_ok=True)
+            for curve in CURVES:
+                if not options.case or curve.name in options.case:
+                    add(draw(curve, bench, options.curves))
+            return
+        machine = bench.run(Side("machine", "machine"), "rows/s")
+        for case in SUITES[options.suite]:
             if options.case and case.name not in options.case:
                 continue
+            if device == "cuda" and not machine["gpus"]:
+                add([case.not_measured(name) for name in case.peers])
+                continue
             if case.needs:
-                prepare(case.needs, options)
-            rows += compare(case, options)
-            print(table(rows[-len(case.peers) :]), flush=True)
-            if options.json:
-                options.json.write_text(json.dumps(rows, indent=2) + "\n")
-    print("\n" + table(rows))
+                prepare(case.needs, bench)
+            before = len(rows)
+            add(list(compare(case, bench, machine["rate"])))
+            print(table(rows[before:]), flush=True)
+    print(f"\nmatrix rate {machine['rate'] / 1e9:,.0f} GFLOP/s\n\n{table(rows)}")
 
 
 if __name__ == "__main__":

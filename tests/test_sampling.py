@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from transformers import EvalPrediction
 
 from pipelines.data import load_splits
@@ -106,6 +107,9 @@ def test_a_score_is_that_of_the_rows_in_their_order(name, tasks, checkpoint, tok
         with torch.no_grad():
             out = trainer.model(**{k: v for k, v in batch.items() if k != "labels"})
         logits = (out.start_logits, out.end_logits) if "start_logits" in out else out.logits
+        if name == "causal_lm":
+            ids = batch["input_ids"]
+            logits = F.cross_entropy(logits[0, :-1], ids[0, 1:], reduction="none")[None]
         found = task.reduce_logits(logits, batch["labels"])[0].numpy()
         if name == "question_answering":
             found = np.pad(found, ((0, longest - len(found)), (0, 0)))

@@ -312,6 +312,13 @@ def text_of(examples: Examples, index: int, row: dict[str, Any], column: str) ->
     return row[column]
 
 
+def token_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    """Return the ids of whole texts, without special tokens or a warning about their length."""
+    return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)[
+        "input_ids"
+    ]
+
+
 def check_truncated(examples: Examples, num_cut: int, num_rows: int, allowed: float) -> None:
     """Raise DataError when a larger share of the rows was cut than is allowed."""
     if num_cut > allowed * num_rows:

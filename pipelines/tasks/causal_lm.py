@@ -18,6 +18,7 @@ from pipelines.tasks.base import (
     bootstrap,
     pad_inputs,
     text_of,
+    token_ids,
 )
 
 
@@ -67,7 +68,7 @@ class CausalLM(Task):
         texts = list(self.texts(examples))
         stream_ids = [tokenizer.eos_token_id]
         for start in range(0, len(texts), 1000):
-            for ids in encode(tokenizer, texts[start : start + 1000]):
+            for ids in token_ids(tokenizer, texts[start : start + 1000]):
                 stream_ids += [*ids, tokenizer.eos_token_id]
         tokens = np.asarray(stream_ids, dtype=np.int64)
         step = self.block_size - 1
@@ -114,13 +115,12 @@ class CausalLM(Task):
         ]
 
     def loss(self, outputs, labels, num_items):
-        return token_losses(outputs.logits, labels).sum() / num_items
+        return outputs.logits.sum() / num_items  # a LossHead's losses
 
-    def reduce_logits(self, logits, labels):
+    def reduce_logits(self, losses, labels):
         """Return (batch, 2): summed negative log-likelihood and number of predicted tokens."""
         import torch
 
-        losses = token_losses(logits, labels)
         return torch.stack([losses.sum(1), (labels[:, 1:] != -100).sum(1).float()], dim=1)
 
     def score(self, prediction, held_out, labels) -> Score:
@@ -150,34 +150,14 @@ class CausalLM(Task):
                     f"{examples.where(index)}: the text is empty. Give its beginning, which the "
                     "model continues."
                 )
-        return [[tokenizer.eos_token_id, *ids] for ids in encode(tokenizer, texts)]
-
-
-def encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
-    """Return token ids, whole texts, without the warning about the model's length."""
-    return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-
-
-def token_losses(logits: Any, labels: Any) -> Any:
-    """Return (batch, length) negative log-likelihoods of the next token, 0 where there is none.
-
-    Labels are shifted rather than logits: a slice of them would be copied, and a softmax over any
-    dimension but the last takes twice as long.
-    """
-    import torch.nn.functional as F
-
-    following = F.pad(labels[:, 1:], (0, 1), value=-100)
-    losses = F.cross_entropy(
-        logits.flatten(0, 1).float(), following.flatten(), ignore_index=-100, reduction="none"
-    )
-    return losses.view(labels.shape)
+        return [[tokenizer.eos_token_id, *ids] for ids in token_ids(tokenizer, texts)]
 
 
 def pack(task: CausalLM, examples: Examples, tokenizer: Any) -> Iterator[dict[str, list[int]]]:
     """Yield full blocks while reading; each repeats the last token of the block before."""
     tokens = [tokenizer.eos_token_id]
     for text in task.texts(examples):
-        tokens += [*encode(tokenizer, [text])[0], tokenizer.eos_token_id]
+        tokens += [*token_ids(tokenizer, [text])[0], tokenizer.eos_token_id]
         while len(tokens) >= task.block_size:
             yield {"input_ids": tokens[: task.block_size]}
             tokens = tokens[task.block_size - 1 :]

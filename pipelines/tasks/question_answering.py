@@ -23,6 +23,7 @@ from pipelines.tasks.base import (
     bootstrap,
     check_truncated,
     text_of,
+    token_ids,
 )
 
 CONTRACTION_OR_SYMBOL = r"'(?:s|t|re|ve|m|ll|d)(?!\p{L})| ?\p{N}| ?[^\s\p{L}\p{N}]"
@@ -130,7 +131,7 @@ class QuestionAnswering(Task):
         if not questions:
             raise DataError(f"{examples.origin}: no rows.")
         asked = [row[self.question_column] for row in examples.rows]
-        encoded = tokenizer(asked, add_special_tokens=False, verbose=False)["input_ids"]
+        encoded = token_ids(tokenizer, asked)
         contexts = list(dict.fromkeys(question.context for question in questions))
         read = splitting(tokenizer)(
             contexts, add_special_tokens=False, verbose=False, return_offsets_mapping=True

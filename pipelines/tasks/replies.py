@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge, Le
 
-from pipelines.tasks.base import DataError, Generation, Task, literal
+from pipelines.tasks.base import DataError, Generation, Task, literal, token_ids
 
 Prompt = str | list[dict[str, str]]
 """A text, or the turns of a chat that ends with the user's."""
@@ -210,7 +210,7 @@ def fill(prompt_format: str, row: dict[str, Any], where: str) -> str:
 def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
     """Return the tokens of a prompt; a space at its end belongs to the reply."""
     if isinstance(prompt, str):
-        return encode(tokenizer, prompt.rstrip(" "))
+        return token_ids(tokenizer, [prompt.rstrip(" ")])[0]
     return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)[
         "input_ids"
     ]
@@ -226,7 +226,7 @@ def exchange(tokenizer: Any, prompt: Prompt, reply: str) -> Exchange:
     before = encode_prompt(tokenizer, prompt)
     if isinstance(prompt, str):
         space = "" if prompt.rstrip(" ").endswith("\n") else " "
-        after = [*encode(tokenizer, space + reply), tokenizer.eos_token_id]
+        after = [*token_ids(tokenizer, [space + reply])[0], tokenizer.eos_token_id]
         return Exchange(before + after, [IGNORED] * len(before) + after, len(before))
     turns = [*prompt, {"role": "assistant", "content": reply}]
     encoded = tokenizer.apply_chat_template(
@@ -240,11 +240,6 @@ def exchange(tokenizer: Any, prompt: Prompt, reply: str) -> Exchange:
         )
     labels = [token if learned else IGNORED for token, learned in zip(ids, mask, strict=True)]
     return Exchange(ids, labels, len(before))
-
-
-def encode(tokenizer: Any, text: str) -> list[int]:
-    """Return token ids without the warning about the model's length."""
-    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
 
 def check_turns(turns: Any, where: str) -> list[dict[str, str]]:

@@ -19,6 +19,7 @@ from pipelines.tasks.base import (
     check_truncated,
     literal,
     text_of,
+    token_ids,
 )
 
 KINDS = {str: "text", int: "number", bool: "truth value"}
@@ -67,20 +68,22 @@ class TextClassification(Task):
 
     def names(self, examples: Examples, index: int, row: dict[str, Any]) -> list[str]:
         """Return the names of a row's labels."""
-        where, value = examples.where(index), row.get(self.label_column)
+        value = row.get(self.label_column)
         if value is None or value == "":
             raise DataError(
-                f"{where}: no value in column {self.label_column!r}. Columns: {', '.join(row)}."
+                f"{examples.where(index)}: no value in column {self.label_column!r}. "
+                f"Columns: {', '.join(row)}."
             )
         several = self.problem_type == "multi_label_classification"
         if several and not isinstance(value, list):
-            raise DataError(f"{where}: {value!r} is not a list of labels.")
+            raise DataError(f"{examples.where(index)}: {value!r} is not a list of labels.")
         values = value if several else [value]
         known = examples.label_names.get(self.label_column)
         if known is None:
             return [self.name(examples, index, value) for value in values]
         for value in values:
             if not 0 <= value < len(known):
+                where = examples.where(index)
                 raise DataError(f"{where}: label {value} is outside 0 to {len(known) - 1}.")
         return [known[value] for value in values]
 
@@ -90,23 +93,22 @@ class TextClassification(Task):
         Not 0.5, which asks for a regression, nor -1, which means "no label" on the Hub; and not
         the text "3" where other rows have the number 3.
         """
-        where = examples.where(index)
         if not isinstance(value, (str, int)) or DECIMAL.fullmatch(str(value)):
             raise DataError(
-                f"{where}: {value!r} is not one label. For numbers use "
+                f"{examples.where(index)}: {value!r} is not one label. For numbers use "
                 "--task.problem-type regression."
             )
         if str(value) == "-1":
             raise DataError(
-                f"{where}: label -1 marks a row without a label. If it is a class of yours, give "
-                "it a name."
+                f"{examples.where(index)}: label -1 marks a row without a label. If it is a class "
+                "of yours, give it a name."
             )
         first = next(iter(examples.rows)).get(self.label_column)
         first = first[0] if isinstance(first, list) and first else first
         if isinstance(first, (str, int)) and type(first) is not type(value):
             raise DataError(
-                f"{where}: label {value!r} is a {KINDS[type(value)]}, but the first row has "
-                f"{first!r}, a {KINDS[type(first)]}."
+                f"{examples.where(index)}: label {value!r} is a {KINDS[type(value)]}, but the "
+                f"first row has {first!r}, a {KINDS[type(first)]}."
             )
         return str(value)
 
@@ -149,13 +151,14 @@ class TextClassification(Task):
         if not given:
             raise DataError(f"{examples.origin}: no rows.")
         encoded = [
-            tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+            token_ids(tokenizer, list(texts))
             for texts in zip(*(texts for texts, _ in given), strict=True)
         ]
+        eos_token_id = int(tokenizer.eos_token_id)
         rows: list[dict[str, Any]] = []
         num_cut = 0
         for parts, (_, target) in zip(zip(*encoded, strict=True), given, strict=True):
-            input_ids, cut = join(list(parts), tokenizer.eos_token_id, self.max_length)
+            input_ids, cut = join(list(parts), eos_token_id, self.max_length)
             num_cut += cut
             rows.append({"input_ids": input_ids} | ({"labels": target} if labelled else {}))
         check_truncated(examples, num_cut, len(rows), self.max_truncated_fraction)

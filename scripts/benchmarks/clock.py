@@ -1,19 +1,32 @@
-"""The clock that both sides of a benchmark run by: it prints one line of JSON."""
+"""What every side of a benchmark takes, the clock that it runs by, and the JSON that it prints."""
 
 import json
 import os
+import resource
+import sys
+import threading
 import time
+from pathlib import Path
 
+import psutil
+import torch
 from transformers import TrainerCallback
 
 CPU = os.environ.get("BENCHMARK_CLOCK") == "cpu"
 now = time.process_time if CPU else time.perf_counter
 
 
+def arguments() -> tuple[str, Path, Path, dict[str, str]]:
+    """Return case, data, working folder, and flags as `name=value` or `name` gives them."""
+    case, data, work, *flags = sys.argv[1:]
+    pairs = (flag.partition("=") for flag in flags)
+    return case, Path(data), Path(work), {name: value for name, _, value in pairs}
+
+
 class Clock(TrainerCallback):
     """Time the steps after the first `num_warmup`, and the seconds until the first one began."""
 
-    def __init__(self, num_warmup: int = 1):
+    def __init__(self, num_warmup: int):
         self.num_warmup = num_warmup
         self.first = 0.0
         self.ends: list[float] = []
@@ -23,14 +36,44 @@ class Clock(TrainerCallback):
         self.first = self.first or (now() if CPU else time.time()) - started
 
     def on_step_end(self, args, state, control, **kwargs):
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         self.ends.append(now())
 
-    def steps_per_second(self) -> float:
-        """Return the rate of the timed steps."""
+    def report(self, num_rows: int) -> None:
+        """Print rows per second, of steps of `num_rows`, and seconds to the first step."""
         timed = self.ends[self.num_warmup - 1 :]
-        return (len(timed) - 1) / (timed[-1] - timed[0])
+        rate = (len(timed) - 1) / (timed[-1] - timed[0]) if len(timed) > 1 else 0.0
+        report(rate=rate * num_rows, first_step=self.first)
+
+
+class Memory(threading.Thread):
+    """Watch the memory of the process that the kernel cannot drop: mapped files are left out."""
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.most = 0
+
+    def run(self) -> None:
+        """Look 20 times a second."""
+        process = psutil.Process()
+        while True:
+            memory = process.memory_info()
+            self.most = max(self.most, memory.rss - memory.shared)
+            time.sleep(0.05)
+
+
+MEMORY = Memory()
+MEMORY.start()
 
 
 def report(**numbers: float) -> None:
-    """Print what the runner reads."""
-    print("\n" + json.dumps(numbers), flush=True)
+    """Print what the runner reads, with the peaks of memory in MB: of a GPU, where there is one.
+
+    `resident` counts the pages of mapped files too.
+    """
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+    memory = MEMORY.most / 1e6
+    if torch.cuda.is_initialized():
+        memory = torch.cuda.max_memory_allocated() / 1e6
+    print("\n" + json.dumps(numbers | {"memory": memory, "resident": resident}), flush=True)

@@ -1,6 +1,6 @@
 """nanoGPT's train.py, from a checkout, on the same text.
 
-python scripts/benchmarks/nanogpt.py CASE DATA WORK CHECKOUT [--compile]
+python scripts/benchmarks/nanogpt.py CASE DATA WORK checkout=FOLDER [compile]
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from clock import now, report
+from clock import arguments, now, report
 
 CASES = {
     "shakespeare": {
@@ -25,10 +25,11 @@ CASES = {
         "block_size": 64,
         "batch_size": 12,
         "max_iters": 220,
-        "bias": True,
     },
-    "gpt2-124m": {"block_size": 256, "batch_size": 2, "max_iters": 6, "bias": True},
+    "gpt2-124m": {"block_size": 256, "batch_size": 2, "max_iters": 6},
+    "gpt2-124m-full": {"block_size": 1024, "batch_size": 16, "max_iters": 30},
 }
+WARMUPS = {"shakespeare": 20, "gpt2-124m-full": 5}
 
 
 def prepare(case: str, data: Path, folder: Path) -> None:
@@ -51,15 +52,18 @@ def prepare(case: str, data: Path, folder: Path) -> None:
 
 def main() -> None:
     """Run a case and report its rate."""
-    case, data, work, checkout = sys.argv[1], *map(Path, sys.argv[2:5])
+    case, data, work, flags = arguments()
+    checkout = Path(flags["checkout"])
     folder = work / f"nanogpt-{case}"
     prepare(case, data, folder)
     configurator = folder / "configurator.py"
     configurator.write_bytes((checkout / "configurator.py").read_bytes())
     options = CASES[case] | {
-        "device": "cpu",
+        "bias": True,
+        "device": os.environ["BENCHMARK_DEVICE"],
+        "dtype": "float32" if os.environ["BENCHMARK_DEVICE"] == "cpu" else "bfloat16",
         "dataset": "text",
-        "compile": "--compile" in sys.argv,
+        "compile": "compile" in flags,
         "gradient_accumulation_steps": 1,
         "eval_iters": 1,
         "log_interval": 1,
@@ -73,7 +77,7 @@ def main() -> None:
     with contextlib.redirect_stdout(io.StringIO()) as out:
         runpy.run_path(str(script), run_name="__main__")
     times = [float(ms) for ms in re.findall(r"^iter \d+: .* time ([\d.]+)ms", out.getvalue(), re.M)]
-    timed = times[20 if case == "shakespeare" else 1 :]
+    timed = times[WARMUPS.get(case, 1) :]
     report(rate=options["batch_size"] * 1000 / statistics.mean(timed))
 
 

@@ -1,67 +1,110 @@
 """Our side of a benchmark: a recipe, run as `pipelines.run` runs it.
 
-python scripts/benchmarks/ours.py CASE DATA WORK [--compile]
+python scripts/benchmarks/ours.py CASE DATA WORK [compile] [random] [NAME=VALUE ...]
 """
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
-from clock import Clock, now, report
+from clock import Clock, arguments, now, report
 
 import pipelines.run
+import pipelines.trainer
 import pipelines.training
 from pipelines.recipe import Int8, Lora, Model, Recipe, Scratch, Tokenizer, Train
 from pipelines.tasks import CausalLM, DatasetSource, QuestionAnswering, TextClassification
 
-OWN_WORK = ("identity_of", "check_vocabulary", "check_space", "print_report", "newest_verified")
-"""Functions of a run that check, hash and report."""
+OWN_WORK = {
+    pipelines.run: (
+        "check_splits",
+        "identity_of",
+        "check_vocabulary",
+        "check_space",
+        "print_report",
+        "newest_verified",
+    ),
+    pipelines.trainer: ("mark_complete", "rotate"),
+}
+"""Functions of a run that check, hash, mark and report."""
+WARMUPS = {"shakespeare": 20, "gpt2-124m-full": 5}
 
 
-def recipe_for(case: str, data: Path, work: Path) -> Recipe:
+def recipe_for(case: str, data: Path, work: Path, flags: dict[str, str]) -> Recipe:
     """Return the recipe of a case; it stops after few steps and scores few rows."""
     gpt2 = Model(name_or_path=str(data / "gpt2_tokenizer"))
-    text = DatasetSource(path=str(data / "shakespeare/input.txt"), max_eval_rows=1)
+    text = DatasetSource(path=str(data / "shakespeare/input.txt"), eval_fraction=0.002)
     sst2 = DatasetSource(
-        path=str(data / "sst2"), eval_split="validation", max_train_rows=4000, max_eval_rows=32
+        path=str(data / "sst2"),
+        eval_split="validation",
+        max_train_rows=int(flags.get("rows", 4000)),
+        max_eval_rows=32,
     )
     classify = TextClassification(dataset=sst2, text_column="sentence", max_length=128)
-    cut = Scratch(size="small", n_layer=4, tokenizer=gpt2)
-    quick = Train(save_steps=None, warmup_steps=0, logging_steps=10)
-    chars = Scratch(
-        n_layer=4, n_head=4, n_embd=128, n_positions=64, tokenizer=Tokenizer(kind="char")
+    train = Train(
+        save_steps=None,
+        warmup_steps=0,
+        logging_steps=10,
+        train_sampling_strategy="random" if "random" in flags else "group_by_length",
+        torch_compile="compile" in flags,
+        dataloader_num_workers=int(flags.get("workers", 0)),
     )
+    options: dict = {"train": train}
     match case:
         case "shakespeare" | "overhead":
-            task, model = CausalLM(dataset=text, block_size=64), chars
-            steps, batch = (220, 12) if case == "shakespeare" else (400, 12)
+            sizes = {"n_layer": 4, "n_head": 4, "n_embd": 128, "n_positions": 64}
+            task, steps, batch = CausalLM(dataset=text, block_size=64), 220, 12
+            model = Scratch(**sizes, tokenizer=Tokenizer(kind="char"))
+            if case == "overhead":
+                steps, options["train"] = 400, replace(train, save_steps=100)
         case "gpt2-124m":
             task, model = CausalLM(dataset=text, block_size=256), Scratch(tokenizer=gpt2)
             steps, batch = 6, 2
-        case "sst2" | "startup" | "predict":
-            task, model = classify, cut
+        case "gpt2-124m-full":
+            task, model = CausalLM(dataset=text), Scratch(tokenizer=gpt2)
+            steps, batch = 30, 16
+        case "grow":
+            length, width = int(flags.get("sequence_length", 128)), int(flags.get("width", 256))
+            vocab = int(flags.get("vocabulary", 4096))
+            sizes = {"n_layer": 4, "n_head": width // 64, "n_embd": width, "n_positions": length}
+            tokenizer = gpt2 if vocab == 50257 else Tokenizer(vocab_size=vocab)
+            task, model = (
+                CausalLM(dataset=text, block_size=length),
+                Scratch(**sizes, tokenizer=tokenizer),
+            )
+            steps, batch = 11, 8
+        case "sst2" | "startup" | "make-predict":
+            task, model = classify, Scratch(size="small", n_layer=4, tokenizer=gpt2)
             steps, batch = (21, 16) if case == "sst2" else (1, 16)
         case "xquad":
             source = DatasetSource(path=str(data / "xquad/xquad.en.json"), eval_fraction=0.02)
             task = QuestionAnswering(dataset=source, max_length=384, stride=128)
             model, steps, batch = Scratch(size="mini", tokenizer=gpt2), 41, 8
-        case "large-lora-8bit" | "large-full":
-            task, model = classify, Model(name_or_path=str(work / "large"))
-            steps, batch = 2, 1
+        case "sst2-lora":
+            task, model, steps, batch = classify, Model(name_or_path=str(work / "small")), 41, 64
+            options["lora"] = Lora()
+        case "large-lora-8bit" | "large-full" | "xl-lora-8bit" | "xl-full":
+            size, _, rest = case.partition("-")
+            task, model = classify, Model(name_or_path=str(work / size))
+            steps, batch = 2, 1 if size == "large" else 8
+            if rest == "lora-8bit":
+                options |= {"lora": Lora(), "quantization": Int8()}
         case _:
             raise SystemExit(f"no case {case!r}")
-    quantized = case == "large-lora-8bit"
-    if case in ("sst2", "xquad"):
-        quick = replace(quick, train_sampling_strategy="group_by_length")
-    return Recipe(
-        name=case,
-        task=task,
-        model=model,
-        quantization=Int8() if quantized else None,
-        lora=Lora() if quantized else None,
-        train=replace(quick, max_steps=steps, global_batch_size=batch),
-        output_dir=str(work / f"ours-{case}"),
-    )
+    options["train"] = replace(options["train"], max_steps=steps, global_batch_size=batch)
+    return Recipe(name="ours", task=task, model=model, output_dir=str(work / case), **options)
+
+
+def predict(data: Path, work: Path) -> None:
+    """Report the rows per second of a prediction."""
+    from pipelines.data import read_file
+    from pipelines.hub import load_adapter
+    from pipelines.predict import predict
+
+    loaded = load_adapter(work / "make-predict")
+    examples = read_file(work / "rows.csv")
+    start = now()
+    predict(loaded, examples)
+    report(rate=len(list(examples.rows)) / (now() - start))
 
 
 def seconds_of_own_work() -> dict[str, float]:
@@ -78,8 +121,9 @@ def seconds_of_own_work() -> dict[str, float]:
 
         return call
 
-    for name in OWN_WORK:
-        setattr(pipelines.run, name, counted(getattr(pipelines.run, name)))
+    for module, names in OWN_WORK.items():
+        for name in names:
+            setattr(module, name, counted(getattr(module, name)))
     log = pipelines.training.StepLog
     log.on_log = counted(log.on_log)
     return spent
@@ -87,22 +131,11 @@ def seconds_of_own_work() -> dict[str, float]:
 
 def main() -> None:
     """Run a case and report its number."""
-    case, data, work = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
-    recipe = recipe_for(case, data, work)
+    case, data, work, flags = arguments()
     if case == "predict":
-        from pipelines.data import read_file
-        from pipelines.hub import load_adapter
-        from pipelines.predict import predict
-
-        loaded = load_adapter(work / "ours-predict")
-        examples = read_file(work / "rows.csv")
-        start = now()
-        predict(loaded, examples)
-        report(rate=len(list(examples.rows)) / (now() - start))
-        return
-    if "--compile" in sys.argv:
-        recipe = replace(recipe, train=replace(recipe.train, torch_compile=True))
-    clock = Clock(num_warmup=20 if case == "shakespeare" else 1)
+        return predict(data, work)
+    recipe = recipe_for(case, data, work, flags)
+    clock = Clock(WARMUPS.get(case, 1))
     build = pipelines.run.build_trainer
 
     def clocked(*arguments, **options):
@@ -117,11 +150,8 @@ def main() -> None:
     total = now() - start
     if case == "overhead":
         report(rate=spent["own_seconds"] / total)
-    elif case == "startup":
-        report(first_step=clock.first)
     else:
-        rate = clock.steps_per_second() if len(clock.ends) > 2 else 0.0
-        report(rate=rate * recipe.train.global_batch_size)
+        clock.report(recipe.train.global_batch_size)
 
 
 if __name__ == "__main__":

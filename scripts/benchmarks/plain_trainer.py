@@ -1,12 +1,12 @@
 """The same work as transformers' documentation writes it: its models, collators and Trainer.
 
-python scripts/benchmarks/plain_trainer.py CASE DATA WORK
+python scripts/benchmarks/plain_trainer.py CASE DATA WORK [NAME=VALUE ...]
 """
 
-import sys
+import os
 from pathlib import Path
 
-from clock import Clock, now, report
+from clock import Clock, arguments, now, report
 from datasets import Dataset, load_dataset
 from transformers import (
     AutoTokenizer,
@@ -25,7 +25,7 @@ from transformers import (
 NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 
 
-def language_model(case: str, data: Path, tokenizer):
+def language_model(case: str, data: Path, tokenizer, flags: dict[str, str]):
     """Return model, rows and collator of the causal language modelling guide."""
     text = (data / "shakespeare/input.txt").read_text()
     if case == "shakespeare":
@@ -34,6 +34,13 @@ def language_model(case: str, data: Path, tokenizer):
         sizes = {"n_layer": 4, "n_head": 4, "n_embd": 128, "n_positions": 64}
         config = GPT2Config(vocab_size=len(characters), **sizes, **NO_DROPOUT)
         block = 64
+    elif case == "grow":
+        vocab, block = int(flags.get("vocabulary", 4096)), int(flags.get("sequence_length", 128))
+        width = int(flags.get("width", 256))
+        ids = [i % vocab for i in tokenizer(text[:500_000])["input_ids"]]
+        sizes = {"n_layer": 4, "n_head": width // 64, "n_embd": width, "n_positions": block}
+        ends = {"bos_token_id": 0, "eos_token_id": 0}
+        config = GPT2Config(vocab_size=vocab, **sizes, **ends, **NO_DROPOUT)
     else:
         ids, block = tokenizer(text[:200_000])["input_ids"], 256
         config = GPT2Config(**NO_DROPOUT)
@@ -43,15 +50,24 @@ def language_model(case: str, data: Path, tokenizer):
     return GPT2LMHeadModel(config), rows, collator if case == "gpt2-124m" else default_data_collator
 
 
-def classifier(case: str, data: Path, tokenizer):
+def classifier(case: str, data: Path, work: Path, tokenizer, num_rows: int):
     """Return model, rows and collator of the text classification guide; it pads as asked."""
-    rows = load_dataset("csv", data_files=str(data / "sst2/train.csv"), split="train[:4000]")
-    padding = "max_length" if case == "sst2-padded" else False
+    split = f"train[:{num_rows}]"
+    rows = load_dataset("csv", data_files=str(data / "sst2/train.csv"), split=split)
+    padding = "max_length" if case in ("sst2-padded", "sst2-lora") else False
 
     def encode(row):
         return tokenizer(row["sentence"], truncation=True, max_length=128, padding=padding)
 
     rows = rows.map(encode, batched=True).rename_column("label", "labels")
+    if case == "sst2-lora":
+        from peft import LoraConfig, get_peft_model
+
+        base = GPT2ForSequenceClassification.from_pretrained(
+            work / "small", pad_token_id=tokenizer.pad_token_id
+        )
+        lora = LoraConfig(task_type="SEQ_CLS", r=16, target_modules=["c_attn", "c_proj", "c_fc"])
+        return get_peft_model(base, lora), rows, DataCollatorWithPadding(tokenizer)
     config = GPT2Config(n_layer=4, pad_token_id=tokenizer.pad_token_id, **NO_DROPOUT)
     return GPT2ForSequenceClassification(config), rows, DataCollatorWithPadding(tokenizer)
 
@@ -101,9 +117,9 @@ def answerer(case: str, data: Path, tokenizer):
 
 def main() -> None:
     """Run a case and report its number."""
-    case, data, work = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+    case, data, work, flags = arguments()
     if case == "predict":
-        classify = pipeline("text-classification", model=str(work / "ours-predict"), device="cpu")
+        classify = pipeline("text-classification", model=str(work / "make-predict"), device="cpu")
         rows = load_dataset("csv", data_files=str(work / "rows.csv"), split="train")["sentence"]
         start = now()
         classify(list(rows))
@@ -111,37 +127,46 @@ def main() -> None:
         return
     tokenizer = AutoTokenizer.from_pretrained(data / "gpt2_tokenizer")
     tokenizer.pad_token = tokenizer.eos_token
-    steps = {"shakespeare": 220, "gpt2-124m": 6, "startup": 1, "xquad": 41, "xquad-padded": 41}
-    batch = {"shakespeare": 12, "gpt2-124m": 2, "xquad": 8, "xquad-padded": 8}.get(case, 16)
-    if case in ("shakespeare", "gpt2-124m"):
-        model, rows, collator = language_model(case, data, tokenizer)
+    steps = {
+        "shakespeare": 220,
+        "gpt2-124m": 6,
+        "grow": 11,
+        "startup": 1,
+        "xquad": 41,
+        "xquad-padded": 41,
+        "sst2-padded": 6,
+        "sst2-lora": 41,
+    }
+    batches = {"shakespeare": 12, "gpt2-124m": 2, "grow": 8, "xquad": 8, "xquad-padded": 8}
+    batch = batches.get(case, 64 if case == "sst2-lora" else 16)
+    if case in ("shakespeare", "gpt2-124m", "grow"):
+        model, rows, collator = language_model(case, data, tokenizer, flags)
     elif case.startswith("xquad"):
         model, rows, collator = answerer(case, data, tokenizer)
     else:
-        model, rows, collator = classifier(case, data, tokenizer)
-    arguments = TrainingArguments(
+        num_rows = int(flags.get("rows", 4000))
+        model, rows, collator = classifier(case, data, work, tokenizer, num_rows)
+    arguments_of_trainer = TrainingArguments(
         output_dir=str(work / "plain"),
-        max_steps=steps.get(case, 6 if case == "sst2-padded" else 21),
-        per_device_train_batch_size=batch,
+        max_steps=steps.get(case, 21),
+        per_device_train_batch_size=batch // int(flags.get("processes", 1)),
+        dataloader_num_workers=int(flags.get("workers", 0)),
         logging_steps=10,
         save_strategy="no",
-        use_cpu=True,
+        use_cpu=os.environ["BENCHMARK_DEVICE"] == "cpu",
         report_to="none",
         disable_tqdm=True,
     )
-    clock = Clock(num_warmup=20 if case == "shakespeare" else 1)
+    clock = Clock(20 if case == "shakespeare" else 1)
     Trainer(
         model=model,
-        args=arguments,
+        args=arguments_of_trainer,
         train_dataset=rows,
         data_collator=collator,
         processing_class=tokenizer,
         callbacks=[clock],
     ).train()
-    if case == "startup":
-        report(first_step=clock.first)
-    else:
-        report(rate=clock.steps_per_second() * batch)
+    clock.report(batch)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,174 @@
+"""What is compared with what, and the bars."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Side:
+    """A script beside this file, the case that it runs, and its flags."""
+
+    script: str
+    case: str
+    flags: tuple[str, ...] = ()
+    precision: str = "no"
+    launched: str | None = None
+    """Accelerate config, in place of one process."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One comparison: ours over a peer's, in `quantity`, against a bar."""
+
+    name: str
+    ours: Side
+    peers: dict[str, tuple[Side | None, float | None]]
+    """Name of each peer to its side, or None for ours alone, and the bar of the ratio."""
+    quantity: str = "rows/s"
+    needs: str | None = None
+    """What must have been prepared in the working folder."""
+    tokens_per_row: int = 0
+    flops_per_token: float = 0.0
+    """Of a training step."""
+
+    def not_measured(self, peer: str) -> dict:
+        """Return the row of a peer on a machine that cannot run the case."""
+        nothing = dict.fromkeys(("ratio", "spread", "met", "ours", "theirs"))
+        row = {"case": self.name, "peer": peer, "quantity": self.quantity}
+        return row | nothing | {"bar": self.peers[peer][1]}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """How the cost of a side grows with one value."""
+
+    name: str
+    """Also the flag, with _ for spaces, by which the sides take the value."""
+    values: tuple[int, ...]
+    case: str = "grow"
+    quantity: str = "tokens/s"
+    base: tuple[str, ...] = ()
+    sides = {"ours": "ours", "plain Trainer": "plain_trainer"}
+
+    def at(self, script: str, x: int) -> Side:
+        """Return a side with the value `x`."""
+        launched = "cpu_2_processes.yaml" if self.name == "processes" and x == 2 else None
+        flags = (f"{self.name.replace(' ', '_')}={x}", *self.base)
+        return Side(script, self.case, flags, launched=launched)
+
+    def scale(self, x: int) -> int:
+        """Return what turns rows per second into the quantity."""
+        if self.quantity != "tokens/s":
+            return 1
+        return x if self.name == "sequence length" else 128
+
+
+def training_flops(layers: int, width: int, vocab: int, length: int) -> float:
+    """Return the operations of a token's training step: 6 per parameter, and attention's."""
+    parameters = layers * 12 * width**2 + vocab * width
+    return 6 * parameters + 12 * layers * width * length
+
+
+SHAKESPEARE = {"tokens_per_row": 64, "flops_per_token": training_flops(4, 128, 65, 64)}
+GPT2 = {"tokens_per_row": 256, "flops_per_token": training_flops(12, 768, 50257, 256)}
+GPT2_FULL = {"tokens_per_row": 1024, "flops_per_token": training_flops(12, 768, 50257, 1024)}
+
+CPU = (
+    Case(
+        "shakespeare",
+        Side("ours", "shakespeare"),
+        {
+            "nanogpt": (Side("nanogpt", "shakespeare"), 1.0),
+            "nanogpt compiled": (Side("nanogpt", "shakespeare", ("compile",)), 1.0),
+            "plain Trainer": (Side("plain_trainer", "shakespeare"), 1.3),
+            "ours compiled": (Side("ours", "shakespeare", ("compile",)), None),
+        },
+        **SHAKESPEARE,
+    ),
+    Case(
+        "gpt2-124m",
+        Side("ours", "gpt2-124m"),
+        {
+            "nanogpt": (Side("nanogpt", "gpt2-124m"), 1.4),
+            "nanogpt compiled": (Side("nanogpt", "gpt2-124m", ("compile",)), 1.25),
+            "plain Trainer": (Side("plain_trainer", "gpt2-124m"), None),
+            "ours compiled": (Side("ours", "gpt2-124m", ("compile",)), None),
+            "ours in bf16": (Side("ours", "gpt2-124m", precision="bf16"), None),
+        },
+        **GPT2,
+    ),
+    Case(
+        "sst2",
+        Side("ours", "sst2"),
+        {
+            "padded to 128": (Side("plain_trainer", "sst2-padded"), 6.0),
+            "random batches": (Side("plain_trainer", "sst2"), 2.0),
+            "ours, random batches": (Side("ours", "sst2", ("random",)), None),
+        },
+    ),
+    Case(
+        "xquad",
+        Side("ours", "xquad"),
+        {
+            "padded to 384": (Side("plain_trainer", "xquad-padded"), 1.3),
+            "random batches": (Side("plain_trainer", "xquad"), 1.3),
+            "ours, random batches": (Side("ours", "xquad", ("random",)), None),
+        },
+    ),
+    Case(
+        "startup",
+        Side("ours", "startup"),
+        {"plain Trainer": (Side("plain_trainer", "startup"), 1.0)},
+        "seconds",
+    ),
+    Case(
+        "large-lora-8bit",
+        Side("ours", "large-lora-8bit"),
+        {"full fine-tuning": (Side("ours", "large-full"), 0.30)},
+        "MB",
+        "large",
+    ),
+    Case(
+        "predict",
+        Side("ours", "predict"),
+        {"transformers.pipeline": (Side("plain_trainer", "predict"), 4.0)},
+        needs="ours-predict",
+    ),
+    Case("overhead", Side("ours", "overhead"), {"": (None, 0.03)}, "share"),
+)
+GPU = (
+    Case(
+        "gpt2-124m, block 1024",
+        Side("ours", "gpt2-124m-full", ("compile",), "bf16"),
+        {
+            "": (None, None),
+            "nanogpt compiled": (Side("nanogpt", "gpt2-124m-full", ("compile",)), 1.0),
+            "ours, not compiled": (Side("ours", "gpt2-124m-full", (), "bf16"), None),
+        },
+        **GPT2_FULL,
+    ),
+    Case(
+        "sst2, LoRA",
+        Side("ours", "sst2-lora", (), "bf16"),
+        {"plain script, padded to 128": (Side("plain_trainer", "sst2-lora", (), "bf16"), 3.0)},
+        needs="small",
+    ),
+    Case(
+        "xl-lora-8bit",
+        Side("ours", "xl-lora-8bit", (), "bf16"),
+        {"full fine-tuning": (Side("ours", "xl-full", (), "bf16"), 0.35)},
+        "MB",
+        "xl",
+    ),
+)
+SUITES = {"cpu": CPU, "gpu": GPU}
+
+CURVES = (
+    Curve("sequence length", (64, 128, 256, 512, 1024)),
+    Curve("vocabulary", (1024, 4096, 16384, 50257)),
+    Curve("width", (128, 256, 512, 768, 1024)),
+    Curve("workers", (0, 1, 2)),
+    Curve("processes", (1, 2)),
+    Curve("rows", (1000, 4000, 16000, 60000), "startup", "seconds"),
+)

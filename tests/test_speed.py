@@ -1,0 +1,181 @@
+"""What makes a run fast changes nothing but rounding, and does what it claims."""
+
+import platform
+import resource
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import GPT2Config, GPT2ForQuestionAnswering, GPT2LMHeadModel
+
+from pipelines import loss_head
+from pipelines.cpu import FUSED_ATTENTION_TOKENS, prepare_cpu
+from pipelines.loss_head import with_loss_head
+
+VOCAB, ROWS, LENGTH = 307, 3, 41
+
+
+@pytest.fixture(autouse=True)
+def settings_of_torch():
+    """Give back what prepare_cpu sets."""
+    matmul, flash = torch.backends.mkldnn.matmul, torch.backends.cuda.flash_sdp_enabled()
+    precision = matmul.fp32_precision
+    yield
+    matmul.fp32_precision = precision
+    torch.backends.cuda.enable_flash_sdp(flash)
+
+
+def language_model():
+    torch.manual_seed(0)
+    sizes = {"n_layer": 2, "n_head": 2, "n_embd": 32, "n_positions": 64, "initializer_range": 0.3}
+    dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    config = GPT2Config(vocab_size=VOCAB, bos_token_id=0, eos_token_id=0, **sizes, **dropout)
+    return GPT2LMHeadModel(config)
+
+
+def batch():
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(0, VOCAB, (ROWS, LENGTH), generator=generator)
+    labels = ids.clone()
+    labels[1, 20:] = -100
+    return ids, labels
+
+
+def by_hand(model):
+    """Return the losses (rows, length - 1) and the gradients of their sum, from plain logits."""
+    ids, labels = batch()
+    logits = model(ids).logits[:, :-1]
+    losses = F.cross_entropy(logits.transpose(1, 2), labels[:, 1:], reduction="none")
+    model.zero_grad()
+    losses.sum().backward()
+    return losses.detach(), {n: p.grad.clone() for n, p in model.named_parameters()}
+
+
+class Largest(TorchDispatchMode):
+    """Note the elements of the largest tensor that any operation makes."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, (tuple, list)) else [made]:
+            if isinstance(tensor, torch.Tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return made
+
+
+@pytest.mark.parametrize("chunk", [loss_head.CHUNK, 10 * VOCAB, 1])
+def test_a_loss_head_learns_what_plain_logits_teach(chunk, monkeypatch):
+    model = language_model()
+    losses, gradients = by_hand(model)
+    monkeypatch.setattr(loss_head, "CHUNK", chunk)
+    head = with_loss_head(model)
+    ids, head.labels = batch()
+    model.zero_grad()
+    total = model(ids).logits
+    total.backward()
+    assert float(total) == pytest.approx(float(losses.sum()), rel=1e-5)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        scored = model(ids).logits
+    torch.testing.assert_close(scored[:, :-1], losses, rtol=1e-5, atol=1e-5)
+    assert not scored[:, -1].any()
+
+
+def test_a_loss_head_in_bfloat16_is_near(monkeypatch):
+    model = language_model()
+    losses, gradients = by_hand(model)
+    head = with_loss_head(model)
+    ids, head.labels = batch()
+    for chunk in (loss_head.CHUNK, 10 * VOCAB):
+        monkeypatch.setattr(loss_head, "CHUNK", chunk)
+        model.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            total = model(ids).logits
+        total.backward()
+        assert float(total) == pytest.approx(float(losses.sum()), rel=1e-2)
+        found, expected = model.lm_head.weight.grad, gradients["transformer.wte.weight"]
+        assert float((found - expected).norm() / expected.norm()) < 3e-2
+
+
+def test_logits_of_a_whole_batch_never_exist(monkeypatch):
+    monkeypatch.setattr(loss_head, "CHUNK", 10 * VOCAB)
+    model = language_model()
+    ids, labels = batch()
+    with Largest() as plain:
+        model(ids)
+    assert plain.elements == ROWS * LENGTH * VOCAB
+    head = with_loss_head(model)
+    head.labels = labels
+    with Largest() as training:
+        model(ids).logits.backward()
+    with torch.no_grad(), Largest() as evaluation:
+        model(ids)
+    parameters = VOCAB * 32  # of the embeddings, whose gradient is as large
+    assert training.elements <= max(parameters, ROWS * LENGTH * 4 * 32)
+    assert evaluation.elements <= max(parameters, ROWS * LENGTH * 4 * 32)
+
+
+def test_a_loss_head_gives_logits_without_labels_and_keeps_names_and_ties():
+    model = language_model()
+    ids, _ = batch()
+    names, logits = list(model.state_dict()), model(ids).logits
+    with_loss_head(model)
+    assert torch.equal(model(ids).logits, logits)
+    assert list(model.state_dict()) == names
+    assert model.lm_head.weight is model.transformer.wte.weight
+
+
+def test_products_stay_in_full_precision():
+    torch.manual_seed(0)
+    prepare_cpu(64)
+    left, right, bias = torch.randn(256, 768), torch.randn(768, 512), torch.randn(512)
+    exact = left.double() @ right.double() + bias.double()
+    for found in (left @ right + bias, torch.addmm(bias, left, right)):
+        assert float((found - exact).abs().max() / exact.abs().max()) < 3e-6
+
+
+@pytest.mark.parametrize("num_tokens", [FUSED_ATTENTION_TOKENS, FUSED_ATTENTION_TOKENS + 1])
+def test_a_prepared_cpu_finds_the_same_losses_and_gradients(num_tokens):
+    def found():
+        torch.manual_seed(0)
+        config = GPT2Config(vocab_size=97, n_layer=2, n_head=4, n_embd=128, initializer_range=0.1)
+        model = GPT2ForQuestionAnswering(config).eval()
+        ids = torch.randint(0, 97, (4, 60))
+        mask = (torch.arange(60) < torch.tensor([[60], [31], [7], [1]])).long()
+        places = torch.tensor([3, 30, 6, 0])
+        out = model(ids, attention_mask=mask, start_positions=places, end_positions=places)
+        out.loss.backward()
+        return float(out.loss), torch.cat([p.grad.flatten() for p in model.parameters()])
+
+    loss, gradients = found()
+    prepare_cpu(num_tokens)
+    prepared_loss, prepared_gradients = found()
+    assert prepared_loss == pytest.approx(loss, rel=1e-5)
+    assert float((prepared_gradients - gradients).norm() / gradients.norm()) < 1e-5
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="sets glibc's allocator")
+@pytest.mark.parametrize("prepared", [False, True])
+def test_freed_memory_is_kept_for_the_next_step(prepared):
+    """A new process: what others have freed would serve in place of new memory."""
+    code = """
+import resource, sys, torch
+from pipelines.cpu import prepare_cpu
+if sys.argv[1] == "True":
+    prepare_cpu(64)
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(64_000_000)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+print(faults())
+"""
+    command = [sys.executable, "-c", code, str(prepared)]
+    faults = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    pages = 4 * 64_000_000 / resource.getpagesize()
+    assert faults < pages / 100 if prepared else faults > pages / 1000
