@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -27,6 +29,15 @@ def prepare_cpu(num_tokens: int) -> None:
     backend.matmul.fp32_precision = "bf16" if onednn else "ieee"
     # CPUs obey this switch too. Fused attention multiplies tiles, each at oneDNN's cost of a call
     torch.backends.cuda.enable_flash_sdp(not onednn or num_tokens > FUSED_ATTENTION_TOKENS)
+
+
+def slow_precision() -> Iterator[str]:
+    """Yield a warning where bfloat16 was asked of a processor that has no units for it."""
+    able = torch.cpu.get_capabilities()
+    units = able.get("avx512_bf16") or able.get("amx_bf16")
+    wanted = os.environ.get("ACCELERATE_MIXED_PRECISION") == "bf16"
+    if wanted and able.get("architecture") == "x86_64" and not units:
+        yield "bfloat16 is slow on this processor, which has no units for it; --mixed_precision no"
 
 
 def keep_memory() -> None:

@@ -190,8 +190,10 @@ class Train:
     """Shape of the learning rate after the warm-up."""
     min_learning_rate: Annotated[float, Ge(0)] = 0.0
     """Where a cosine schedule ends."""
+    optim: Literal["adamw_torch_fused", "adamw_bnb_8bit", "muon"] = "adamw_torch_fused"
+    """AdamW; AdamW with its state in 8 bits, a quarter of it; or Muon, for weights from scratch."""
     weight_decay: Annotated[float, Ge(0)] = 0.01
-    """AdamW's weight decay."""
+    """Weight decay, of all but biases and norms."""
     adam_beta1: Annotated[float, Ge(0), Lt(1)] = 0.9
     """AdamW's first beta."""
     adam_beta2: Annotated[float, Ge(0), Lt(1)] = 0.999
@@ -270,6 +272,9 @@ class Recipe:
                 f"{self.lora.init_lora_weights!r} starts from the base's weights, which are "
                 f"quantised. Allowed: {', '.join(PLAIN_INITS)}.",
             )
+        if self.train.optim == "muon" and not isinstance(self.model, Scratch):
+            text = "'muon' is for weights from scratch. Did you mean adamw_torch_fused?"
+            yield Problem("train.optim", text)
         if isinstance(self.model, Scratch):
             if self.lora:
                 yield Problem("lora", "an adapter needs pretrained weights. Use model=Model(...).")

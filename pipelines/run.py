@@ -21,6 +21,7 @@ from pipelines.checkpoints import (
     locked,
     newest_verified,
 )
+from pipelines.cpu import slow_precision
 from pipelines.data import check_splits, check_vocabulary, load_splits, num_skipped
 from pipelines.hub import pin, save
 from pipelines.log import logged
@@ -59,7 +60,10 @@ def run_in_folder(recipe: Recipe, world_size: int, started: float) -> dict[str, 
     )
     train = task.features(splits.train, tokenizer, labels, training=True)
     held_out = task.features(splits.held_out, tokenizer, labels, training=False)
-    print_report(recipe, world_size, train, held_out, splits.warnings())
+    cautions = [*splits.warnings()]
+    if PartialState().device.type == "cpu":
+        cautions += slow_precision()
+    print_report(recipe, world_size, train, held_out, cautions)
 
     model = build_model(recipe, tokenizer, labels)
     for examples in (splits.train, splits.held_out):

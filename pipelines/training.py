@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from pipelines.loss_head import LanguageModelTrainer, with_loss_head
+from pipelines.optimizers import muon_factory
 from pipelines.recipe import Problem, Recipe, RecipeError, Train
 from pipelines.report import StepLog
 from pipelines.tasks import CausalLM, InstructionTuning, PreferenceTuning
@@ -77,6 +78,8 @@ def build_trainer(
         "eval_dataset": [held_out.dataset[i] for i in longest_first],
         "compute_metrics": compute_metrics,
     }
+    if recipe.train.optim == "muon":
+        options["optimizer_cls_and_kwargs"] = (muon_factory, {"train": recipe.train})
     if isinstance(task, InstructionTuning | PreferenceTuning):
         from pipelines.trl_trainers import trl_trainer  # seconds of imports
 
@@ -136,6 +139,7 @@ def training_arguments(recipe: Recipe, kind: type[Arguments], **options: Any) ->
         warmup_steps=train.warmup_steps,
         lr_scheduler_type="cosine_with_min_lr" if cosine else train.lr_scheduler_type,
         lr_scheduler_kwargs={"min_lr": train.min_learning_rate} if cosine else None,
+        optim="adamw_torch_fused" if train.optim == "muon" else train.optim,
         weight_decay=train.weight_decay,
         adam_beta1=train.adam_beta1,
         adam_beta2=train.adam_beta2,

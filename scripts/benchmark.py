@@ -1,7 +1,7 @@
 """Measure speed and memory against other ways to do the same work, in alternation.
 
     python scripts/benchmark.py --data FOLDER --peer nanogpt=CHECKOUT --json results.json
-    python scripts/benchmark.py --data FOLDER --curves FOLDER_FOR_PICTURES
+    python scripts/benchmark.py --data FOLDER --curves PICTURE.png
 
 Each side of a case is a process of its own; the sides take turns, once to warm up and then for
 `--rounds`. FOLDER holds shakespeare/input.txt (any text), sst2/train.csv and validation.csv
@@ -71,6 +71,19 @@ class Bench:
         return found | {"value": found[value]}
 
 
+def alternate(
+    sides: dict[str, Side], quantity: str, bench: Bench
+) -> dict[str, list[dict[str, float]]]:
+    """Let sides take turns; return the rounds of each that count."""
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
+    for number in range(bench.warmups + bench.rounds):
+        for name, side in sides.items():
+            one = bench.run(side, quantity)
+            if number >= bench.warmups:
+                found[name].append(one)
+    return found
+
+
 def compare(case: Case, bench: Bench, matrix_rate: float | None) -> Iterator[dict]:
     """Alternate the sides of a case; yield a row for each peer."""
     peers = {
@@ -79,12 +92,7 @@ def compare(case: Case, bench: Bench, matrix_rate: float | None) -> Iterator[dic
         if side is None or side.script in ("plain_trainer", "ours", *bench.peers)
     }
     sides = {"ours": case.ours} | {name: side for name, (side, _) in peers.items() if side}
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
-    for number in range(bench.warmups + bench.rounds):
-        for name, side in sides.items():
-            one = bench.run(side, case.quantity)
-            if number >= bench.warmups:
-                found[name].append(one)
+    found = alternate(sides, case.quantity, bench)
     summaries = {name: summary(case, rounds, matrix_rate) for name, rounds in found.items()}
     ours = [one["value"] for one in found["ours"]]
     for name, (side, bar) in peers.items():
@@ -174,50 +182,43 @@ def prepare(need: str, bench: Bench) -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def draw(curve: Curve, bench: Bench, folder: Path) -> list[dict]:
-    """Measure a curve, print it as a table and draw it; return its points."""
-    from matplotlib.figure import Figure
-
+def grow(curve: Curve, bench: Bench) -> list[dict]:
+    """Measure a curve, print it as a table and return its points."""
     points = []
     print(f"\n| {curve.name} | side | {curve.quantity} (spread) | MB |\n|---|---|---|---|")
     for x in curve.values:
         sides = {name: curve.at(script, x) for name, script in curve.sides.items()}
-        found: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
-        for number in range(bench.warmups + bench.rounds):
-            for name, side in sides.items():
-                one = bench.run(side, curve.quantity)
-                if number >= bench.warmups:
-                    found[name].append(one)
-        for name, rounds in found.items():
+        for name, rounds in alternate(sides, curve.quantity, bench).items():
             values = [one["value"] * curve.scale(x) for one in rounds]
-            point = {
-                "curve": curve.name,
-                "x": x,
-                "side": name,
-                "median": statistics.median(values),
-                "spread": [min(values), max(values)],
-                "memory_mb": statistics.median(one["memory"] for one in rounds),
-            }
-            points.append(point)
-            low, high = point["spread"]
-            numbers = f"{point['median']:,.4g} ({low:,.4g} to {high:,.4g})"
-            print(f"| {x:,} | {name} | {numbers} | {point['memory_mb']:,.0f} |", flush=True)
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    for axes, key, label in zip(
-        figure.subplots(1, 2), ("median", "memory_mb"), (curve.quantity, "peak MB"), strict=True
-    ):
-        for name in curve.sides:
-            line = [(p["x"], p[key]) for p in points if p["side"] == name]
-            axes.plot(*zip(*line, strict=True), marker="o", label=name)
-        if curve.values[-1] > 8 * curve.values[0] > 0:
-            axes.set_xscale("log", base=2)
-        axes.set_xticks(curve.values, [f"{x:,}" for x in curve.values])
-        axes.minorticks_off()
-        axes.set(xlabel=curve.name, ylabel=label, ylim=(0, None))
-        axes.grid(alpha=0.3)
-        axes.legend()
-    figure.savefig(folder / f"{curve.name.replace(' ', '_')}.png", dpi=120)
+            low, middle, high = min(values), statistics.median(values), max(values)
+            memory = statistics.median(one["memory"] for one in rounds)
+            spread = f"({low:,.4g} to {high:,.4g})"
+            print(f"| {x:,} | {name} | {middle:,.4g} {spread} | {memory:,.0f} |", flush=True)
+            point = {"curve": curve.name, "quantity": curve.quantity, "x": x, "side": name}
+            points.append(point | {"median": middle, "spread": [low, high], "memory_mb": memory})
     return points
+
+
+def draw(points: list[dict], file: Path) -> None:
+    """Draw curves as a PNG: the quantity of each, and the memory below it."""
+    from matplotlib.figure import Figure
+
+    names = list(dict.fromkeys(point["curve"] for point in points))
+    figure = Figure(figsize=(3.2 * len(names), 5.4), layout="constrained")
+    grid = figure.subplots(2, len(names), squeeze=False)
+    for column, name in enumerate(names):
+        of_curve = [point for point in points if point["curve"] == name]
+        places = sorted({point["x"] for point in of_curve})
+        labels = [of_curve[0]["quantity"], "peak MB"]
+        for axes, key, label in zip(grid[:, column], ("median", "memory_mb"), labels, strict=True):
+            for side in dict.fromkeys(point["side"] for point in of_curve):
+                line = [(places.index(p["x"]), p[key]) for p in of_curve if p["side"] == side]
+                axes.plot(*zip(*line, strict=True), marker="o", label=side)
+            axes.set_xticks(range(len(places)), [f"{x:,}" for x in places], fontsize=8)
+            axes.set(xlabel=name, ylabel=label, ylim=(0, None))
+            axes.grid(alpha=0.3)
+    grid[0, 0].legend()
+    figure.savefig(file, dpi=100)
 
 
 def main() -> None:
@@ -229,7 +230,7 @@ def main() -> None:
     parser.add_argument("--case", action="append", help="only these cases, or curves")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--warmups", type=int, default=1, help="rounds that are not counted")
-    parser.add_argument("--curves", type=Path, help="measure growth; folder for the pictures")
+    parser.add_argument("--curves", type=Path, help="measure growth; file for the picture")
     parser.add_argument(
         "--clock",
         choices=("wall", "cpu"),
@@ -258,10 +259,10 @@ def main() -> None:
             device,
         )
         if options.curves:
-            options.curves.mkdir(parents=True, exist_ok=True)
             for curve in CURVES:
                 if not options.case or curve.name in options.case:
-                    add(draw(curve, bench, options.curves))
+                    add(grow(curve, bench))
+                    draw(rows, options.curves)
             return
         machine = bench.run(Side("machine", "machine"), "rows/s")
         for case in SUITES[options.suite]:

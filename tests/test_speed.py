@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GPT2Config, GPT2ForQuestionAnswering, GPT2LMHeadModel
 
 from pipelines import loss_head
-from pipelines.cpu import FUSED_ATTENTION_TOKENS, prepare_cpu
+from pipelines.cpu import FUSED_ATTENTION_TOKENS, prepare_cpu, slow_precision
 from pipelines.loss_head import with_loss_head
 
 VOCAB, ROWS, LENGTH = 307, 3, 41
@@ -159,6 +159,17 @@ def test_a_prepared_cpu_finds_the_same_losses_and_gradients(num_tokens):
     assert float((prepared_gradients - gradients).norm() / gradients.norm()) < 1e-5
 
 
+@pytest.mark.parametrize(
+    ("units", "asked", "warned"),
+    [({}, "bf16", True), ({"avx512_bf16": True}, "bf16", False), ({}, "no", False)],
+)
+def test_bfloat16_without_units_for_it_is_warned_of(units, asked, warned, monkeypatch):
+    able = {"architecture": "x86_64"} | units
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", asked)
+    assert any("no units" in line for line in slow_precision()) == warned
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="sets glibc's allocator")
 @pytest.mark.parametrize("prepared", [False, True])
 def test_freed_memory_is_kept_for_the_next_step(prepared):
@@ -172,8 +183,7 @@ def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(64_000_000)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-faults()
-print(faults())
+print(min(faults() for _ in range(5)))
 """
     command = [sys.executable, "-c", code, str(prepared)]
     faults = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)

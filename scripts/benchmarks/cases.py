@@ -74,6 +74,14 @@ SHAKESPEARE = {"tokens_per_row": 64, "flops_per_token": training_flops(4, 128, 6
 GPT2 = {"tokens_per_row": 256, "flops_per_token": training_flops(12, 768, 50257, 256)}
 GPT2_FULL = {"tokens_per_row": 1024, "flops_per_token": training_flops(12, 768, 50257, 1024)}
 
+MEANS = {
+    "oneDNN": "onednn",
+    "kept memory": "memory",
+    "plain attention": "attention",
+    "one kernel for GELU": "gelu",
+}
+"""What makes a run fast on a CPU, and the flag that leaves it out."""
+
 CPU = (
     Case(
         "shakespeare",
@@ -134,6 +142,36 @@ CPU = (
         Side("ours", "predict"),
         {"transformers.pipeline": (Side("plain_trainer", "predict"), 4.0)},
         needs="ours-predict",
+    ),
+    Case(
+        "means, gpt2-124m",
+        Side("ours", "gpt2-124m"),
+        {
+            f"without {name}": (Side("ours", "gpt2-124m", (f"without={flag}",)), None)
+            for name, flag in MEANS.items()
+        },
+        **GPT2,
+    ),
+    Case(
+        "means, sst2",
+        Side("ours", "sst2"),
+        {
+            f"without {name}": (Side("ours", "sst2", (f"without={flag}",)), None)
+            for name, flag in MEANS.items()
+        },
+    ),
+    Case(
+        "chunked loss, batch 16",
+        Side("ours", "gpt2-124m", ("batch=16",)),
+        {"all logits at once": (Side("ours", "gpt2-124m", ("batch=16", "without=chunks")), None)},
+        **GPT2,
+    ),
+    Case(
+        "8-bit AdamW, GPT-2 large",
+        Side("ours", "large-full", ("optim=adamw_bnb_8bit",)),
+        {"AdamW": (Side("ours", "large-full"), None)},
+        "MB",
+        "large",
     ),
     Case("overhead", Side("ours", "overhead"), {"": (None, 0.03)}, "share"),
 )

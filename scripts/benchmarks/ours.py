@@ -1,13 +1,19 @@
 """Our side of a benchmark: a recipe, run as `pipelines.run` runs it.
 
 python scripts/benchmarks/ours.py CASE DATA WORK [compile] [random] [NAME=VALUE ...]
+
+`without=MEANS` leaves out one of what makes a run fast.
 """
 
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from clock import Clock, arguments, now, report
 
+import pipelines.cpu
+import pipelines.loss_head
+import pipelines.models
 import pipelines.run
 import pipelines.trainer
 import pipelines.training
@@ -46,6 +52,7 @@ def recipe_for(case: str, data: Path, work: Path, flags: dict[str, str]) -> Reci
         logging_steps=10,
         train_sampling_strategy="random" if "random" in flags else "group_by_length",
         torch_compile="compile" in flags,
+        optim=flags.get("optim", "adamw_torch_fused"),
         dataloader_num_workers=int(flags.get("workers", 0)),
     )
     options: dict = {"train": train}
@@ -58,7 +65,7 @@ def recipe_for(case: str, data: Path, work: Path, flags: dict[str, str]) -> Reci
                 steps, options["train"] = 400, replace(train, save_steps=100)
         case "gpt2-124m":
             task, model = CausalLM(dataset=text, block_size=256), Scratch(tokenizer=gpt2)
-            steps, batch = 6, 2
+            steps, batch = 6, int(flags.get("batch", 2))
         case "gpt2-124m-full":
             task, model = CausalLM(dataset=text), Scratch(tokenizer=gpt2)
             steps, batch = 30, 16
@@ -92,6 +99,26 @@ def recipe_for(case: str, data: Path, work: Path, flags: dict[str, str]) -> Reci
             raise SystemExit(f"no case {case!r}")
     options["train"] = replace(options["train"], max_steps=steps, global_batch_size=batch)
     return Recipe(name="ours", task=task, model=model, output_dir=str(work / case), **options)
+
+
+def leave_out(means: str) -> None:
+    """Leave out one of what makes a run fast."""
+    match means:
+        case "onednn":
+            torch.cpu.get_capabilities = dict
+        case "memory":
+            pipelines.cpu.keep_memory = lambda: None
+        case "attention":
+            pipelines.cpu.FUSED_ATTENTION_TOKENS = 0
+        case "gelu":
+            config = pipelines.models.GPT2Config
+            pipelines.models.GPT2Config = lambda **options: config(
+                **options | {"activation_function": "gelu_new"}
+            )
+        case "chunks":
+            pipelines.loss_head.CHUNK = 2**62
+        case _:
+            raise SystemExit(f"no means {means!r}")
 
 
 def predict(data: Path, work: Path) -> None:
@@ -135,6 +162,8 @@ def main() -> None:
     if case == "predict":
         return predict(data, work)
     recipe = recipe_for(case, data, work, flags)
+    if "without" in flags:
+        leave_out(flags["without"])
     clock = Clock(WARMUPS.get(case, 1))
     build = pipelines.run.build_trainer
 

@@ -88,6 +88,30 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(
     assert not (tmp_path / "stopped" / "checkpoints").exists()
 
 
+@pytest.mark.parametrize("optim", ["adamw_bnb_8bit", "muon"])
+def test_other_optimizers_go_on_to_the_same_bytes(
+    optim, helpdesk, tmp_path, signal_at, monkeypatch
+):
+    whole = Recipe(
+        name="resumed",
+        task=make_tasks(helpdesk)["causal_lm"],
+        model=Scratch(size="tiny", n_positions=256, tokenizer=Tokenizer(vocab_size=400)),
+        train=replace(TRAIN, optim=optim),
+        output_dir=str(tmp_path / "whole"),
+    )
+    run(whole)
+    stopped = replace(whole, output_dir=str(tmp_path / "stopped"))
+    signal_at(2)
+    with pytest.raises(Preempted, match="stopped at step 3"):
+        run(stopped)
+    monkeypatch.undo()
+    run(stopped)
+    assert weights(tmp_path / "stopped") == weights(tmp_path / "whole")
+    plain = replace(whole, train=TRAIN, output_dir=str(tmp_path / "plain"))
+    run(plain)
+    assert weights(tmp_path / "plain") != weights(tmp_path / "whole")
+
+
 @pytest.mark.parametrize(("streaming", "num_workers"), [(False, 2), (True, 0), (True, 2)], ids=str)
 def test_streams_and_workers_go_on_to_the_same_bytes(
     streaming, num_workers, checkpoint, helpdesk, tmp_path, signal_at, monkeypatch
