@@ -143,22 +143,17 @@ CPU = (
         {"transformers.pipeline": (Side("plain_trainer", "predict"), 4.0)},
         needs="ours-predict",
     ),
-    Case(
-        "means, gpt2-124m",
-        Side("ours", "gpt2-124m"),
-        {
-            f"without {name}": (Side("ours", "gpt2-124m", (f"without={flag}",)), None)
-            for name, flag in MEANS.items()
-        },
-        **GPT2,
-    ),
-    Case(
-        "means, sst2",
-        Side("ours", "sst2"),
-        {
-            f"without {name}": (Side("ours", "sst2", (f"without={flag}",)), None)
-            for name, flag in MEANS.items()
-        },
+    *(
+        Case(
+            f"means, {name}",
+            Side("ours", name),
+            {
+                f"without {means}": (Side("ours", name, (f"without={flag}",)), None)
+                for means, flag in MEANS.items()
+            },
+            **sizes,
+        )
+        for name, sizes in (("gpt2-124m", GPT2), ("sst2", {}))
     ),
     Case(
         "chunked loss, batch 16",
