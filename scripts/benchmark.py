@@ -192,8 +192,9 @@ def grow(curve: Curve, bench: Bench) -> list[dict]:
             values = [one["value"] * curve.scale(x) for one in rounds]
             low, middle, high = min(values), statistics.median(values), max(values)
             memory = statistics.median(one["memory"] for one in rounds)
-            spread = f"({low:,.4g} to {high:,.4g})"
-            print(f"| {x:,} | {name} | {middle:,.4g} {spread} | {memory:,.0f} |", flush=True)
+            digits = ",.0f" if low >= 100 else ".3g"
+            numbers = f"{middle:{digits}} ({low:{digits}} to {high:{digits}})"
+            print(f"| {x:,} | {name} | {numbers} | {memory:,.0f} |", flush=True)
             point = {"curve": curve.name, "quantity": curve.quantity, "x": x, "side": name}
             points.append(point | {"median": middle, "spread": [low, high], "memory_mb": memory})
     return points
