@@ -140,9 +140,15 @@ def without_signals(start: Callable[[], Any]) -> Any:
         iterator = start()
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-    for worker in iterator._workers:
-        Finalize(None, worker.kill, exitpriority=0)
+    Finalize(None, kill, [iterator._workers], exitpriority=0)
     return iterator
+
+
+def kill(workers: list[Any]) -> None:
+    """Kill a loader's workers as the process ends, where torch would raise for each of them."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for worker in workers:
+        worker.kill()
 
 
 def with_rows(collate: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> Any:
