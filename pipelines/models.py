@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
+    modeling_utils,
 )
 from transformers.pytorch_utils import Conv1D
 
@@ -157,24 +159,21 @@ def load_base(
     try:
         found = AutoConfig.from_pretrained(model.name_or_path, **where).to_dict()
         fused = FUSED.get(found.get("activation_function", ""))
-        base = getattr(transformers, task.auto_class).from_pretrained(
-            model.name_or_path,
-            use_safetensors=True,  # no pickle is read
-            dtype=dtype,
-            pad_token_id=tokenizer.pad_token_id,
-            quantization_config=quantization_config(quantization),
-            device_map={"": state.device} if quantization and not on_cpu else None,
-            **({"activation_function": fused} if fused else {}),
-            **where,
-            **task.model_kwargs(labels),
-        )
+        with tensors_read_singly() if quantization else nullcontext():
+            base = getattr(transformers, task.auto_class).from_pretrained(
+                model.name_or_path,
+                use_safetensors=True,  # no pickle is read
+                dtype=dtype,
+                pad_token_id=tokenizer.pad_token_id,
+                quantization_config=quantization_config(quantization),
+                device_map={"": state.device} if quantization and not on_cpu else None,
+                **({"activation_function": fused} if fused else {}),
+                **where,
+                **task.model_kwargs(labels),
+            )
     except OSError as error:  # what transformers raises for files that are missing
         text = f"{model.name_or_path!r} cannot be loaded: {error}"
         raise RecipeError([Problem("model.name_or_path", text)]) from error
-    if quantization:
-        for parameter in base.parameters():
-            if parameter.is_floating_point():  # a view of the file, which would all stay mapped
-                parameter.data = parameter.data.clone()
     if on_cpu:
         prepare_cpu(task.length)
     keep_4bit_layout(base)
@@ -183,6 +182,26 @@ def load_base(
         text = f"{task.length} is above the model's {positions}."
         raise RecipeError([Problem(f"task.{task.length_field}", text)])
     return base
+
+
+@contextmanager
+def tensors_read_singly() -> Iterator[None]:
+    """Read each tensor of a checkpoint when it is due.
+
+    transformers maps the file, all of which is then resident beside the quantised weights. It knows
+    the other way of safetensors too, but takes it only on other systems.
+    """
+    module: Any = modeling_utils
+    mapped = module.safe_open
+
+    def read(file: str, **options: Any) -> Any:
+        return mapped(file, **options | {"backend": "pread"})
+
+    module.safe_open = read
+    try:
+        yield
+    finally:
+        module.safe_open = mapped
 
 
 def keep_4bit_layout(base: PreTrainedModel) -> None:

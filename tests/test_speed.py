@@ -2,6 +2,7 @@
 
 import platform
 import resource
+import shutil
 import subprocess
 import sys
 
@@ -189,3 +190,39 @@ print(min(faults() for _ in range(5)))
     faults = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     pages = 4 * 64_000_000 / resource.getpagesize()
     assert faults < pages / 100 if prepared else faults > pages / 1000
+
+
+PEAK_OF_LOADING = """
+import re, sys
+from pipelines.models import load_base, load_tokenizer
+from pipelines.recipe import NF4, Int8, Model
+from pipelines.tasks import CausalLM, DatasetSource
+
+def load(folder):
+    model = Model(name_or_path=folder)
+    task = CausalLM(dataset=DatasetSource(path="rows.jsonl"), block_size=8)
+    tokenizer = load_tokenizer(model, [], max_length=8)
+    kind = {"Int8": Int8, "NF4": NF4}[sys.argv[3]]()
+    return load_base(task, model, (), quantization=kind, tokenizer=tokenizer)
+
+def peak():  # getrusage's would begin with that of the process that forked this one
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
+
+load(sys.argv[1])
+before = peak()
+base = load(sys.argv[2])
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize("kind", ["Int8", "NF4"])
+def test_a_quantised_base_loads_in_less_memory_than_its_file(kind, checkpoint, tmp_path):
+    shutil.copytree(checkpoint, tmp_path / "large")
+    config = GPT2Config.from_pretrained(checkpoint, n_layer=8, n_head=8, n_embd=512)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "large")
+    command = [sys.executable, "-c", PEAK_OF_LOADING, str(checkpoint), tmp_path / "large", kind]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    size = (tmp_path / "large/model.safetensors").stat().st_size
+    assert size > 100e6
+    assert int(done.stdout) * 1024 < 0.6 * size

@@ -4,11 +4,9 @@ import json
 import os
 import resource
 import sys
-import threading
 import time
 from pathlib import Path
 
-import psutil
 import torch
 from transformers import TrainerCallback
 
@@ -47,33 +45,9 @@ class Clock(TrainerCallback):
         report(rate=rate * num_rows, first_step=self.first)
 
 
-class Memory(threading.Thread):
-    """Watch the memory of the process that the kernel cannot drop: mapped files are left out."""
-
-    def __init__(self):
-        super().__init__(daemon=True)
-        self.most = 0
-
-    def run(self) -> None:
-        """Look 20 times a second."""
-        process = psutil.Process()
-        while True:
-            memory = process.memory_info()
-            self.most = max(self.most, memory.rss - memory.shared)
-            time.sleep(0.05)
-
-
-MEMORY = Memory()
-MEMORY.start()
-
-
 def report(**numbers: float) -> None:
-    """Print what the runner reads, with the peaks of memory in MB: of a GPU, where there is one.
-
-    `resident` counts the pages of mapped files too.
-    """
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
-    memory = MEMORY.most / 1e6
+    """Print what the runner reads, with the peak of memory in MB: of a GPU, where there is one."""
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
     if torch.cuda.is_initialized():
         memory = torch.cuda.max_memory_allocated() / 1e6
-    print("\n" + json.dumps(numbers | {"memory": memory, "resident": resident}), flush=True)
+    print("\n" + json.dumps(numbers | {"memory": memory}), flush=True)
