@@ -182,8 +182,6 @@ class Train:
     """Most rows that a device holds at once."""
     per_device_eval_batch_size: Annotated[int, Ge(1)] = 32
     """Rows of an evaluation batch on a device."""
-    train_sampling_strategy: Literal["random", "group_by_length"] = "random"
-    """Batches of any rows, or of rows of similar length, which pad little and are less mixed."""
     warmup_steps: Annotated[float, Ge(0)] = 0.06
     """Steps of linear warm-up, or below 1 a share of all steps."""
     lr_scheduler_type: Literal["linear", "cosine", "constant_with_warmup"] = "linear"

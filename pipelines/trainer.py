@@ -27,8 +27,7 @@ class RecipeTrainer(Trainer):
     """A Trainer that marks checkpoints complete, and stops at what is not finite.
 
     Overrides where no callback can serve: a callback sees a checkpoint after older ones have been
-    deleted, and a gradient after the optimizer has taken it. `lengths` are the tokens of the
-    training rows, to group them by.
+    deleted, and a gradient after the optimizer has taken it.
     """
 
     def __init__(
@@ -36,13 +35,11 @@ class RecipeTrainer(Trainer):
         *,
         identity: dict[str, Any],
         where: Callable[[int], str],
-        lengths: list[int] | None,
         **options: Any,
     ):
         super().__init__(**options)
         self.identity = identity
         self.where = where  # names a training row
-        self.lengths = lengths
         self.step_rows: list[torch.Tensor] = []
         self.step_losses: list[torch.Tensor] = []
 
@@ -75,14 +72,7 @@ class RecipeTrainer(Trainer):
         dataset = self.train_dataset if train_dataset is None else train_dataset
         if not isinstance(dataset, Sized):  # a stream
             return None
-        rows_of_process = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        return RowOrder(
-            len(dataset),
-            seed=self.args.seed,
-            epoch=lambda: int(self.state.epoch or 0),
-            lengths=self.lengths,
-            batch_size=rows_of_process * self.args.world_size,
-        )
+        return RowOrder(len(dataset), seed=self.args.seed, epoch=lambda: int(self.state.epoch or 0))
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Return 0: the estimate counts all parameters again at each step and nothing reads it."""

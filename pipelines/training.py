@@ -20,6 +20,7 @@ from transformers import (
 
 from pipelines.loss_head import LanguageModelTrainer, with_loss_head
 from pipelines.optimizers import muon_factory
+from pipelines.packing import PackedTrainer, Packing, keeps_rows_apart
 from pipelines.recipe import Problem, Recipe, RecipeError, Train
 from pipelines.report import StepLog
 from pipelines.tasks import CausalLM, InstructionTuning, PreferenceTuning
@@ -72,7 +73,6 @@ def build_trainer(
     options = {
         "identity": identity or {},
         "where": train.where if train else str,
-        "lengths": lengths_to_group(recipe, train),
         "model": model,
         "train_dataset": train.dataset if train else None,
         "eval_dataset": [held_out.dataset[i] for i in longest_first],
@@ -89,7 +89,12 @@ def build_trainer(
     else:
         kind: Any = RecipeTrainer
         if isinstance(task, CausalLM):
+            if task.packing == "bfd_split" and not keeps_rows_apart(inner.base_model):
+                text = f"{inner.config.model_type} does not keep documents of a row apart."
+                raise RecipeError([Problem("task.packing", text)])
             kind = partial(LanguageModelTrainer, head=with_loss_head(inner))
+        elif train is not None and keeps_rows_apart(inner.base_model):
+            kind = partial(PackedTrainer, packing=Packing(inner.base_model))
         trainer = kind(
             args=arguments(TrainingArguments),
             data_collator=task.collate(int(tokenizer.pad_token_id or 0)),
@@ -100,15 +105,6 @@ def build_trainer(
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(StepLog())
     return trainer
-
-
-def lengths_to_group(recipe: Recipe, train: Features | None) -> list[int] | None:
-    """Return the tokens of each training row, or None where batches are drawn at random."""
-    task = recipe.task
-    packed = isinstance(task, CausalLM) or (isinstance(task, InstructionTuning) and task.packing)
-    if train is None or packed or recipe.train.train_sampling_strategy == "random":
-        return None
-    return [task.num_tokens(row) for row in train.dataset]
 
 
 def as_metrics(score: Score) -> dict[str, Any]:

@@ -45,7 +45,6 @@ def logs(tmp_path_factory, checkpoint, helpdesk):
                 warmup_steps=0,
                 global_batch_size=8,
                 per_device_train_batch_size=8,
-                train_sampling_strategy="group_by_length",
                 logging_steps=1,
                 max_grad_norm=1e9,
             ),

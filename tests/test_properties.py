@@ -135,6 +135,29 @@ def test_packed_blocks_predict_every_token_exactly_once(tokenizer, texts, block_
     assert all(len(row["input_ids"]) <= block_size for row in found.dataset)
 
 
+@SLOW
+@given(st.lists(st.text(max_size=40), min_size=1, max_size=8), st.integers(2, 40), st.booleans())
+def test_documents_that_are_kept_apart_are_each_predicted_once(
+    tokenizer, texts, block_size, training
+):
+    source = DatasetSource(path="a")
+    task = CausalLM(dataset=source, block_size=block_size, packing="bfd_split")
+    examples = Examples([{"text": text} for text in texts], "rows")
+    found = task.features(examples, tokenizer, (), training=training)
+    eos = tokenizer.eos_token_id
+    wanted = []
+    for text in texts:
+        wanted += [*tokenizer(text, add_special_tokens=False)["input_ids"], eos]
+    assert all(len(row["input_ids"]) <= block_size for row in found.dataset)
+    batch = task.collate(eos)([dict(row) for row in found.dataset])
+    learned = batch["labels"][:, 1:]
+    assert sorted(learned[learned != -100].tolist()) == sorted(wanted)
+    if training:
+        assert sum(sum(row["seq_lengths"]) for row in found.dataset) == sum(
+            len(row["input_ids"]) for row in found.dataset
+        )
+
+
 @given(st.integers(0, 500), st.integers(2, 64), st.integers(0, 63))
 def test_windows_leave_no_token_out(num_tokens, room, stride):
     stride = min(stride, room // 2)

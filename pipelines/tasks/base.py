@@ -314,6 +314,12 @@ def text_of(examples: Examples, index: int, row: dict[str, Any], column: str) ->
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
     """Return the ids of whole texts, without special tokens or a warning about their length."""
+    if tokenizer.is_fast:  # transformers would have it work out the characters of each token too
+        backend = tokenizer.backend_tokenizer
+        backend.no_truncation()
+        backend.no_padding()
+        found = backend.encode_batch_fast(texts, add_special_tokens=False)
+        return [encoding.ids for encoding in found]
     return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)[
         "input_ids"
     ]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from itertools import chain, islice
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge
 
@@ -17,9 +18,12 @@ from pipelines.tasks.base import (
     Task,
     bootstrap,
     pad_inputs,
+    pad_right,
     text_of,
     token_ids,
 )
+
+CHUNK = 1000  # documents that are encoded, and in a stream fitted into blocks, together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +34,9 @@ class CausalLM(Task):
     """Column that holds a document."""
     block_size: Annotated[int, Ge(2)] = 1024
     """Tokens of a training row."""
+    packing: Literal["wrapped", "bfd_split"] = "wrapped"
+    """How documents fill a row, by trl's names: one after the other, cut where it ends, and each
+    sees those before it; or whole, by best fit, only the longest are cut, and none sees another."""
 
     does: ClassVar[str] = "predicts the next token"
     limits: ClassVar[str] = (
@@ -50,11 +57,12 @@ class CausalLM(Task):
             yield self.example(examples, index, row, None)
 
     def features(self, examples, tokenizer, labels, *, training, labelled=True) -> Features:
-        """Join documents with EOS and pack them into blocks.
+        """Pack documents into blocks; each document comes after EOS and ends in EOS.
 
-        Each block repeats the last token of the block before, so that every token is predicted
-        exactly once. In training, what does not fill the last block is counted and left out; in
-        evaluation it is scored as a shorter row.
+        What is cut goes on in another block, which repeats the last token before the cut, so that
+        every token is predicted exactly once. Of wrapped documents what does not fill the last
+        block is counted and left out in training, and scored as a shorter row in evaluation. Where
+        none may see another, each is a row of its own in evaluation.
         """
         if not isinstance(examples.rows, list):
             from datasets import IterableDataset
@@ -66,39 +74,69 @@ class CausalLM(Task):
         import numpy as np
 
         texts = list(self.texts(examples))
-        stream_ids = [tokenizer.eos_token_id]
-        for start in range(0, len(texts), 1000):
-            for ids in token_ids(tokenizer, texts[start : start + 1000]):
-                stream_ids += [*ids, tokenizer.eos_token_id]
-        tokens = np.asarray(stream_ids, dtype=np.int64)
-        step = self.block_size - 1
-        blocks = [tokens[i : i + self.block_size] for i in range(0, len(tokens) - 1, step)]
-        left_out = 0
-        if training and blocks and len(blocks[-1]) < self.block_size:
-            left_out = len(blocks.pop()) - 1
-        if not blocks:
+        eos = tokenizer.eos_token_id
+        documents = [
+            np.asarray([*ids, eos])
+            for start in range(0, len(texts), CHUNK)
+            for ids in token_ids(tokenizer, texts[start : start + CHUNK])
+        ]
+        report = {"documents": len(texts), "tokens": 1 + sum(map(len, documents))}
+        if self.packing == "wrapped":
+            rows = [{"input_ids": block} for block in self.cut(np.concatenate([[eos], *documents]))]
+            report |= {"blocks": len(rows), "tokens_left_out": 0}
+            if training and rows and len(rows[-1]["input_ids"]) < self.block_size:
+                report["tokens_left_out"] = len(rows.pop()["input_ids"]) - 1
+                report["blocks"] = len(rows)
+        else:
+            rows = self.best_fit(documents, eos, together=training)
+            num_tokens = sum(len(row["input_ids"]) for row in rows)
+            report |= {"blocks": len(rows)}
+            if training:
+                report["places_empty"] = len(rows) * self.block_size - num_tokens
+        if not rows:
             raise DataError(
-                f"{examples.origin}: {len(tokens)} tokens fill no block of {self.block_size}. "
-                "Lower --task.block-size or give more text."
+                f"{examples.origin}: {report['tokens']} tokens fill no block of "
+                f"{self.block_size}. Lower --task.block-size or give more text."
             )
-        report = {
-            "documents": len(texts),
-            "tokens": len(tokens),
-            "blocks": len(blocks),
-            "tokens_left_out": left_out,
-        }
         num_bytes = sum(len(text.encode()) for text in texts)
-        rows = [{"input_ids": block} for block in blocks]
         return Features(
-            rows, report, num_rows=len(blocks), context=num_bytes, where="block {}".format
+            rows, report, num_rows=len(rows), context=num_bytes, where="block {}".format
         )
+
+    def cut(self, tokens: Any) -> list[Any]:
+        """Cut tokens into blocks, each with the last token of the one before, and a shorter one."""
+        return [
+            tokens[start : start + self.block_size]
+            for start in range(0, len(tokens) - 1, self.block_size - 1)
+        ]
+
+    def best_fit(self, documents: list[Any], eos: int, *, together: bool) -> list[dict[str, Any]]:
+        """Return rows of a document, or a piece of a long one; `together` of as many as fit."""
+        import numpy as np
+
+        from pipelines.packing import best_fit
+
+        pieces = [piece for ids in documents for piece in self.cut(np.concatenate([[eos], ids]))]
+        if not together:
+            return [{"input_ids": piece} for piece in pieces]
+        rows = []
+        for numbers in best_fit([len(piece) for piece in pieces], self.block_size):
+            kept = [pieces[number] for number in numbers]
+            lengths = [len(piece) for piece in kept]
+            rows.append({"input_ids": np.concatenate(kept), "seq_lengths": lengths})
+        return rows
 
     def collate(self, pad_token_id):
         def batch(rows: list[dict[str, Any]]) -> dict[str, Any]:
             inputs = pad_inputs(rows, pad_token_id)
             mask = inputs["attention_mask"]
             inputs["labels"] = inputs["input_ids"].masked_fill(mask == 0, -100)
-            if mask.all():
+            if "seq_lengths" in rows[0]:
+                places = [list(chain(*map(range, row["seq_lengths"]))) for row in rows]
+                inputs["position_ids"] = pad_right(places, 0)
+                # A document's first token does not follow from what stands before it
+                inputs["labels"].masked_fill_(inputs["position_ids"] == 0, -100)
+            if mask.all() or "position_ids" in inputs:  # which keep documents apart without a mask
                 del inputs["attention_mask"]
             return inputs
 
@@ -154,10 +192,16 @@ class CausalLM(Task):
 
 
 def pack(task: CausalLM, examples: Examples, tokenizer: Any) -> Iterator[dict[str, list[int]]]:
-    """Yield full blocks while reading; each repeats the last token of the block before."""
-    tokens = [tokenizer.eos_token_id]
-    for text in task.texts(examples):
-        tokens += [*token_ids(tokenizer, [text])[0], tokenizer.eos_token_id]
+    """Yield full blocks while reading, or blocks of the documents of a chunk."""
+    eos = tokenizer.eos_token_id
+    tokens = [eos]
+    texts = task.texts(examples)
+    while chunk := list(islice(texts, 1 if task.packing == "wrapped" else CHUNK)):
+        documents = [[*ids, eos] for ids in token_ids(tokenizer, chunk)]
+        if task.packing == "bfd_split":
+            yield from task.best_fit(documents, eos, together=True)
+            continue
+        tokens += documents[0]
         while len(tokens) >= task.block_size:
             yield {"input_ids": tokens[: task.block_size]}
             tokens = tokens[task.block_size - 1 :]

@@ -112,7 +112,7 @@ CPU = (
         {
             "padded to 128": (Side("plain_trainer", "sst2-padded"), 6.0),
             "random batches": (Side("plain_trainer", "sst2"), 2.0),
-            "ours, random batches": (Side("ours", "sst2", ("random",)), None),
+            "ours, padded": (Side("ours", "sst2", ("without=packing",)), None),
         },
     ),
     Case(
@@ -121,7 +121,7 @@ CPU = (
         {
             "padded to 384": (Side("plain_trainer", "xquad-padded"), 1.3),
             "random batches": (Side("plain_trainer", "xquad"), 1.3),
-            "ours, random batches": (Side("ours", "xquad", ("random",)), None),
+            "ours, padded": (Side("ours", "xquad", ("without=packing",)), None),
         },
     ),
     Case(
@@ -154,6 +154,11 @@ CPU = (
             **sizes,
         )
         for name, sizes in (("gpt2-124m", GPT2), ("sst2", {}))
+    ),
+    Case(
+        "documents kept apart",
+        Side("ours", "documents"),
+        {"wrapped": (Side("ours", "documents", ("wrapped",)), None)},
     ),
     Case(
         "chunked loss, batch 16",

@@ -1,6 +1,6 @@
 """Our side of a benchmark: a recipe, run as `pipelines.run` runs it.
 
-python scripts/benchmarks/ours.py CASE DATA WORK [compile] [random] [NAME=VALUE ...]
+python scripts/benchmarks/ours.py CASE DATA WORK [compile] [wrapped] [NAME=VALUE ...]
 
 `without=MEANS` leaves out one of what makes a run fast.
 """
@@ -50,7 +50,6 @@ def recipe_for(case: str, data: Path, work: Path, flags: dict[str, str]) -> Reci
         save_steps=None,
         warmup_steps=0,
         logging_steps=10,
-        train_sampling_strategy="random" if "random" in flags else "group_by_length",
         torch_compile="compile" in flags,
         optim=flags.get("optim", "adamw_torch_fused"),
         dataloader_num_workers=int(flags.get("workers", 0)),
@@ -69,6 +68,14 @@ def recipe_for(case: str, data: Path, work: Path, flags: dict[str, str]) -> Reci
         case "gpt2-124m-full":
             task, model = CausalLM(dataset=text), Scratch(tokenizer=gpt2)
             steps, batch = 30, 16
+        case "documents":
+            task = CausalLM(
+                dataset=sst2,
+                text_column="sentence",
+                block_size=256,
+                packing="wrapped" if "wrapped" in flags else "bfd_split",
+            )
+            model, steps, batch = Scratch(size="mini", tokenizer=gpt2), 21, 8
         case "grow":
             length, width = int(flags.get("sequence_length", 128)), int(flags.get("width", 256))
             vocab = int(flags.get("vocabulary", 4096))
@@ -115,6 +122,8 @@ def leave_out(means: str) -> None:
             pipelines.models.GPT2Config = lambda **options: config(
                 **options | {"activation_function": "gelu_new"}
             )
+        case "packing":
+            pipelines.training.keeps_rows_apart = lambda body: False
         case "chunks":
             pipelines.loss_head.CHUNK = 2**62
         case _:

@@ -363,7 +363,7 @@ def launch_two(recipe, place, before="") -> subprocess.CompletedProcess:
 def test_two_processes_resume_to_the_same_bytes(checkpoint, helpdesk, tmp_path):
     recipe = recipe_for("text_classification", "lora", checkpoint, helpdesk, tmp_path / "whole")
     # two steps an epoch: they stop in the middle of the second
-    train = replace(TRAIN, global_batch_size=32, train_sampling_strategy="group_by_length")
+    train = replace(TRAIN, global_batch_size=32)
     recipe = replace(recipe, train=train)
     done = launch_two(recipe, tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -1,0 +1,170 @@
+"""Rows packed into fewer, none of which sees another, so that a model computes on no padding."""
+
+from __future__ import annotations
+
+import inspect
+from bisect import bisect_left, insort
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipelines.trainer import RecipeTrainer
+
+WORTH = 0.9  # a batch is packed where that leaves at most this share of its cost
+CAPACITIES = (1, 1.25, 1.5, 2, 3)  # of bins, in lengths of the longest row
+LONG = 2048  # tokens of a row at which attention costs as much as all the rest, or near it
+
+
+def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Return the rows of each bin of `capacity` tokens: the longest first, each where it fits best.
+
+    No row may be longer than a bin.
+    """
+    bins: list[list[int]] = []
+    spaces: list[int] = []  # of bins that are not full, each once, ascending
+    with_space: dict[int, list[int]] = defaultdict(list)
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+        place = bisect_left(spaces, lengths[row])
+        if place < len(spaces):
+            free = spaces[place]
+            number = with_space[free].pop()
+            if not with_space[free]:
+                del spaces[place]
+        else:
+            free, number = capacity, len(bins)
+            bins.append([])
+        bins[number].append(row)
+        left = free - lengths[row]
+        if left and not with_space[left]:
+            insort(spaces, left)
+        with_space[left].append(number)
+    return bins
+
+
+def fitted(lengths: Sequence[int]) -> tuple[list[list[int]], int]:
+    """Return the cheapest bins for the rows of a batch, and how much of a bin the fullest uses."""
+    found = []
+    for capacity in CAPACITIES:
+        bins = best_fit(lengths, int(capacity * max(lengths)))
+        found.append((bins, max(sum(lengths[row] for row in each) for each in bins)))
+    return min(found, key=lambda each: cost(len(each[0]), each[1]))
+
+
+def cost(num_rows: int, length: int) -> float:
+    """Return what rows of one length cost a model, in tokens without attention."""
+    return num_rows * length * (1 + length / LONG)
+
+
+def plan(lengths: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Return how to pack a batch of rows padded on the right, or None where it is not worth it.
+
+    The first tensor, (packed rows, packed length), holds the place in the flat padded batch of each
+    token; padding takes place 0 again. The second, (rows, length), leads back.
+    """
+    longest = max(lengths)
+    bins, used = fitted(lengths)
+    if cost(len(bins), used) > WORTH * cost(len(lengths), longest):
+        return None
+    packed = np.zeros((len(bins), used), dtype=np.int64)
+    back = np.zeros((len(lengths), longest), dtype=np.int64)
+    for number, rows in enumerate(bins):
+        start = 0
+        for row in rows:
+            places = np.arange(lengths[row])
+            packed[number, start : start + lengths[row]] = row * longest + places
+            back[row, : lengths[row]] = number * used + start + places
+            start += lengths[row]
+    return torch.from_numpy(packed), torch.from_numpy(back)
+
+
+class Packing:
+    """Packs what the body of a model reads, and unpacks what it gives to the head.
+
+    Heads, labels and losses see the padded batch, with states of padding that mean nothing. `plan`
+    is that of the batch in hand; without one the body runs as ever.
+    """
+
+    def __init__(self, body: torch.nn.Module):
+        self.plan: tuple[torch.Tensor, torch.Tensor] | None = None
+        body.register_forward_pre_hook(self.pack, with_kwargs=True)
+        body.register_forward_hook(self.unpack)
+
+    def pack(
+        self, body: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Pack the tokens; positions that begin again are what keeps rows apart."""
+        if self.plan is None:
+            return None
+        packed, _ = self.plan
+        padded = args[0] if args else kwargs["input_ids"]
+        inputs = {
+            "input_ids": padded.flatten()[packed],
+            "position_ids": packed % padded.shape[1],
+            "attention_mask": None,
+        }
+        return (), kwargs | inputs
+
+    def unpack(self, body: Any, args: tuple[Any, ...], output: Any) -> Any:
+        """Unpack the last hidden states."""
+        if self.plan is None:
+            return None
+        _, back = self.plan
+        states = output.last_hidden_state.flatten(0, 1).index_select(0, back.flatten())
+        output.last_hidden_state = states.unflatten(0, back.shape)
+        return output
+
+
+class PackedTrainer(RecipeTrainer):
+    """A RecipeTrainer that packs its training batches."""
+
+    def __init__(self, *, packing: Packing, **options: Any):
+        super().__init__(**options)
+        self.packing = packing
+
+    def get_train_dataloader(self) -> Any:
+        padded = self.data_collator
+        self.data_collator = with_plan(padded)
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.data_collator = padded
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        self.packing.plan = inputs.pop("plan", None)
+        try:
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        finally:
+            self.packing.plan = None
+
+
+def with_plan(collate: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> Any:
+    """Return a collator that adds the plan of a batch that is worth packing."""
+
+    def batch(rows: list[dict[str, Any]]) -> dict[str, Any]:
+        inputs = collate(rows)
+        found = plan([len(row["input_ids"]) for row in rows])
+        return inputs if found is None else inputs | {"plan": found}
+
+    return batch
+
+
+def keeps_rows_apart(body: Any) -> bool:
+    """Try whether rows that are packed into one see nothing of each other.
+
+    A model that takes no note of positions that begin again would mix them without a word.
+    """
+    if "position_ids" not in inspect.signature(body.forward).parameters:
+        return False
+    ids = torch.arange(1, 6, device=body.device)[None]  # rows of 3 and of 2 tokens
+    places = torch.tensor([[0, 1, 2, 0, 1]], device=body.device)
+    training = body.training
+    body.eval()
+    with torch.no_grad():
+        packed = body(ids, position_ids=places).last_hidden_state[:, 3:]
+        mixed = body(ids).last_hidden_state[:, 3:]
+        alone = body(ids[:, 3:]).last_hidden_state
+    body.train(training)
+    return bool((packed - alone).abs().max() < 0.1 * (mixed - alone).abs().max())
