@@ -141,6 +141,19 @@ def tasks(helpdesk):
     return make_tasks(helpdesk)
 
 
+def classified(i: int) -> dict:
+    """Return a row to classify; such rows are of all lengths."""
+    return {"text": "lamp " * (1 + i * 7 % 40), "label": "ab"[i % 2]}
+
+
+def answered(i: int) -> dict:
+    """Return a row with a question, or one without an answer; such rows are of all lengths."""
+    context = "lamp " * (i * 7 % 40) + "desk"
+    found = {"text": ["desk"], "answer_start": [len(context) - 4]}
+    answers = found if i % 3 else {"text": [], "answer_start": []}
+    return {"id": str(i), "question": "What?", "context": context, "answers": answers}
+
+
 def first_logits(task, model, tokenizer, rows):
     """Return the logits of one batch."""
     import torch

@@ -6,7 +6,7 @@ import sys
 from dataclasses import replace
 
 import pytest
-from conftest import CASES, ROOT, make_tasks, method
+from conftest import CASES, ROOT, answered, classified, make_tasks, method
 
 from pipelines.recipe import Model, Recipe, Train
 
@@ -29,11 +29,21 @@ def launch(config: str, recipes: dict[str, Recipe], folder) -> dict[str, list[di
     return json.loads(found.read_text())
 
 
+APART = ("documents_apart", "full")
+
+
 @pytest.fixture(scope="module")
 def logs(tmp_path_factory, checkpoint, helpdesk):
     """The logs of every task and method in the three layouts."""
     tasks = make_tasks(helpdesk)
     folder = tmp_path_factory.mktemp("equivalence")
+    for name, row in (("text_classification", classified), ("question_answering", answered)):
+        file = folder / f"{name}.jsonl"  # rows of all lengths, to be packed
+        file.write_text("\n".join(json.dumps(row(i)) for i in range(40)))
+        source = replace(tasks[name].dataset, path=str(file), eval_split=None)
+        tasks[name] = replace(tasks[name], dataset=source)
+    tasks["text_classification"] = replace(tasks["text_classification"], label_column="label")
+    tasks[APART[0]] = replace(tasks["causal_lm"], packing="bfd_split")
     base = {
         f"{task} {name}": Recipe(
             name="steps",
@@ -51,7 +61,7 @@ def logs(tmp_path_factory, checkpoint, helpdesk):
             output_dir=str(folder / "out"),
             **method(name),
         )
-        for task, name in CASES
+        for task, name in [*CASES, APART]
     }
     accumulated = {
         f"{name} accumulated": replace(
@@ -64,12 +74,15 @@ def logs(tmp_path_factory, checkpoint, helpdesk):
     return found | {f"{name} two": rows for name, rows in two.items()}
 
 
-@pytest.mark.parametrize(("task", "name"), CASES)
+@pytest.mark.parametrize(("task", "name"), [*CASES, APART])
 @pytest.mark.parametrize("layout", ["accumulated", "two"])
 def test_loss_and_gradient_norm_do_not_depend_on_the_layout(logs, task, name, layout):
     whole, split = logs[f"{task} {name}"], logs[f"{task} {name} {layout}"]
     assert len(whole) == len(split) == 3
     assert {row["world_size"] for row in split} == {2 if layout == "two" else 1}
+    if task in ("text_classification", "question_answering"):
+        assert whole[0]["packed"] > 1
+        assert split[0]["packed"] > 1 or layout == "accumulated"  # a row at a time
     for expected, got in zip(whole, split, strict=True):
         for value in ("loss", "grad_norm"):
             assert got[value] == pytest.approx(expected[value], rel=TOLERANCE), value

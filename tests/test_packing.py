@@ -2,10 +2,12 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import answered, classified
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import (
@@ -171,18 +173,12 @@ def test_a_body_that_would_mix_packed_rows_is_found_out():
     assert not keeps_rows_apart(cached)
 
 
-def classified(i):
-    return {"text": "lamp " * (1 + i * 7 % 40), "label": "ab"[i % 2]}
-
-
-def answered(i):
-    context = "lamp " * (i * 7 % 40) + "desk"
-    answers = {"text": ["desk"], "answer_start": [len(context) - 4]}
-    return {"id": str(i), "question": "What?", "context": context, "answers": answers}
-
-
 @pytest.mark.parametrize(
-    ("kind", "row"), [(TextClassification, classified), (QuestionAnswering, answered)]
+    ("kind", "row"),
+    [
+        (TextClassification, classified),
+        (partial(QuestionAnswering, version_2_with_negative=True), answered),
+    ],
 )
 def test_a_run_learns_the_same_with_and_without_packing(kind, row, tmp_path, monkeypatch):
     sizes = {"n_layer": 1, "n_head": 2, "n_embd": 32, "n_positions": 256}

@@ -11,14 +11,19 @@ from pathlib import Path
 
 from transformers import set_seed
 
+import pipelines.packing
 from pipelines.data import load_splits
 from pipelines.models import build_model, load_tokenizer
 from pipelines.recipe import Recipe
 from pipelines.training import build_trainer, check_world_size
 
+PLAN = pipelines.packing.plan
+
 
 def steps(recipe: Recipe) -> list[dict]:
-    """Return loss and gradient norm of each step."""
+    """Return loss and gradient norm of each step, and how many batches were packed."""
+    plans = []
+    pipelines.packing.plan = lambda lengths: plans.append(PLAN(lengths)) or plans[-1]
     set_seed(recipe.train.seed)
     splits = load_splits(recipe.task.dataset)
     labels = recipe.task.labels(splits.train)
@@ -27,8 +32,9 @@ def steps(recipe: Recipe) -> list[dict]:
     model = build_model(recipe, tokenizer, labels)
     trainer = build_trainer(recipe, model, tokenizer, train=train, held_out=train, labels=labels)
     trainer.train()
+    same = {"world_size": check_world_size(), "packed": sum(each is not None for each in plans)}
     return [
-        {"loss": row["loss"], "grad_norm": row["grad_norm"], "world_size": check_world_size()}
+        {"loss": row["loss"], "grad_norm": row["grad_norm"]} | same
         for row in trainer.state.log_history
         if "grad_norm" in row
     ]
