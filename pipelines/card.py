@@ -10,8 +10,9 @@ from typing import Any
 
 import yaml
 
+from pipelines.fields import plain
 from pipelines.models import HEADS
-from pipelines.recipe import NF4, Int8, Model, Recipe, Scratch, plain
+from pipelines.recipe import NF4, Int8, Model, Recipe, Scratch
 from pipelines.tasks.base import literal
 
 

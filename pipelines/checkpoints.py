@@ -24,7 +24,9 @@ from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from pipelines.data import Splits, Stream
-from pipelines.recipe import CheckpointError, Problem, Recipe, RecipeError, plain
+from pipelines.errors import CheckpointError, Problem, RecipeError
+from pipelines.fields import plain
+from pipelines.recipe import Recipe
 from pipelines.report import console
 
 MARKER = "COMPLETE.json"

@@ -14,8 +14,9 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import tyro
 
+from pipelines.errors import Problem, RecipeError, RunError
 from pipelines.log import scrubbed
-from pipelines.recipe import Problem, Recipe, RecipeError, RunError
+from pipelines.recipe import Recipe
 from pipelines.tasks import DataError
 
 

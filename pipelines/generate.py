@@ -20,7 +20,7 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
-from pipelines.recipe import Problem, RecipeError
+from pipelines.errors import Problem, RecipeError
 from pipelines.tasks.base import DataError, Generation
 
 

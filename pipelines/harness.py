@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pipelines.errors import Problem, RecipeError
 from pipelines.hub import load_adapter
-from pipelines.recipe import Problem, RecipeError
 from pipelines.report import console, quiet
 from pipelines.tasks import CausalLM
 

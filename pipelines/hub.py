@@ -29,8 +29,9 @@ from huggingface_hub.errors import (
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, Trainer
 
 from pipelines.data import is_local
+from pipelines.errors import Problem, RecipeError
 from pipelines.models import load_base
-from pipelines.recipe import NF4, Int8, Model, Problem, Recipe, RecipeError, Scratch
+from pipelines.recipe import NF4, Int8, Model, Recipe, Scratch
 from pipelines.report import plot_training
 from pipelines.tasks.base import Examples
 

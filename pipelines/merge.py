@@ -14,9 +14,11 @@ from typing import Any
 import torch
 
 from pipelines.data import is_local, load_splits
+from pipelines.errors import Problem, RecipeError
+from pipelines.fields import plain
 from pipelines.hub import FILES, Loaded, load_adapter, public_name, result_folder
 from pipelines.publish import check_destination, publish
-from pipelines.recipe import Problem, Recipe, RecipeError, plain
+from pipelines.recipe import Recipe
 from pipelines.report import console, print_score, quiet
 from pipelines.scoring import score
 from pipelines.tasks import DataError

@@ -26,9 +26,11 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from pipelines.cpu import give_memory_back, prepare_cpu
-from pipelines.recipe import NF4, Int8, Lora, Model, Problem, Recipe, RecipeError, Scratch, nearest
+from pipelines.errors import Problem, RecipeError
+from pipelines.fields import nearest
+from pipelines.recipe import NF4, Int8, Lora, Model, Recipe, Scratch
 from pipelines.tasks import Task
-from pipelines.tasks.question_answering import CONTRACTION_OR_SYMBOL
+from pipelines.tasks.spans import CONTRACTION_OR_SYMBOL
 
 HEADS = ["lm_head", "score", "qa_outputs", "classifier"]  # kept in full precision
 EOS = "<|endoftext|>"

@@ -22,8 +22,8 @@ from typing import IO, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from pipelines.errors import CheckpointError, Problem, RecipeError
 from pipelines.readers import read_rows
-from pipelines.recipe import CheckpointError, Problem, RecipeError
 from pipelines.tasks.base import DataError, Examples
 
 Answers = Callable[[Examples], list[dict[str, Any]]]

@@ -34,16 +34,9 @@ from huggingface_hub.hf_api import RepoFile
 from transformers import Trainer
 
 from pipelines.card import model_card
+from pipelines.errors import Problem, PublishError, RecipeError
 from pipelines.hub import FILES, load_adapter, public_name
-from pipelines.recipe import (
-    Model,
-    Problem,
-    PublishError,
-    Recipe,
-    RecipeError,
-    Scratch,
-    wrong_repo_id,
-)
+from pipelines.recipe import Model, Recipe, Scratch, wrong_repo_id
 from pipelines.report import console
 
 TOKEN = re.compile(rb"hf_[A-Za-z0-9]{30,}")

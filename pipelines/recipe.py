@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import json
 import re
-import types
-import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
-from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
-from pipelines.tasks import TASKS, CausalLM, PreferenceTuning, Task
+from pipelines.errors import Problem, RecipeError
+from pipelines.fields import build, plain, wrong_values
+from pipelines.tasks import CausalLM, PreferenceTuning, Task
 
 SIZES: dict[str, tuple[int, int, int]] = {  # layers, heads, width
     "tiny": (2, 2, 128),
@@ -28,60 +25,6 @@ SIZES: dict[str, tuple[int, int, int]] = {  # layers, heads, width
 }
 PLAIN_NAME = re.compile(r"[\w-][\w.-]*")
 PLAIN_INITS = ("default", "gaussian")  # what LoRA can start from on a quantised base
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One wrong value: the field's path, what it holds and what would be right."""
-
-    path: str
-    message: str
-
-
-class RunError(Exception):
-    """What ends a run; the process exits with `exit_code`."""
-
-    exit_code: int
-
-
-class RecipeError(RunError):
-    """A recipe that cannot run, with all its problems."""
-
-    exit_code = 2
-
-    def __init__(self, problems: list[Problem]):
-        self.problems = problems
-        super().__init__("\n".join(f"{p.path}: {p.message}" for p in problems))
-
-
-class NonFiniteError(RunError):
-    """A loss, a gradient or a metric that is no number; the last checkpoint is finite."""
-
-    exit_code = 4
-
-
-class CheckpointError(RunError):
-    """Checkpoints that are all damaged, or that cannot be written."""
-
-    exit_code = 5
-
-
-class Preempted(RunError):  # noqa: N818 - nothing went wrong
-    """A signal stopped the run; the same command goes on."""
-
-    exit_code = 75
-
-
-class PublishError(RunError):
-    """The Hub did not take a result. It is complete in its folder; the message says what to do."""
-
-    exit_code = 6
-
-    def __init__(self, folder: Path, repo: str, public: bool, cause: object):
-        again = f"gpt2-recipes publish {folder} {repo}{' --public' if public else ''}"
-        super().__init__(
-            f"Not published: {cause}\nThe result is complete in {folder}. Finish with\n    {again}"
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -346,147 +289,3 @@ def wrong_repo_id(repo: str) -> Iterator[Problem]:
     """Yield a problem unless `repo` is the id of a Hub repository of a user."""
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
         yield Problem("push_to", f"{repo!r} is not of the form USER/NAME.")
-
-
-def plain(value: Any) -> Any:
-    """Return dataclasses as dictionaries that name their type."""
-    if dataclasses.is_dataclass(value):
-        fields = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {"type": type(value).__name__} | fields
-    return list(value) if isinstance(value, tuple) else value
-
-
-def nearest(name: str, known: list[str]) -> str:
-    """Return a hint that names the closest known name, or all of them."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean {close[0]}?" if close else f"allowed: {', '.join(known)}."
-
-
-def choices(hint: Any) -> list[Any]:
-    """Return the members of a union, or the type itself, without Annotated."""
-    if typing.get_origin(hint) is Annotated:
-        return choices(typing.get_args(hint)[0])
-    if typing.get_origin(hint) in (Union, types.UnionType):
-        return [choice for member in typing.get_args(hint) for choice in choices(member)]
-    if hint is Task:
-        return list(TASKS.values())
-    return [hint]
-
-
-def is_part(hint: Any) -> bool:
-    """Tell a dataclass from a plain type."""
-    return isinstance(hint, type) and dataclasses.is_dataclass(hint)
-
-
-def build(hint: Any, value: Any, path: str, problems: list[Problem]) -> Any:
-    """Build a value of type `hint` from JSON, collecting what is wrong."""
-    kinds = {c.__name__: c for c in choices(hint) if is_part(c)}
-    if not kinds or (value is None and type(None) in choices(hint)):
-        leaf = tuple(value) if isinstance(value, list) else value
-        problems.extend(wrong_value(leaf, hint, path))
-        return leaf
-    if not isinstance(value, dict):
-        problems.append(Problem(path or "recipe.json", f"{value!r} is not an object."))
-        return None
-    said = value.get("type")
-    if not isinstance(said, str) or said not in kinds:
-        help_text = nearest(str(said), list(kinds))
-        problems.append(Problem(f"{path}.type".lstrip("."), f"{said!r}: {help_text}"))
-        return None
-    kind = kinds[value["type"]]
-    hints = typing.get_type_hints(kind, include_extras=True)
-    fields = {f.name: f for f in dataclasses.fields(kind)}
-    before = len(problems)
-    known = {}
-    for key, item in value.items():
-        where = f"{path}.{key}".lstrip(".")
-        if key in fields:
-            known[key] = build(hints[key], item, where, problems)
-        elif key != "type":
-            problems.append(Problem(where, f"unknown; {nearest(key, list(fields))}"))
-    for name, each in fields.items():
-        optional = each.default is not dataclasses.MISSING
-        optional = optional or each.default_factory is not dataclasses.MISSING
-        if name not in known and not optional:
-            problems.append(Problem(f"{path}.{name}".lstrip("."), "is missing."))
-    if len(problems) > before:
-        return None
-    try:
-        return kind(**known)
-    except RecipeError as error:
-        problems += error.problems
-        return None
-
-
-def wrong_values(value: Any, path: str) -> Iterator[Problem]:
-    """Yield every field of wrong type or out of range."""
-    hints = typing.get_type_hints(type(value), include_extras=True)
-    for each in dataclasses.fields(value):
-        where, item = f"{path}.{each.name}".lstrip("."), getattr(value, each.name)
-        hint = hints[each.name]
-        if dataclasses.is_dataclass(item) and isinstance(
-            item, tuple(c for c in choices(hint) if isinstance(c, type))
-        ):
-            yield from wrong_values(item, where)
-        else:
-            yield from wrong_value(item, hint, where)
-
-
-def wrong_value(item: Any, hint: Any, path: str) -> Iterator[Problem]:
-    """Yield a problem for a value of wrong type, and one for each bound that it breaks."""
-    try:
-        check_type(item, hint, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
-        fits = not isinstance(item, bool) or bool in choices(hint)  # True is an int, for Python
-    except TypeCheckError:
-        fits = False
-    if not fits:
-        yield Problem(path, f"{item!r} is not allowed; {allowed(hint, item)}")
-        return
-    if item is None or isinstance(item, (str, bool, tuple)):
-        return
-    for limit in limits(hint):
-        if not in_range(item, limit):
-            yield Problem(path, f"{item!r} is out of range; it must be {describe(limit)}.")
-
-
-def allowed(hint: Any, item: Any) -> str:
-    """Say what a field takes."""
-    literals = [a for c in choices(hint) for a in typing.get_args(c) if isinstance(a, str)]
-    if literals:
-        return nearest(str(item), literals) + f" Allowed: {', '.join(literals)}."
-    return "it takes " + " or ".join(getattr(c, "__name__", str(c)) for c in choices(hint)) + "."
-
-
-def limits(hint: Any) -> list[Any]:
-    """Return the bounds in an annotation, inside unions too."""
-    if typing.get_origin(hint) is Annotated:
-        return list(hint.__metadata__)
-    return [limit for member in typing.get_args(hint) for limit in limits(member)]
-
-
-def in_range(item: Any, limit: Any) -> bool:
-    """Compare with one bound; NaN is in no range."""
-    match limit:
-        case Ge(ge=bound):
-            return item >= bound
-        case Gt(gt=bound):
-            return item > bound
-        case Le(le=bound):
-            return item <= bound
-        case Lt(lt=bound):
-            return item < bound
-    raise AssertionError(limit)
-
-
-def describe(limit: Any) -> str:
-    """Say a bound in words."""
-    match limit:
-        case Ge(ge=bound):
-            return f"at least {bound}"
-        case Gt(gt=bound):
-            return f"above {bound}"
-        case Le(le=bound):
-            return f"at most {bound}"
-        case Lt(lt=bound):
-            return f"below {bound}"
-    raise AssertionError(limit)

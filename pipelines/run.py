@@ -23,11 +23,12 @@ from pipelines.checkpoints import (
 )
 from pipelines.cpu import slow_precision
 from pipelines.data import check_splits, check_vocabulary, load_splits, num_skipped
+from pipelines.errors import NonFiniteError, Preempted
 from pipelines.hub import pin, save
 from pipelines.log import logged
 from pipelines.models import build_model, load_tokenizer
 from pipelines.publish import check_destination, check_reload, publish
-from pipelines.recipe import NonFiniteError, Preempted, Recipe
+from pipelines.recipe import Recipe
 from pipelines.report import print_report, print_score, quiet
 from pipelines.tasks.base import Examples
 from pipelines.training import build_trainer, check_world_size, score_of

@@ -10,9 +10,9 @@ from typing import Any
 
 from pipelines import metrics
 from pipelines.data import check_splits, is_local, load_splits, read_file, refuse, sift
+from pipelines.errors import Problem, RecipeError
 from pipelines.hub import Loaded, load_adapter
 from pipelines.predict import predict
-from pipelines.recipe import Problem, RecipeError
 from pipelines.report import console, print_score, quiet
 from pipelines.tasks import DataError, QuestionAnswering, TextClassification
 from pipelines.tasks.base import Examples

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from transformers import Trainer
 
 from pipelines.checkpoints import MARKER, STOP_SIGNALS, mark_complete, rotate
-from pipelines.recipe import CheckpointError, NonFiniteError
+from pipelines.errors import CheckpointError, NonFiniteError
 from pipelines.sampling import RowOrder
 
 NAMED = 16  # rows of a failed step that a message names

@@ -18,10 +18,11 @@ from transformers import (
     TrainingArguments,
 )
 
+from pipelines.errors import Problem, RecipeError
 from pipelines.loss_head import LanguageModelTrainer, with_loss_head
 from pipelines.optimizers import muon_factory
 from pipelines.packing import PackedTrainer, Packing, keeps_rows_apart
-from pipelines.recipe import Problem, Recipe, RecipeError, Train
+from pipelines.recipe import Recipe, Train
 from pipelines.report import StepLog
 from pipelines.tasks import CausalLM, InstructionTuning, PreferenceTuning
 from pipelines.tasks.base import Features, Score

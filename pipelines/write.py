@@ -8,10 +8,11 @@ from typing import Any
 
 from transformers import TextStreamer
 
+from pipelines.errors import Problem, RecipeError
+from pipelines.fields import wrong_values
 from pipelines.generate import check_room, continue_prompts
 from pipelines.hub import Precision, load_adapter
 from pipelines.output import answer_file
-from pipelines.recipe import Problem, RecipeError, wrong_values
 from pipelines.report import quiet
 from pipelines.tasks import Task
 from pipelines.tasks.base import Examples, Generation

@@ -216,7 +216,8 @@ def draw(points: list[dict], file: Path) -> None:
                 line = [(places.index(p["x"]), p[key]) for p in of_curve if p["side"] == side]
                 axes.plot(*zip(*line, strict=True), marker="o", label=side)
             axes.set_xticks(range(len(places)), [f"{x:,}" for x in places], fontsize=8)
-            axes.set(xlabel=name, ylabel=label, ylim=(0, None))
+            axes.set(xlabel=name, ylabel=label)
+            axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
             axes.grid(alpha=0.3)
     grid[0, 0].legend()
     figure.savefig(file, dpi=100)

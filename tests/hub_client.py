@@ -132,8 +132,8 @@ def publish_lines() -> None:
 
     A line holds the arguments of `publish` and a `token`.
     """
+    from pipelines.errors import PublishError, RecipeError
     from pipelines.publish import publish
-    from pipelines.recipe import PublishError, RecipeError
 
     for line in sys.stdin:
         arguments = json.loads(line)

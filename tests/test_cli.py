@@ -9,7 +9,8 @@ import time
 import pytest
 from conftest import ROOT, load_module
 
-from pipelines.recipe import Int8, Lora, Model, Recipe, RecipeError, Scratch, Tokenizer, Train
+from pipelines.errors import RecipeError
+from pipelines.recipe import Int8, Lora, Model, Recipe, Scratch, Tokenizer, Train
 from pipelines.tasks import CausalLM, DataError, DatasetSource, TextClassification
 
 RECIPES = sorted((ROOT / "recipes").glob("*.py"))

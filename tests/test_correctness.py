@@ -17,7 +17,7 @@ from pipelines.models import build_model
 from pipelines.recipe import Lora, Model, Recipe, Train
 from pipelines.tasks import CausalLM, QuestionAnswering, TextClassification
 from pipelines.tasks.base import DatasetSource, Examples
-from pipelines.tasks.question_answering import Question, Window, window_starts
+from pipelines.tasks.spans import Question, Window, window_starts
 from pipelines.tasks.text_classification import join, natural_order
 from pipelines.training import build_trainer, score_of, split_batch
 
@@ -274,7 +274,7 @@ def test_recipe_round_trips_through_json(tasks):
 
 
 def test_a_trained_tokenizer_reads_a_context_as_any_text(tokenizer, helpdesk):
-    from pipelines.tasks.question_answering import splitting
+    from pipelines.tasks.spans import splitting
 
     for row in load_splits(DatasetSource(path=str(helpdesk / "answer"))).train.rows:
         text = row["context"] + "''; (1,234.5)"

@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
+from pipelines.errors import RecipeError
 from pipelines.generate import Continuation, batches, continue_prompts
-from pipelines.recipe import RecipeError
 from pipelines.tasks import CausalLM, DataError, DatasetSource
 from pipelines.tasks.base import Examples, Generation
 

@@ -9,9 +9,11 @@ from conftest import ROOT, SECRET, first_logits, make_tasks
 from safetensors.torch import load_file
 
 from pipelines.data import load_splits
+from pipelines.errors import RecipeError
+from pipelines.fields import plain
 from pipelines.hub import load_adapter
 from pipelines.merge import merge
-from pipelines.recipe import NF4, Int8, Lora, Model, Recipe, RecipeError, Train, plain
+from pipelines.recipe import NF4, Int8, Lora, Model, Recipe, Train
 from pipelines.scoring import evaluate_adapter
 
 METHODS = {"lora": None, "8bit": Int8(), "4bit": NF4()}

@@ -21,8 +21,9 @@ from transformers import (
 import pipelines.run
 import pipelines.training
 from pipelines.data import load_splits
+from pipelines.errors import RecipeError
 from pipelines.packing import Packing, best_fit, keeps_rows_apart, plan
-from pipelines.recipe import Recipe, RecipeError, Scratch, Train
+from pipelines.recipe import Recipe, Scratch, Train
 from pipelines.tasks import CausalLM, DatasetSource, QuestionAnswering, TextClassification
 from pipelines.tasks.base import Examples, pad_inputs
 

@@ -12,10 +12,11 @@ import pytest
 from conftest import make_tasks
 
 from pipelines.data import read_file
+from pipelines.errors import CheckpointError, RecipeError
 from pipelines.hub import load_adapter
 from pipelines.output import answer_file, record_of
 from pipelines.predict import predict, predict_file
-from pipelines.recipe import CheckpointError, Lora, Model, Recipe, RecipeError, Train
+from pipelines.recipe import Lora, Model, Recipe, Train
 from pipelines.tasks import DataError
 from pipelines.tasks.base import Examples
 

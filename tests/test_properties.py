@@ -8,7 +8,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from pipelines.data import read_file
-from pipelines.recipe import NF4, Int8, Lora, Model, Recipe, RecipeError, Scratch, Tokenizer, Train
+from pipelines.errors import RecipeError
+from pipelines.recipe import NF4, Int8, Lora, Model, Recipe, Scratch, Tokenizer, Train
 from pipelines.tasks import (
     CausalLM,
     DataError,
@@ -17,7 +18,7 @@ from pipelines.tasks import (
     TextClassification,
 )
 from pipelines.tasks.base import Examples
-from pipelines.tasks.question_answering import window_starts
+from pipelines.tasks.spans import window_starts
 from pipelines.tasks.text_classification import join, natural_order
 
 SLOW = settings(

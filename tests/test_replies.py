@@ -10,8 +10,9 @@ from conftest import make_tasks, method
 from transformers import AutoModelForCausalLM
 
 from pipelines.data import load_splits
+from pipelines.errors import RecipeError
 from pipelines.models import build_model
-from pipelines.recipe import Lora, Model, Recipe, RecipeError, Train
+from pipelines.recipe import Lora, Model, Recipe, Train
 from pipelines.tasks import (
     DataError,
     DatasetSource,

@@ -11,9 +11,10 @@ from safetensors.torch import load_file
 
 import pipelines.run
 from pipelines.data import load_splits
+from pipelines.errors import RecipeError
 from pipelines.hub import load_adapter
 from pipelines.models import build_model
-from pipelines.recipe import Int8, Lora, Model, Recipe, RecipeError, Scratch, Tokenizer, Train
+from pipelines.recipe import Int8, Lora, Model, Recipe, Scratch, Tokenizer, Train
 from pipelines.tasks import (
     CausalLM,
     DatasetSource,

@@ -13,9 +13,10 @@ import torch
 from conftest import ROOT, first_logits, make_tasks
 
 from pipelines.data import load_splits, read_file
+from pipelines.errors import RecipeError
 from pipelines.hub import load_adapter
 from pipelines.predict import Pipeline
-from pipelines.recipe import Int8, Lora, Model, Recipe, RecipeError, Train
+from pipelines.recipe import Int8, Lora, Model, Recipe, Train
 from pipelines.scoring import evaluate_adapter
 from pipelines.tasks import DataError
 

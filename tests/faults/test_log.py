@@ -7,8 +7,8 @@ import pytest
 from conftest import SECRET
 from test_resume import recipe_for, script_for
 
+from pipelines.errors import RecipeError
 from pipelines.log import FILE
-from pipelines.recipe import RecipeError
 from pipelines.run import run
 
 BREAKING = f"""

@@ -16,16 +16,8 @@ from conftest import CASES, ROOT, make_tasks, method
 
 import pipelines.training
 from pipelines.checkpoints import MARKER, all_checkpoints, what_is_wrong
-from pipelines.recipe import (
-    CheckpointError,
-    Model,
-    Preempted,
-    Recipe,
-    RecipeError,
-    Scratch,
-    Tokenizer,
-    Train,
-)
+from pipelines.errors import CheckpointError, Preempted, RecipeError
+from pipelines.recipe import Model, Recipe, Scratch, Tokenizer, Train
 from pipelines.run import run
 
 TRAIN = Train(max_steps=6, learning_rate=1e-2, global_batch_size=8, save_steps=2, logging_steps=1)
@@ -303,7 +295,7 @@ def test_what_is_not_a_number_stops_before_the_update(checkpoint, helpdesk, tmp_
     import torch
     from transformers import AutoModelForCausalLM
 
-    from pipelines.recipe import NonFiniteError
+    from pipelines.errors import NonFiniteError
 
     base = shutil.copytree(checkpoint, tmp_path / "base")
     model = AutoModelForCausalLM.from_pretrained(base)
@@ -318,7 +310,7 @@ def test_what_is_not_a_number_stops_before_the_update(checkpoint, helpdesk, tmp_
 
 
 def test_the_rows_of_a_step_that_is_no_number_are_named(checkpoint, tmp_path):
-    from pipelines.recipe import NonFiniteError
+    from pipelines.errors import NonFiniteError
     from pipelines.tasks import DatasetSource, TextClassification
 
     rows = [{"text": f"ticket {n}", "score": 1e30 if n == 20 else 0.5} for n in range(40)]

@@ -1,0 +1,60 @@
+"""What ends a run, and the code that its process exits with. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One wrong value: the field's path, what it holds and what would be right."""
+
+    path: str
+    message: str
+
+
+class RunError(Exception):
+    """What ends a run; the process exits with `exit_code`."""
+
+    exit_code: int
+
+
+class RecipeError(RunError):
+    """A recipe that cannot run, with all its problems."""
+
+    exit_code = 2
+
+    def __init__(self, problems: list[Problem]):
+        self.problems = problems
+        super().__init__("\n".join(f"{p.path}: {p.message}" for p in problems))
+
+
+class NonFiniteError(RunError):
+    """A loss, a gradient or a metric that is no number; the last checkpoint is finite."""
+
+    exit_code = 4
+
+
+class CheckpointError(RunError):
+    """Checkpoints that are all damaged, or that cannot be written."""
+
+    exit_code = 5
+
+
+class Preempted(RunError):  # noqa: N818 - nothing went wrong
+    """A signal stopped the run; the same command goes on."""
+
+    exit_code = 75
+
+
+class PublishError(RunError):
+    """The Hub did not take a result. It is complete in its folder; the message says what to do."""
+
+    exit_code = 6
+
+    def __init__(self, folder: Path, repo: str, public: bool, cause: object):
+        again = f"gpt2-recipes publish {folder} {repo}{' --public' if public else ''}"
+        super().__init__(
+            f"Not published: {cause}\nThe result is complete in {folder}. Finish with\n    {again}"
+        )
