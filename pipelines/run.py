@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import shutil
 import time
@@ -43,8 +44,13 @@ def run(recipe: Recipe) -> dict[str, Any]:
     if recipe.push_to and PartialState().is_main_process:
         check_destination(recipe, recipe.push_to, public=recipe.public)
     log = logged(recipe.folder) if PartialState().is_main_process else nullcontext()
-    with locked(recipe.folder), log:
-        return run_in_folder(recipe, world_size, started)
+    # Python's collector then passes over the half million objects of the imports, from the first row on
+    gc.freeze()
+    try:
+        with locked(recipe.folder), log:
+            return run_in_folder(recipe, world_size, started)
+    finally:
+        gc.unfreeze()
 
 
 def run_in_folder(recipe: Recipe, world_size: int, started: float) -> dict[str, Any]:
