@@ -21,7 +21,7 @@ RECIPE = Recipe(
     model=Model(name_or_path="runs/helpdesk-pretrain"),
     quantization=Int8(),
     lora=Lora(r=16, lora_alpha=32),
-    train=Train(learning_rate=2e-3, num_train_epochs=2, global_batch_size=8),
+    train=Train(learning_rate=2e-3, num_train_epochs=4, global_batch_size=8),
 )
 
 if __name__ == "__main__":
