@@ -44,7 +44,7 @@ def run(recipe: Recipe) -> dict[str, Any]:
     if recipe.push_to and PartialState().is_main_process:
         check_destination(recipe, recipe.push_to, public=recipe.public)
     log = logged(recipe.folder) if PartialState().is_main_process else nullcontext()
-    # Python's collector then passes over the half million objects of the imports, from the first row on
+    # Python's collector then passes over the half million objects of the imports
     gc.freeze()
     try:
         with locked(recipe.folder), log:

@@ -1,6 +1,7 @@
 """Packed rows see nothing of each other; a packed batch teaches what the padded one does."""
 
 import json
+import shutil
 from dataclasses import replace
 from functools import partial
 
@@ -174,6 +175,29 @@ def test_a_body_that_would_mix_packed_rows_is_found_out():
     assert not keeps_rows_apart(cached)
 
 
+def recipe_of(kind, row, folder) -> Recipe:
+    """Return a recipe without dropout, on rows of all lengths."""
+    file = folder / "rows.jsonl"
+    file.write_text("\n".join(json.dumps(row(i)) for i in range(60)))
+    return Recipe(
+        name="packed",
+        task=kind(dataset=DatasetSource(path=str(file)), max_length=64),
+        model=Scratch(n_layer=1, n_head=2, n_embd=32, n_positions=256, dropout=0.0),
+        train=Train(max_steps=3, global_batch_size=8, learning_rate=1e-3, save_steps=None),
+        output_dir=str(folder / "packed"),
+    )
+
+
+@pytest.fixture
+def plans(monkeypatch):
+    """The plans of the batches of a run."""
+    found = []
+    monkeypatch.setattr(
+        "pipelines.packing.plan", lambda lengths: found.append(plan(lengths)) or found[-1]
+    )
+    return found
+
+
 @pytest.mark.parametrize(
     ("kind", "row"),
     [
@@ -181,24 +205,22 @@ def test_a_body_that_would_mix_packed_rows_is_found_out():
         (partial(QuestionAnswering, version_2_with_negative=True), answered),
     ],
 )
-def test_a_run_learns_the_same_with_and_without_packing(kind, row, tmp_path, monkeypatch):
-    sizes = {"n_layer": 1, "n_head": 2, "n_embd": 32, "n_positions": 256}
-    file = tmp_path / "rows.jsonl"
-    file.write_text("\n".join(json.dumps(row(i)) for i in range(60)))
-    task = kind(dataset=DatasetSource(path=str(file)), max_length=64)
-    recipe = Recipe(
-        name="packed",
-        task=task,
-        model=Scratch(**sizes, dropout=0.0),
-        train=Train(max_steps=3, global_batch_size=8, learning_rate=1e-3, save_steps=None),
-        output_dir=str(tmp_path / "packed"),
-    )
-    plans = []
-    monkeypatch.setattr(
-        "pipelines.packing.plan", lambda lengths: plans.append(plan(lengths)) or plans[-1]
-    )
+def test_a_run_learns_the_same_with_and_without_packing(kind, row, plans, tmp_path, monkeypatch):
+    recipe = recipe_of(kind, row, tmp_path)
     packed = pipelines.run.run(recipe)
     assert any(found is not None for found in plans)
     monkeypatch.setattr(pipelines.training, "keeps_rows_apart", lambda body: False)
     padded = pipelines.run.run(replace(recipe, output_dir=str(tmp_path / "padded")))
     assert packed["loss"] == pytest.approx(padded["loss"], rel=1e-5)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_run_learns_the_same_from_packed_rows(plans, tmp_path):
+    recipe = recipe_of(TextClassification, classified, tmp_path)
+    eager = pipelines.run.run(recipe)
+    compiling = replace(recipe.train, torch_compile=True)
+    compiled = pipelines.run.run(
+        replace(recipe, train=compiling, output_dir=str(tmp_path / "compiled"))
+    )
+    assert any(found is not None for found in plans)
+    assert compiled["loss"] == pytest.approx(eager["loss"], rel=1e-5)
