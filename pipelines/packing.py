@@ -158,13 +158,14 @@ def keeps_rows_apart(body: Any) -> bool:
     """
     if "position_ids" not in inspect.signature(body.forward).parameters:
         return False
-    ids = torch.arange(1, 6, device=body.device)[None]  # rows of 3 and of 2 tokens
-    places = torch.tensor([[0, 1, 2, 0, 1]], device=body.device)
+    ids = torch.arange(4, device=body.device)[None] % body.get_input_embeddings().num_embeddings
+    places = torch.tensor([[0, 1, 0, 1]], device=body.device)  # two rows
     training = body.training
     body.eval()
     with torch.no_grad():
-        packed = body(ids, position_ids=places).last_hidden_state[:, 3:]
-        mixed = body(ids).last_hidden_state[:, 3:]
-        alone = body(ids[:, 3:]).last_hidden_state
+        packed = body(ids, position_ids=places).last_hidden_state[:, 2:]
+        seen = torch.ones_like(ids)  # with a mask, positions keep nothing apart
+        mixed = body(ids, position_ids=places, attention_mask=seen).last_hidden_state[:, 2:]
+        alone = body(ids[:, 2:]).last_hidden_state
     body.train(training)
     return bool((packed - alone).abs().max() < 0.1 * (mixed - alone).abs().max())
