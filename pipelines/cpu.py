@@ -11,6 +11,8 @@ from typing import Any
 import torch
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of glibc's malloc.h
+KERNELS = 64
+"""What oneDNN keeps of its kernels, each for matrices of one shape: enough for a step's shapes."""
 FUSED_ATTENTION_TOKENS = 384
 """Rows up to this length take attention in plain products, which are faster than fused there."""
 
@@ -23,6 +25,7 @@ def prepare_cpu(num_tokens: int) -> None:
     oneDNN to round to bfloat16 does not make it do so, except on units for it (AMX).
     """
     keep_memory()
+    keep_few_kernels()
     able = torch.cpu.get_capabilities()
     onednn = bool(able.get("avx512_f")) and not able.get("amx_bf16")
     backend: Any = torch.backends.mkldnn
@@ -50,6 +53,17 @@ def keep_memory() -> None:
         libc.malloc_trim(0)
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, -1)
+
+
+def keep_few_kernels() -> None:
+    """Keep oneDNN from holding kernels of steps gone by, in which matrices had other shapes.
+
+    It holds the latest 1,024, torch as many again: a gigabyte or two, strewn over the memory that
+    is kept for the next step. What is set in the environment already stands. No effect after the
+    first product by oneDNN.
+    """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS))
+    os.environ.setdefault("LRU_CACHE_CAPACITY", str(KERNELS))
 
 
 def give_memory_back() -> None:

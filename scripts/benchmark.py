@@ -26,7 +26,7 @@ from pathlib import Path
 from benchmarks.cases import CURVES, SUITES, Case, Curve, Side
 
 HERE = Path(__file__).resolve().parent
-SMALLER_IS_BETTER = ("seconds", "MB", "share")
+SMALLER_IS_BETTER = ("seconds", "MB", "share", "places")
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def compare(case: Case, bench: Bench, matrix_rate: float | None) -> Iterator[dic
     peers = {
         name: (side, bar)
         for name, (side, bar) in case.peers.items()
-        if side is None or side.script in ("plain_trainer", "ours", *bench.peers)
+        if side is None or side.script != "nanogpt" or "nanogpt" in bench.peers
     }
     sides = {"ours": case.ours} | {name: side for name, (side, _) in peers.items() if side}
     found = alternate(sides, case.quantity, bench)
@@ -169,9 +169,11 @@ def table(rows: list[dict]) -> str:
 def prepare(need: str, bench: Bench) -> None:
     """Make what a case needs: a result to predict with, or a checkpoint to tune."""
     if need == "ours-predict":
-        lines = (bench.data / "sst2/train.csv").read_text().splitlines()[:2001]
-        (bench.work / "rows.csv").write_text("\n".join(lines) + "\n")
         bench.run(Side("ours", "make-predict"), "rows/s")
+        return
+    if need == "ours-generate":
+        prepare("small", bench)
+        bench.run(Side("ours", "make-generate"), "rows/s")
         return
     sizes = {"large": (36, 20, 1280), "xl": (48, 25, 1600), "small": (12, 12, 768)}[need]
     folder, tokenizer = str(bench.work / need), str((bench.data / "gpt2_tokenizer").resolve())
@@ -187,7 +189,7 @@ def grow(curve: Curve, bench: Bench) -> list[dict]:
     points = []
     print(f"\n| {curve.name} | side | {curve.quantity} (spread) | MB |\n|---|---|---|---|")
     for x in curve.values:
-        sides = {name: curve.at(script, x) for name, script in curve.sides.items()}
+        sides = {name: curve.at(side, x) for name, side in curve.sides.items()}
         for name, rounds in alternate(sides, curve.quantity, bench).items():
             values = [one["value"] * curve.scale(x) for one in rounds]
             low, middle, high = min(values), statistics.median(values), max(values)
@@ -201,17 +203,23 @@ def grow(curve: Curve, bench: Bench) -> list[dict]:
 
 
 def draw(points: list[dict], file: Path) -> None:
-    """Draw curves as a PNG: the quantity of each, and the memory below it."""
+    """Draw curves as a PNG, five beside each other: the quantity of each, and its memory below."""
     from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(point["curve"] for point in points))
-    figure = Figure(figsize=(3.2 * len(names), 5.4), layout="constrained")
-    grid = figure.subplots(2, len(names), squeeze=False)
-    for column, name in enumerate(names):
+    columns, bands = min(len(names), 5), -(-len(names) // 5)
+    figure = Figure(figsize=(3.2 * columns, 5.4 * bands), layout="constrained")
+    grid = figure.subplots(2 * bands, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set_visible(False)
+    for number, name in enumerate(names):
         of_curve = [point for point in points if point["curve"] == name]
         places = sorted({point["x"] for point in of_curve})
         labels = [of_curve[0]["quantity"], "peak MB"]
-        for axes, key, label in zip(grid[:, column], ("median", "memory_mb"), labels, strict=True):
+        band, column = divmod(number, columns)
+        pair = grid[2 * band : 2 * band + 2, column]
+        for axes, key, label in zip(pair, ("median", "memory_mb"), labels, strict=True):
+            axes.set_visible(True)
             for side in dict.fromkeys(point["side"] for point in of_curve):
                 line = [(places.index(p["x"]), p[key]) for p in of_curve if p["side"] == side]
                 axes.plot(*zip(*line, strict=True), marker="o", label=side)
@@ -219,7 +227,7 @@ def draw(points: list[dict], file: Path) -> None:
             axes.set(xlabel=name, ylabel=label)
             axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
             axes.grid(alpha=0.3)
-    grid[0, 0].legend()
+        pair[0].legend(fontsize=8)
     figure.savefig(file, dpi=100)
 
 
@@ -263,6 +271,8 @@ def main() -> None:
         if options.curves:
             for curve in CURVES:
                 if not options.case or curve.name in options.case:
+                    if curve.needs:
+                        prepare(curve.needs, bench)
                     add(grow(curve, bench))
                     draw(rows, options.curves)
             return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -41,27 +41,28 @@ class Case:
 
 @dataclass(frozen=True)
 class Curve:
-    """How the cost of a side grows with one value."""
+    """How the cost of its sides grows with one value."""
 
     name: str
-    """Also the flag, with _ for spaces, by which the sides take the value."""
     values: tuple[int, ...]
-    case: str = "grow"
+    sides: dict[str, Side]
     quantity: str = "tokens/s"
-    base: tuple[str, ...] = ()
-    sides = {"ours": "ours", "plain Trainer": "plain_trainer"}
+    flag: str = ""
+    """By which the sides take the value; the name, unless it is given."""
+    needs: str | None = None
+    """What must have been prepared in the working folder."""
 
-    def at(self, script: str, x: int) -> Side:
+    def at(self, side: Side, x: int) -> Side:
         """Return a side with the value `x`."""
-        launched = "cpu_2_processes.yaml" if self.name == "processes" and x == 2 else None
-        flags = (f"{self.name.replace(' ', '_')}={x}", *self.base)
-        return Side(script, self.case, flags, launched=launched)
+        flag = f"{self.flag or self.name.replace(' ', '_')}={x}"
+        two = "cpu_2_processes.yaml" if flag == "processes=2" else None
+        return replace(side, flags=(*side.flags, flag), launched=two)
 
     def scale(self, x: int) -> int:
         """Return what turns rows per second into the quantity."""
         if self.quantity != "tokens/s":
             return 1
-        return x if self.name == "sequence length" else 128
+        return x if self.flag == "sequence_length" else 128
 
 
 def training_flops(layers: int, width: int, vocab: int, length: int) -> float:
@@ -77,6 +78,7 @@ GPT2_FULL = {"tokens_per_row": 1024, "flops_per_token": training_flops(12, 768, 
 MEANS = {
     "oneDNN": "onednn",
     "kept memory": "memory",
+    "few kernels": "kernels",
     "plain attention": "attention",
     "one kernel for GELU": "gelu",
 }
@@ -143,6 +145,17 @@ CPU = (
         {"transformers.pipeline": (Side("plain_trainer", "predict"), 4.0)},
         needs="ours-predict",
     ),
+    Case(
+        "generate",
+        Side("ours", "generate"),
+        {
+            "transformers.pipeline": (Side("plain_trainer", "generate"), None),
+            "ours, static cache": (Side("ours", "generate", ("static",)), None),
+            "ours, not merged": (Side("ours", "generate", ("adapter",)), None),
+            "ours, on 8 bits": (Side("ours", "generate", ("adapter", "base=8bit")), None),
+        },
+        needs="ours-generate",
+    ),
     *(
         Case(
             f"means, {name}",
@@ -154,6 +167,15 @@ CPU = (
             **sizes,
         )
         for name, sizes in (("gpt2-124m", GPT2), ("sst2", {}))
+    ),
+    *(
+        Case(
+            f"places a token, {name} by {batch}",
+            Side("places", name, (f"batch={batch}",)),
+            {"padded": (Side("places", name, (f"batch={batch}", "padded")), None)},
+            "places",
+        )
+        for name, batch in (("sst2", 16), ("sst2", 64), ("xquad", 8))
     ),
     Case(
         "documents kept apart",
@@ -199,14 +221,71 @@ GPU = (
         "MB",
         "xl",
     ),
+    Case(
+        "generate, one GPU",
+        Side("ours", "generate", ("base=bf16",)),
+        {
+            "transformers.pipeline": (Side("plain_trainer", "generate", ("base=bf16",)), None),
+            "ours, static cache": (Side("ours", "generate", ("base=bf16", "static")), None),
+        },
+        needs="ours-generate",
+    ),
 )
 SUITES = {"cpu": CPU, "gpu": GPU}
 
+GROW = {"ours": Side("ours", "grow"), "plain Trainer": Side("plain_trainer", "grow")}
 CURVES = (
-    Curve("sequence length", (64, 128, 256, 512, 1024)),
-    Curve("vocabulary", (1024, 4096, 16384, 50257)),
-    Curve("width", (128, 256, 512, 768, 1024)),
-    Curve("workers", (0, 1, 2)),
-    Curve("processes", (1, 2)),
-    Curve("rows", (1000, 4000, 16000, 60000), "startup", "seconds"),
+    Curve("sequence length", (64, 128, 256, 512, 1024), GROW, flag="sequence_length"),
+    Curve("vocabulary", (1024, 4096, 16384, 50257), GROW),
+    Curve("width", (128, 256, 512, 768, 1024), GROW),
+    Curve("workers", (0, 1, 2), GROW),
+    Curve("processes", (1, 2), GROW),
+    Curve(
+        "rows",
+        (1000, 4000, 16000, 60000),
+        {"ours": Side("ours", "startup"), "plain Trainer": Side("plain_trainer", "startup")},
+        "seconds",
+    ),
+    Curve(
+        "steps",
+        (20, 60, 180),
+        {
+            "ours": Side("ours", "sst2"),
+            "ours, all kernels kept": Side("ours", "sst2", ("without=kernels",)),
+            "plain Trainer": Side("plain_trainer", "sst2"),
+        },
+        "rows/s",
+    ),
+    Curve(
+        "attention",
+        (64, 128, 256, 512, 1024),
+        {
+            "plain products": Side("ours", "grow", ("attention=plain",)),
+            "fused": Side("ours", "grow", ("attention=fused",)),
+        },
+        flag="sequence_length",
+    ),
+    Curve(
+        "batch, LoRA",
+        (1, 4, 16, 64),
+        {
+            "fp32 base": Side("ours", "sst2-lora", ("steps=11",)),
+            "8-bit base": Side("ours", "sst2-lora", ("steps=11", "base=8bit")),
+            "4-bit base": Side("ours", "sst2-lora", ("steps=11", "base=4bit")),
+        },
+        "rows/s",
+        flag="batch",
+        needs="small",
+    ),
+    Curve(
+        "rows to predict",
+        (1000, 4000, 16000),
+        {
+            "ours": Side("ours", "predict"),
+            "pipeline": Side("plain_trainer", "predict", ("batch=32",)),
+        },
+        "rows/s",
+        flag="rows",
+        needs="ours-predict",
+    ),
 )

@@ -1,10 +1,12 @@
 """What every side of a benchmark takes, the clock that it runs by, and the JSON that it prints."""
 
+import csv
 import json
 import os
 import resource
 import sys
 import time
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -19,6 +21,21 @@ def arguments() -> tuple[str, Path, Path, dict[str, str]]:
     case, data, work, *flags = sys.argv[1:]
     pairs = (flag.partition("=") for flag in flags)
     return case, Path(data), Path(work), {name: value for name, _, value in pairs}
+
+
+def rows_to_predict(data: Path, work: Path, flags: dict[str, str]) -> tuple[Path, int]:
+    """Return a CSV file of sentences, and how many there are."""
+    num_rows = int(flags.get("rows", 2000))
+    lines = (data / "sst2/train.csv").read_text().splitlines()[: num_rows + 1]
+    file = work / f"{num_rows}.csv"
+    file.write_text("\n".join(lines) + "\n")
+    return file, num_rows
+
+
+def texts_to_continue(data: Path) -> list[str]:
+    """Return 32 sentences."""
+    with (data / "sst2/validation.csv").open() as file:
+        return [row["sentence"] for row in islice(csv.DictReader(file), 32)]
 
 
 class Clock(TrainerCallback):

@@ -9,15 +9,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from clock import Clock, arguments, now, report
+from clock import Clock, arguments, now, report, rows_to_predict, texts_to_continue
 
 import pipelines.cpu
+import pipelines.generate
 import pipelines.loss_head
 import pipelines.models
 import pipelines.run
 import pipelines.trainer
 import pipelines.training
-from pipelines.recipe import Int8, Lora, Model, Recipe, Scratch, Tokenizer, Train
+from pipelines.recipe import NF4, Int8, Lora, Model, Recipe, Scratch, Tokenizer, Train
 from pipelines.tasks import CausalLM, DatasetSource, QuestionAnswering, TextClassification
 
 OWN_WORK = {
@@ -64,7 +65,7 @@ def recipe_for(case: str, data: Path, work: Path, flags: dict[str, str]) -> Reci
                 steps, options["train"] = 400, replace(train, save_steps=100)
         case "gpt2-124m":
             task, model = CausalLM(dataset=text, block_size=256), Scratch(tokenizer=gpt2)
-            steps, batch = 6, int(flags.get("batch", 2))
+            steps, batch = 6, 2
         case "gpt2-124m-full":
             task, model = CausalLM(dataset=text), Scratch(tokenizer=gpt2)
             steps, batch = 30, 16
@@ -95,6 +96,11 @@ def recipe_for(case: str, data: Path, work: Path, flags: dict[str, str]) -> Reci
             model, steps, batch = Scratch(size="mini", tokenizer=gpt2), 41, 8
         case "sst2-lora":
             task, model, steps, batch = classify, Model(name_or_path=str(work / "small")), 41, 64
+            base = {"8bit": Int8(), "4bit": NF4()}.get(flags.get("base", ""))
+            options |= {"lora": Lora(), "quantization": base}
+        case "make-generate":
+            task, steps, batch = CausalLM(dataset=text, block_size=64), 1, 16
+            model = Model(name_or_path=str(work / "small"))
             options["lora"] = Lora()
         case "large-lora-8bit" | "large-full" | "xl-lora-8bit" | "xl-full":
             size, _, rest = case.partition("-")
@@ -104,6 +110,7 @@ def recipe_for(case: str, data: Path, work: Path, flags: dict[str, str]) -> Reci
                 options |= {"lora": Lora(), "quantization": Int8()}
         case _:
             raise SystemExit(f"no case {case!r}")
+    steps, batch = int(flags.get("steps", steps)), int(flags.get("batch", batch))
     options["train"] = replace(options["train"], max_steps=steps, global_batch_size=batch)
     return Recipe(name="ours", task=task, model=model, output_dir=str(work / case), **options)
 
@@ -115,6 +122,8 @@ def leave_out(means: str) -> None:
             torch.cpu.get_capabilities = dict
         case "memory":
             pipelines.cpu.keep_memory = lambda: None
+        case "kernels":
+            pipelines.cpu.keep_few_kernels = lambda: None
         case "attention":
             pipelines.cpu.FUSED_ATTENTION_TOKENS = 0
         case "gelu":
@@ -130,17 +139,45 @@ def leave_out(means: str) -> None:
             raise SystemExit(f"no means {means!r}")
 
 
-def predict(data: Path, work: Path) -> None:
-    """Report the rows per second of a prediction."""
-    from pipelines.data import read_file
+def predict(data: Path, work: Path, flags: dict[str, str]) -> None:
+    """Report the rows per second of a prediction, written to a file as the command writes it."""
     from pipelines.hub import load_adapter
+    from pipelines.output import answer_file
     from pipelines.predict import predict
 
     loaded = load_adapter(work / "make-predict")
-    examples = read_file(work / "rows.csv")
+    file, num_rows = rows_to_predict(data, work, flags)
+    out = work / "predicted.jsonl"
+    for old in work.glob(f"{out.name}*"):
+        old.unlink()
     start = now()
-    predict(loaded, examples)
-    report(rate=len(list(examples.rows)) / (now() - start))
+    answer_file(file, lambda rows: predict(loaded, rows), out, {}, chunk_size=512)
+    report(rate=num_rows / (now() - start))
+
+
+def generate(data: Path, work: Path, flags: dict[str, str]) -> None:
+    """Report the texts per second that are continued by 64 tokens each, the second time."""
+    from pipelines.hub import load_adapter
+    from pipelines.tasks.base import Generation
+
+    folder = work / ("make-generate" if "adapter" in flags else "merged")
+    loaded = load_adapter(folder, precision=flags.get("base", "fp32"))
+    prompts = loaded.tokenizer(texts_to_continue(data))["input_ids"]
+    if "static" in flags:
+        config = pipelines.generate.generation_config
+
+        def static(*arguments):
+            found = config(*arguments)
+            found.cache_implementation = "static"
+            return found
+
+        pipelines.generate.generation_config = static
+    options = Generation(max_new_tokens=64)
+    for _ in range(2):  # the first time compiles, where decoding is compiled
+        start = now()
+        pipelines.generate.continue_prompts(loaded.model, loaded.tokenizer, prompts, options)
+        seconds = now() - start
+    report(rate=len(prompts) / seconds)
 
 
 def seconds_of_own_work() -> dict[str, float]:
@@ -169,10 +206,14 @@ def main() -> None:
     """Run a case and report its number."""
     case, data, work, flags = arguments()
     if case == "predict":
-        return predict(data, work)
+        return predict(data, work, flags)
+    if case == "generate":
+        return generate(data, work, flags)
     recipe = recipe_for(case, data, work, flags)
     if "without" in flags:
         leave_out(flags["without"])
+    if "attention" in flags:
+        pipelines.cpu.FUSED_ATTENTION_TOKENS = {"plain": 2**62, "fused": 0}[flags["attention"]]
     clock = Clock(WARMUPS.get(case, 1))
     build = pipelines.run.build_trainer
 
@@ -186,6 +227,10 @@ def main() -> None:
     start = now()
     pipelines.run.run(recipe)
     total = now() - start
+    if case == "make-generate":
+        from pipelines.merge import merge
+
+        merge(work / case, work / "merged", rescore=False)
     if case == "overhead":
         report(rate=spent["own_seconds"] / total)
     else:

@@ -4,9 +4,10 @@ python scripts/benchmarks/plain_trainer.py CASE DATA WORK [NAME=VALUE ...]
 """
 
 import os
+from functools import partial
 from pathlib import Path
 
-from clock import Clock, arguments, now, report
+from clock import Clock, arguments, now, report, rows_to_predict, texts_to_continue
 from datasets import Dataset, load_dataset
 from transformers import (
     AutoTokenizer,
@@ -115,16 +116,33 @@ def answerer(case: str, data: Path, tokenizer):
     return GPT2ForQuestionAnswering(config), rows, DataCollatorWithPadding(tokenizer)
 
 
+def use(case: str, data: Path, work: Path, flags: dict[str, str]) -> None:
+    """Report the rows per second of a transformers pipeline, one row a batch unless told.
+
+    Not of its first call.
+    """
+    device = os.environ["BENCHMARK_DEVICE"]
+    if case == "predict":
+        file, _ = rows_to_predict(data, work, flags)
+        rows = load_dataset("csv", data_files=str(file), split="train")["sentence"]
+        classify = pipeline("text-classification", model=str(work / "make-predict"), device=device)
+        call = partial(classify, batch_size=int(flags.get("batch", 1)))
+    else:
+        rows = texts_to_continue(data)
+        dtype = {"bf16": "bfloat16"}.get(flags.get("base", ""), "float32")
+        write = pipeline("text-generation", model=str(work / "merged"), device=device, dtype=dtype)
+        call = partial(write, max_new_tokens=64, do_sample=False)
+    call(list(rows[:2]))
+    start = now()
+    call(list(rows))
+    report(rate=len(rows) / (now() - start))
+
+
 def main() -> None:
     """Run a case and report its number."""
     case, data, work, flags = arguments()
-    if case == "predict":
-        classify = pipeline("text-classification", model=str(work / "make-predict"), device="cpu")
-        rows = load_dataset("csv", data_files=str(work / "rows.csv"), split="train")["sentence"]
-        start = now()
-        classify(list(rows))
-        report(rate=len(rows) / (now() - start))
-        return
+    if case in ("predict", "generate"):
+        return use(case, data, work, flags)
     tokenizer = AutoTokenizer.from_pretrained(data / "gpt2_tokenizer")
     tokenizer.pad_token = tokenizer.eos_token
     steps = {
@@ -148,7 +166,7 @@ def main() -> None:
         model, rows, collator = classifier(case, data, work, tokenizer, num_rows)
     arguments_of_trainer = TrainingArguments(
         output_dir=str(work / "plain"),
-        max_steps=steps.get(case, 21),
+        max_steps=int(flags.get("steps", steps.get(case, 21))),
         per_device_train_batch_size=batch // int(flags.get("processes", 1)),
         dataloader_num_workers=int(flags.get("workers", 0)),
         logging_steps=10,

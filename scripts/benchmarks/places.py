@@ -1,0 +1,35 @@
+"""Places that a model computes for each token of random batches, padded or packed.
+
+python scripts/benchmarks/places.py CASE DATA WORK batch=ROWS [padded]
+"""
+
+import random
+
+from clock import arguments, report
+from ours import recipe_for
+
+from pipelines.data import check_splits, load_splits
+from pipelines.models import load_tokenizer
+from pipelines.packing import plan
+
+
+def main() -> None:
+    """Report the places of an epoch over its tokens."""
+    case, data, work, flags = arguments()
+    recipe, batch = recipe_for(case, data, work, flags), int(flags["batch"])
+    task = recipe.task
+    splits, labels = check_splits(task, load_splits(task.dataset), None)
+    tokenizer = load_tokenizer(recipe.model, [], max_length=task.length)
+    train = task.features(splits.train, tokenizer, labels, training=True)
+    lengths = [len(row["input_ids"]) for row in train.dataset]
+    random.Random(0).shuffle(lengths)
+    places = 0
+    for start in range(0, len(lengths), batch):
+        of_batch = lengths[start : start + batch]
+        found = None if "padded" in flags else plan(of_batch)
+        places += len(of_batch) * max(of_batch) if found is None else found[0].numel()
+    report(rate=places / sum(lengths))
+
+
+if __name__ == "__main__":
+    main()
