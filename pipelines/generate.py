@@ -103,13 +103,20 @@ def check_room(model: Any, prompts: Sequence[list[int]], where: Callable[[int], 
 
 @contextmanager
 def writing(model: Any) -> Iterator[None]:
-    """Switch dropout and the model's own defaults of generation off, and on again as they were."""
+    """Switch dropout and the model's own defaults of generation off, and on again as they were.
+
+    Meanwhile the head gets the last states of the prompts as a tensor of their own. A slice, and a
+    frozen head, as adapters have it: torch would copy the head's weights for each row.
+    """
     training, defaults = model.training, model.generation_config
     model.eval()
     model.generation_config = GenerationConfig()
+    head = model.get_output_embeddings()
+    whole = head.register_forward_pre_hook(lambda head, args: (args[0].contiguous(),))
     try:
         yield
     finally:
+        whole.remove()
         model.generation_config = defaults
         model.train(training)
 

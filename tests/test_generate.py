@@ -8,6 +8,7 @@ from logging import ERROR, getLogger
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from pipelines.errors import RecipeError
@@ -203,6 +204,22 @@ def test_tokens_are_drawn_by_their_probability(model, tokenizer):
         found = texts.count(tokenizer.decode([token])) / 2000
         assert found == pytest.approx(share, abs=4 * (share * (1 - share) / 2000) ** 0.5)
     assert sum(texts.count(tokenizer.decode([token])) for token in ids.tolist()) == 2000
+
+
+def test_a_frozen_head_is_not_copied_for_each_row(model, tokenizer, prompts):
+    class Products(TorchDispatchMode):
+        largest = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function in (torch.ops.aten.bmm.default, torch.ops.aten.mm.default):
+                self.largest = max(self.largest, args[1].numel())
+            return function(*args, **(kwargs or {}))
+
+    model.requires_grad_(False)
+    with Products() as products:
+        continue_prompts(model, tokenizer, prompts, GREEDY)
+    assert products.largest == model.lm_head.weight.numel()
+    assert not model.lm_head._forward_pre_hooks
 
 
 def test_a_seed_draws_again_what_it_drew(model, tokenizer, prompts):
