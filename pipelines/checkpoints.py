@@ -243,10 +243,10 @@ class StopSignals(TrainerCallback):
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder for this run. Raise RecipeError, naming the process, when another has it."""
-    if not PartialState().is_main_process:
-        yield
-        return
+    """Hold a folder for this run. Raise RecipeError, naming the process, when another has it.
+
+    Every rank makes the folder, since any may be the first to look at its disk; the first holds it.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("a+")
@@ -254,6 +254,9 @@ def locked(folder: Path) -> Iterator[None]:
         text = f"{folder} cannot be written: {error.strerror}."
         raise RecipeError([Problem("output_dir", text)]) from None
     with lock:
+        if not PartialState().is_main_process:
+            yield
+            return
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -340,6 +340,16 @@ t.StepLog = Signalling
 """
 
 
+SLOW_RANK_0 = """
+import os, time, pipelines.run as r
+pin = r.pin
+def slow(recipe):
+    time.sleep(5 * (os.environ["RANK"] == "0"))
+    return pin(recipe)
+r.pin = slow
+"""
+
+
 def launch_two(recipe, place, before="") -> subprocess.CompletedProcess:
     """Run a recipe on two processes, as a user would: nothing but the config says "CPU"."""
     config = str(ROOT / "accelerate_configs" / "cpu_2_processes.yaml")
@@ -357,7 +367,7 @@ def test_two_processes_resume_to_the_same_bytes(checkpoint, helpdesk, tmp_path):
     # two steps an epoch: they stop in the middle of the second
     train = replace(TRAIN, global_batch_size=32)
     recipe = replace(recipe, train=train)
-    done = launch_two(recipe, tmp_path)
+    done = launch_two(recipe, tmp_path, SLOW_RANK_0)  # rank 1 is the first in the run's folder
     assert done.returncode == 0, done.stderr[-2000:]
 
     stopped = replace(recipe, output_dir=str(tmp_path / "stopped"))
