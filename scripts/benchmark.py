@@ -249,6 +249,9 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path, help="file for the rows")
     options = parser.parse_args()
+    known = [each.name for each in (CURVES if options.curves else SUITES[options.suite])]
+    if unknown := set(options.case or ()) - set(known):
+        parser.error(f"--case: {', '.join(sorted(unknown))} is none of: {'; '.join(known)}")
     peers = {n: Path(p) for n, p in (peer.split("=", 1) for peer in options.peer)}
     rows: list[dict] = []
 
