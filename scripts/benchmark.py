@@ -26,6 +26,15 @@ from pathlib import Path
 from benchmarks.cases import CURVES, SUITES, Case, Curve, Side
 
 HERE = Path(__file__).resolve().parent
+NEEDED = (
+    "shakespeare/input.txt",
+    "sst2/train.csv",
+    "sst2/validation.csv",
+    "xquad/xquad.en.json",
+    "gpt2_tokenizer",
+)
+PEERS = {"nanogpt": "train.py"}
+"""Whom a checkout can be given of, and the script that it must hold."""
 SMALLER_IS_BETTER = ("seconds", "MB", "share", "places")
 
 
@@ -231,12 +240,32 @@ def draw(points: list[dict], file: Path) -> None:
     figure.savefig(file, dpi=100)
 
 
+def folder_of_data(given: str) -> Path:
+    """Return the folder, if all that the cases read is there."""
+    missing = [name for name in NEEDED if not (Path(given) / name).exists()]
+    if missing:
+        raise argparse.ArgumentTypeError(f"{given} has no {', '.join(missing)}")
+    return Path(given)
+
+
+def checkout(given: str) -> tuple[str, Path]:
+    """Return name and folder of a peer, from `name=PATH`."""
+    name, _, path = given.partition("=")
+    if name not in PEERS:
+        raise argparse.ArgumentTypeError(f"{name!r} is none of: {', '.join(PEERS)}")
+    if not (Path(path) / PEERS[name]).is_file():
+        raise argparse.ArgumentTypeError(f"{path!r} has no {PEERS[name]}")
+    return name, Path(path)
+
+
 def main() -> None:
     """Run the cases or the curves, print their table and write their rows."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder of the data")
+    parser.add_argument("--data", type=folder_of_data, required=True, help="folder of the data")
     parser.add_argument("--suite", choices=SUITES, default="cpu")
-    parser.add_argument("--peer", action="append", default=[], help="name=PATH of a checkout")
+    parser.add_argument(
+        "--peer", type=checkout, action="append", default=[], help="nanogpt=PATH of a checkout"
+    )
     parser.add_argument("--case", action="append", help="only these cases, or curves")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--warmups", type=int, default=1, help="rounds that are not counted")
@@ -252,7 +281,8 @@ def main() -> None:
     known = [each.name for each in (CURVES if options.curves else SUITES[options.suite])]
     if unknown := set(options.case or ()) - set(known):
         parser.error(f"--case: {', '.join(sorted(unknown))} is none of: {'; '.join(known)}")
-    peers = {n: Path(p) for n, p in (peer.split("=", 1) for peer in options.peer)}
+    if options.rounds < 1 or options.warmups < 0:
+        parser.error("--rounds: at least 1; --warmups: at least 0")
     rows: list[dict] = []
 
     def add(more: list[dict]) -> None:
@@ -265,7 +295,7 @@ def main() -> None:
         bench = Bench(
             options.data,
             Path(work),
-            peers,
+            dict(options.peer),
             options.rounds,
             options.warmups,
             options.clock,

@@ -189,6 +189,15 @@ CPU = (
         **GPT2,
     ),
     Case(
+        "loss of 2,048 tokens",
+        Side("loss", "loss"),
+        {
+            "automatic chunks": (Side("loss", "loss", ("automatic",)), None),
+            "all logits at once": (Side("loss", "loss", ("whole",)), None),
+        },
+        "steps/s",
+    ),
+    Case(
         "8-bit AdamW, GPT-2 large",
         Side("ours", "large-full", ("optim=adamw_bnb_8bit",)),
         {"AdamW": (Side("ours", "large-full"), None)},

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from clock import arguments, now, report
+from side import arguments, now, report
 
 CASES = {
     "shakespeare": {

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from clock import Clock, arguments, now, report, rows_to_predict, texts_to_continue
+from side import Clock, arguments, now, report, rows_to_predict, texts_to_continue
 
 import pipelines.cpu
 import pipelines.generate

@@ -5,8 +5,8 @@ python scripts/benchmarks/places.py CASE DATA WORK batch=ROWS [padded]
 
 import random
 
-from clock import arguments, report
 from ours import recipe_for
+from side import arguments, report
 
 from pipelines.data import check_splits, load_splits
 from pipelines.models import load_tokenizer

@@ -7,8 +7,8 @@ import os
 from functools import partial
 from pathlib import Path
 
-from clock import Clock, arguments, now, report, rows_to_predict, texts_to_continue
 from datasets import Dataset, load_dataset
+from side import Clock, arguments, now, report, rows_to_predict, texts_to_continue
 from transformers import (
     AutoTokenizer,
     DataCollatorForLanguageModeling,

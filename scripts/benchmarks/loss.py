@@ -1,0 +1,46 @@
+"""Losses and their gradients by a language model's head: 2,048 tokens, 768 wide, GPT-2's words.
+
+python scripts/benchmarks/loss.py loss DATA WORK [automatic] [whole]
+"""
+
+import torch
+import torch.nn.functional as F
+from side import arguments, now, report
+
+import pipelines.loss_head
+from pipelines.cpu import prepare_cpu
+from pipelines.loss_head import LossHead
+
+TOKENS, WIDTH, VOCABULARY = 2048, 768, 50257
+
+
+def main() -> None:
+    """Report losses of so many tokens a second, the first one left out."""
+    *_, flags = arguments()
+    prepare_cpu(TOKENS)
+    torch.manual_seed(0)
+    hidden = torch.randn(1, TOKENS, WIDTH, requires_grad=True)
+    head = LossHead(WIDTH, VOCABULARY, bias=False)
+    labels = torch.randint(0, VOCABULARY, (1, TOKENS))
+    head.labels = labels
+    if "whole" in flags:
+        pipelines.loss_head.CHUNK = 2**62
+
+    def step() -> None:
+        if "automatic" in flags:
+            options = torch.nn.LinearCrossEntropyOptions()
+            rows = hidden.flatten(0, 1)
+            loss = F.linear_cross_entropy(rows, head.weight, labels.flatten(), options=options)
+        else:
+            loss = head(hidden)
+        loss.backward()
+
+    step()
+    start = now()
+    for _ in range(3):
+        step()
+    report(rate=3 / (now() - start))
+
+
+if __name__ == "__main__":
+    main()
