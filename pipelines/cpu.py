@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of glibc's malloc.h
-KERNELS = 64
-"""What oneDNN keeps of its kernels, each for matrices of one shape: enough for a step's shapes."""
+KERNELS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256", "LRU_CACHE_CAPACITY": "64"}
+"""What oneDNN, and torch before it, keep of kernels: those of a few steps, and of one."""
 FUSED_ATTENTION_TOKENS = 384
 """Rows up to this length take attention in plain products, which are faster than fused there."""
 
@@ -56,14 +56,14 @@ def keep_memory() -> None:
 
 
 def keep_few_kernels() -> None:
-    """Keep oneDNN from holding kernels of steps gone by, in which matrices had other shapes.
+    """Keep oneDNN from holding kernels of steps long gone, in which matrices had other shapes.
 
-    It holds the latest 1,024, torch as many again: a gigabyte or two, strewn over the memory that
-    is kept for the next step. What is set in the environment already stands. No effect after the
-    first product by oneDNN.
+    It makes one for each shape and holds the latest 1,024, torch as many again: a gigabyte or two,
+    strewn over the memory that is kept for the next step. What is set in the environment already
+    stands. No effect after the first product by oneDNN.
     """
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS))
-    os.environ.setdefault("LRU_CACHE_CAPACITY", str(KERNELS))
+    for name, capacity in KERNELS.items():
+        os.environ.setdefault(name, capacity)
 
 
 def give_memory_back() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipelines.tasks.base import MULTIPLE, round_up
 from pipelines.trainer import RecipeTrainer
 
 WORTH = 0.9  # a batch is packed where that leaves at most this share of its cost
@@ -45,11 +46,12 @@ def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
 
 
 def fitted(lengths: Sequence[int]) -> tuple[list[list[int]], int]:
-    """Return the cheapest bins for the rows of a batch, and how much of a bin the fullest uses."""
+    """Return the cheapest bins for the rows of a batch, and the length that they are given."""
     found = []
     for capacity in CAPACITIES:
         bins = best_fit(lengths, int(capacity * max(lengths)))
-        found.append((bins, max(sum(lengths[row] for row in each) for each in bins)))
+        used = max(sum(lengths[row] for row in each) for each in bins)
+        found.append((bins, round_up(used, MULTIPLE)))
     return min(found, key=lambda each: cost(len(each[0]), each[1]))
 
 
@@ -58,23 +60,22 @@ def cost(num_rows: int, length: int) -> float:
     return num_rows * length * (1 + length / LONG)
 
 
-def plan(lengths: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Return how to pack a batch of rows padded on the right, or None where it is not worth it.
+def plan(lengths: Sequence[int], width: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Return how to pack rows padded on the right to a `width`, or None where it is not worth it.
 
     The first tensor, (packed rows, packed length), holds the place in the flat padded batch of each
-    token; padding takes place 0 again. The second, (rows, length), leads back.
+    token; padding takes place 0 again. The second, (rows, width), leads back.
     """
-    longest = max(lengths)
     bins, used = fitted(lengths)
-    if cost(len(bins), used) > WORTH * cost(len(lengths), longest):
+    if cost(len(bins), used) > WORTH * cost(len(lengths), width):
         return None
     packed = np.zeros((len(bins), used), dtype=np.int64)
-    back = np.zeros((len(lengths), longest), dtype=np.int64)
+    back = np.zeros((len(lengths), width), dtype=np.int64)
     for number, rows in enumerate(bins):
         start = 0
         for row in rows:
             places = np.arange(lengths[row])
-            packed[number, start : start + lengths[row]] = row * longest + places
+            packed[number, start : start + lengths[row]] = row * width + places
             back[row, : lengths[row]] = number * used + start + places
             start += lengths[row]
     return torch.from_numpy(packed), torch.from_numpy(back)
@@ -145,7 +146,7 @@ def with_plan(collate: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> Any:
 
     def batch(rows: list[dict[str, Any]]) -> dict[str, Any]:
         inputs = collate(rows)
-        found = plan([len(row["input_ids"]) for row in rows])
+        found = plan([len(row["input_ids"]) for row in rows], inputs["input_ids"].shape[1])
         return inputs if found is None else inputs | {"plan": found}
 
     return batch

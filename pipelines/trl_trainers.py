@@ -155,6 +155,7 @@ def trl_trainer(
         options["train_dataset"] = options["eval_dataset"]
     else:
         options["train_dataset"] = Dataset.from_list(options["train_dataset"])
+    defaults = OWN_DEFAULTS | {"pad_to_multiple_of": task.pad_to_multiple_of}
     if isinstance(task, InstructionTuning):
         config = arguments(
             SFTConfig,
@@ -162,8 +163,8 @@ def trl_trainer(
             packing=task.packing,
             eval_packing=False,
             label_smoothing_factor=task.label_smoothing,
-            **OWN_DEFAULTS,
+            **defaults,
         )
         return InstructionTrainer(args=config, task=task, held_out=held_out, **options)
-    config = arguments(DPOConfig, beta=task.beta, max_length=None, **OWN_DEFAULTS)
+    config = arguments(DPOConfig, beta=task.beta, max_length=None, **defaults)
     return PreferenceTrainer(args=config, **options)

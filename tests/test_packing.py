@@ -41,24 +41,36 @@ def test_bins_hold_every_row_once_and_no_more_than_their_capacity(lengths, more)
     assert len(bins) == 1 or sums[0] + sums[1] > capacity  # or one bin would hold both
 
 
-@given(st.lists(st.integers(1, 50), min_size=1, max_size=40))
-def test_a_plan_leads_every_token_there_and_back(lengths):
-    found = plan(lengths)
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(0, 7))
+def test_a_plan_leads_every_token_there_and_back(lengths, more):
+    width = max(lengths) + more
+    found = plan(lengths, width)
     if found is None:
         return
     packed, back = found
-    longest = max(lengths)
-    assert packed.numel() < len(lengths) * longest
-    padded = torch.arange(len(lengths) * longest).view(-1, longest)
+    assert packed.numel() < len(lengths) * width
+    assert packed.shape[1] % 8 == 0 and back.shape == (len(lengths), width)
+    padded = torch.arange(len(lengths) * width).view(-1, width)
     returned = padded.flatten()[packed].flatten()[back]
     for row, length in enumerate(lengths):
         assert returned[row, :length].tolist() == padded[row, :length].tolist()
-        assert (packed.flatten()[back[row, :length]] % longest).tolist() == list(range(length))
+        assert (packed.flatten()[back[row, :length]] % width).tolist() == list(range(length))
+
+
+@pytest.mark.parametrize(("most", "multiple"), [(64, 8), (100, 4), (7, 1)])
+def test_batches_have_few_lengths_none_longer_than_the_longest_row(most, multiple):
+    task = TextClassification(dataset=DatasetSource(path="rows"), max_length=most)
+    found = set()
+    for length in range(1, most + 1):
+        batch = task.collate(0)([{"input_ids": [5] * length}, {"input_ids": [5]}])
+        assert batch["attention_mask"].sum(1).tolist() == [length, 1]
+        found.add(batch["input_ids"].shape[1])
+    assert found == set(range(multiple, most + 1, multiple))
 
 
 def test_a_batch_of_equal_rows_is_not_packed():
-    assert plan([7, 7, 7]) is None
-    assert plan([7, 7, 6]) is None
+    assert plan([7, 7, 7], 8) is None
+    assert plan([7, 7, 6], 8) is None
 
 
 def tiny(kind, initializer_range=0.3):
@@ -78,7 +90,7 @@ def test_a_packed_batch_has_the_outputs_and_gradients_of_the_padded_one(kind):
     rows = [
         {"input_ids": torch.randint(1, 300, (n,), generator=generator).tolist()} for n in LENGTHS
     ]
-    inputs = pad_inputs(rows, 0)
+    inputs = pad_inputs(rows, 0, 8)
     real = inputs["attention_mask"].bool()
     packing = Packing(model.base_model)
     shapes = []
@@ -94,7 +106,7 @@ def test_a_packed_batch_has_the_outputs_and_gradients_of_the_padded_one(kind):
         return values + [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
     padded = outputs_and_gradients(None)
-    packed = outputs_and_gradients(plan(LENGTHS))
+    packed = outputs_and_gradients(plan(LENGTHS, inputs["input_ids"].shape[1]))
     assert shapes[0] == real.numel()
     assert shapes[1] < 0.5 * shapes[0]
     for expected, got in zip(padded, packed, strict=True):
@@ -195,7 +207,7 @@ def plans(monkeypatch):
     """The plans of the batches of a run."""
     found = []
     monkeypatch.setattr(
-        "pipelines.packing.plan", lambda lengths: found.append(plan(lengths)) or found[-1]
+        "pipelines.packing.plan", lambda *batch: found.append(plan(*batch)) or found[-1]
     )
     return found
 

@@ -12,6 +12,7 @@ from pipelines.data import load_splits
 from pipelines.models import build_model
 from pipelines.recipe import Model, Recipe, Train
 from pipelines.sampling import RowOrder
+from pipelines.tasks.base import round_up
 from pipelines.training import build_trainer, score_of
 
 NUM_ROWS = 4000
@@ -66,7 +67,7 @@ def test_a_score_is_that_of_the_rows_in_their_order(name, tasks, checkpoint, tok
     lengths = [len(row["input_ids"]) for row in held_out.dataset]
     assert lengths != sorted(lengths, reverse=True) or name == "causal_lm"
     collate = task.collate(tokenizer.pad_token_id)
-    longest = max(lengths)
+    longest = round_up(max(lengths), task.pad_to_multiple_of)
     rows, targets = [], []
     for row in held_out.dataset:
         batch = collate([row])
@@ -75,8 +76,8 @@ def test_a_score_is_that_of_the_rows_in_their_order(name, tasks, checkpoint, tok
             out = trainer.model(**{k: v for k, v in batch.items() if k != "labels"})
         logits = (out.start_logits, out.end_logits) if "start_logits" in out else out.logits
         if name == "causal_lm":
-            ids = batch["input_ids"]
-            logits = F.cross_entropy(logits[0, :-1], ids[0, 1:], reduction="none")[None]
+            following = batch["labels"][0, 1:]  # of padding none
+            logits = F.cross_entropy(logits[0, :-1], following, reduction="none")[None]
         found = task.reduce_logits(logits, batch["labels"])[0].numpy()
         if name == "question_answering":
             found = np.pad(found, ((0, longest - len(found)), (0, 0)))

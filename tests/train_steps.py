@@ -23,7 +23,7 @@ PLAN = pipelines.packing.plan
 def steps(recipe: Recipe) -> list[dict]:
     """Return loss and gradient norm of each step, and how many batches were packed."""
     plans = []
-    pipelines.packing.plan = lambda lengths: plans.append(PLAN(lengths)) or plans[-1]
+    pipelines.packing.plan = lambda *batch: plans.append(PLAN(*batch)) or plans[-1]
     set_seed(recipe.train.seed)
     splits = load_splits(recipe.task.dataset)
     labels = recipe.task.labels(splits.train)

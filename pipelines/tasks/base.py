@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -13,6 +14,9 @@ from annotated_types import Ge, Gt, Le, Lt
 if TYPE_CHECKING:
     import torch
     from transformers import EvalPrediction, PreTrainedTokenizerBase
+
+MULTIPLE = 8
+"""Of which batches are padded to: few lengths, whose kernels a CPU makes once and keeps."""
 
 
 class DataError(ValueError):
@@ -180,6 +184,11 @@ class Task:
         """Return the tokens of the longest row."""
         return int(getattr(self, self.length_field))
 
+    @property
+    def pad_to_multiple_of(self) -> int:
+        """Return what divides the length of a padded batch; it divides that of the longest row."""
+        return math.gcd(MULTIPLE, self.length)
+
     def problems(self) -> Iterator[tuple[str, str]]:
         """Yield option and message for what no type can say."""
         yield from ()
@@ -233,7 +242,7 @@ class Task:
         def batch(rows: list[dict[str, Any]]) -> dict[str, Any]:
             import torch
 
-            inputs = pad_inputs(rows, pad_token_id)
+            inputs = pad_inputs(rows, pad_token_id, self.pad_to_multiple_of)
             if "labels" in rows[0]:
                 inputs["labels"] = torch.tensor([row["labels"] for row in rows])
             return inputs
@@ -334,23 +343,28 @@ def check_truncated(examples: Examples, num_cut: int, num_rows: int, allowed: fl
         )
 
 
-def pad_right(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
-    """Return (rows, longest) token ids."""
+def round_up(length: int, multiple: int) -> int:
+    """Return the first multiple that is no less than a length."""
+    return -(-length // multiple) * multiple
+
+
+def pad_right(rows: Sequence[Sequence[int]], value: int, multiple: int) -> torch.Tensor:
+    """Return token ids, (rows, length), a `multiple` that the longest row fits into."""
     import numpy as np
     import torch
 
-    padded = np.full((len(rows), max(map(len, rows))), value)
+    padded = np.full((len(rows), round_up(max(map(len, rows)), multiple)), value)
     for place, row in enumerate(rows):
         padded[place, : len(row)] = row
     return torch.from_numpy(padded)
 
 
-def pad_inputs(rows: list[dict[str, Any]], pad_token_id: int) -> dict[str, Any]:
+def pad_inputs(rows: list[dict[str, Any]], pad_token_id: int, multiple: int) -> dict[str, Any]:
     """Pad `input_ids` on the right; the mask comes from lengths, so a true EOS stays visible."""
     import torch
 
     ids = [row["input_ids"] for row in rows]
-    inputs = pad_right(ids, pad_token_id)
+    inputs = pad_right(ids, pad_token_id, multiple)
     lengths = torch.tensor([[len(row)] for row in ids])
     places = torch.arange(inputs.shape[1])
     return {"input_ids": inputs, "attention_mask": (places < lengths).long()}

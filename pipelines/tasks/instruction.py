@@ -82,8 +82,11 @@ class InstructionTuning(ReplyTask):
 
     def collate(self, pad_token_id):
         def batch(rows: list[dict[str, Any]]) -> dict[str, Any]:
-            inputs = pad_inputs(rows, pad_token_id)
-            return inputs | {"labels": pad_right([row["labels"] for row in rows], IGNORED)}
+            multiple = self.pad_to_multiple_of
+            inputs = pad_inputs(rows, pad_token_id, multiple)
+            return inputs | {
+                "labels": pad_right([row["labels"] for row in rows], IGNORED, multiple)
+            }
 
         return batch
 

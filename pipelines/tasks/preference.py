@@ -85,7 +85,7 @@ class PreferenceTuning(ReplyTask):
 
         def batch(rows: list[dict[str, Any]]) -> dict[str, Any]:
             ids = [{"input_ids": [*row["prompt_ids"], *row["chosen_ids"]]} for row in rows]
-            return pad_inputs(ids, pad_token_id)
+            return pad_inputs(ids, pad_token_id, self.pad_to_multiple_of)
 
         return batch
 

@@ -255,15 +255,19 @@ CURVES = (
         {"ours": Side("ours", "startup"), "plain Trainer": Side("plain_trainer", "startup")},
         "seconds",
     ),
-    Curve(
-        "steps",
-        (20, 60, 180),
-        {
-            "ours": Side("ours", "sst2"),
-            "ours, all kernels kept": Side("ours", "sst2", ("without=kernels",)),
-            "plain Trainer": Side("plain_trainer", "sst2"),
-        },
-        "rows/s",
+    *(
+        Curve(
+            f"steps, {name}",
+            (20, 60, 180),
+            {
+                "ours": Side("ours", name),
+                "ours, all kernels kept": Side("ours", name, ("without=kernels",)),
+                "plain Trainer": Side("plain_trainer", name),
+            },
+            "rows/s",
+            flag="steps",
+        )
+        for name in ("sst2", "xquad")
     ),
     Curve(
         "attention",
