@@ -119,19 +119,11 @@ class Packing:
 
 
 class PackedTrainer(RecipeTrainer):
-    """A RecipeTrainer that packs its training batches."""
+    """A RecipeTrainer that packs batches as their plans say."""
 
     def __init__(self, *, packing: Packing, **options: Any):
         super().__init__(**options)
         self.packing = packing
-
-    def get_train_dataloader(self) -> Any:
-        padded = self.data_collator
-        self.data_collator = with_plan(padded)
-        try:
-            return super().get_train_dataloader()
-        finally:
-            self.data_collator = padded
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         self.packing.plan = inputs.pop("plan", None)

@@ -35,20 +35,28 @@ class RecipeTrainer(Trainer):
         *,
         identity: dict[str, Any],
         where: Callable[[int], str],
+        train_collator: Callable[[list[dict[str, Any]]], dict[str, Any]] | None = None,
         **options: Any,
     ):
+        """Take another collator for training, where `data_collator` is for evaluation alone."""
         super().__init__(**options)
+        self.train_collator = train_collator
         self.identity = identity
         self.where = where  # names a training row
         self.step_rows: list[torch.Tensor] = []
         self.step_losses: list[torch.Tensor] = []
 
     def get_train_dataloader(self) -> Any:
+        in_evaluation = self.data_collator
+        self.data_collator = self.train_collator or in_evaluation
         # The number of each row goes through the loader with it: a step that fails names its rows.
         if isinstance(self.train_dataset, list):
             self.train_dataset = [row | {"row": i} for i, row in enumerate(self.train_dataset)]
             self.data_collator = with_rows(self.data_collator)
-        return super().get_train_dataloader()
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.data_collator = in_evaluation
 
     def _get_dataloader(self, *arguments: Any, **options: Any) -> Any:
         loader: Any = super()._get_dataloader(*arguments, **options)

@@ -21,7 +21,7 @@ from transformers import (
 from pipelines.errors import Problem, RecipeError
 from pipelines.loss_head import LanguageModelTrainer, with_loss_head
 from pipelines.optimizers import muon_factory
-from pipelines.packing import PackedTrainer, Packing, keeps_rows_apart
+from pipelines.packing import PackedTrainer, Packing, keeps_rows_apart, with_plan
 from pipelines.recipe import Recipe, Train
 from pipelines.report import StepLog
 from pipelines.tasks import CausalLM, InstructionTuning, PreferenceTuning
@@ -89,6 +89,8 @@ def build_trainer(
         )
     else:
         kind: Any = RecipeTrainer
+        pad_token_id = int(tokenizer.pad_token_id or 0)
+        in_training = task.collate(pad_token_id, task.pad_to_multiple_of)
         if isinstance(task, CausalLM):
             if task.packing == "bfd_split" and not keeps_rows_apart(inner.base_model):
                 text = f"{inner.config.model_type} does not keep documents of a row apart."
@@ -96,9 +98,11 @@ def build_trainer(
             kind = partial(LanguageModelTrainer, head=with_loss_head(inner))
         elif train is not None and keeps_rows_apart(inner.base_model):
             kind = partial(PackedTrainer, packing=Packing(inner.base_model))
+            in_training = with_plan(in_training)
         trainer = kind(
             args=arguments(TrainingArguments),
-            data_collator=task.collate(int(tokenizer.pad_token_id or 0)),
+            data_collator=task.collate(pad_token_id),
+            train_collator=in_training,
             compute_loss_func=loss,
             preprocess_logits_for_metrics=task.reduce_logits,
             **options,

@@ -62,7 +62,9 @@ def test_batches_have_few_lengths_none_longer_than_the_longest_row(most, multipl
     task = TextClassification(dataset=DatasetSource(path="rows"), max_length=most)
     found = set()
     for length in range(1, most + 1):
-        batch = task.collate(0)([{"input_ids": [5] * length}, {"input_ids": [5]}])
+        batch = task.collate(0, task.pad_to_multiple_of)(
+            [{"input_ids": [5] * n} for n in (length, 1)]
+        )
         assert batch["attention_mask"].sum(1).tolist() == [length, 1]
         found.add(batch["input_ids"].shape[1])
     assert found == set(range(multiple, most + 1, multiple))

@@ -12,7 +12,6 @@ from pipelines.data import load_splits
 from pipelines.models import build_model
 from pipelines.recipe import Model, Recipe, Train
 from pipelines.sampling import RowOrder
-from pipelines.tasks.base import round_up
 from pipelines.training import build_trainer, score_of
 
 NUM_ROWS = 4000
@@ -67,7 +66,7 @@ def test_a_score_is_that_of_the_rows_in_their_order(name, tasks, checkpoint, tok
     lengths = [len(row["input_ids"]) for row in held_out.dataset]
     assert lengths != sorted(lengths, reverse=True) or name == "causal_lm"
     collate = task.collate(tokenizer.pad_token_id)
-    longest = round_up(max(lengths), task.pad_to_multiple_of)
+    longest = max(lengths)
     rows, targets = [], []
     for row in held_out.dataset:
         batch = collate([row])

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from transformers import EvalPrediction, PreTrainedTokenizerBase
 
 MULTIPLE = 8
-"""Of which batches are padded to: few lengths, whose kernels a CPU makes once and keeps."""
+"""To which training batches are padded: few lengths, whose kernels a CPU makes once and keeps.
+
+Batches of like lengths, in evaluation, share theirs as they are.
+"""
 
 
 class DataError(ValueError):
@@ -186,7 +189,7 @@ class Task:
 
     @property
     def pad_to_multiple_of(self) -> int:
-        """Return what divides the length of a padded batch; it divides that of the longest row."""
+        """Return what divides the length of a training batch, and that of the longest row."""
         return math.gcd(MULTIPLE, self.length)
 
     def problems(self) -> Iterator[tuple[str, str]]:
@@ -236,13 +239,15 @@ class Task:
         """Return the tokens of an encoded row, by which rows are grouped."""
         return len(row["input_ids"])
 
-    def collate(self, pad_token_id: int) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
-        """Return the function that pads rows on the right to a batch."""
+    def collate(
+        self, pad_token_id: int, multiple: int = 1
+    ) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
+        """Return the function that pads rows on the right to a batch, as long as a `multiple`."""
 
         def batch(rows: list[dict[str, Any]]) -> dict[str, Any]:
             import torch
 
-            inputs = pad_inputs(rows, pad_token_id, self.pad_to_multiple_of)
+            inputs = pad_inputs(rows, pad_token_id, multiple)
             if "labels" in rows[0]:
                 inputs["labels"] = torch.tensor([row["labels"] for row in rows])
             return inputs

@@ -126,14 +126,14 @@ class CausalLM(Task):
             rows.append({"input_ids": np.concatenate(kept), "seq_lengths": lengths})
         return rows
 
-    def collate(self, pad_token_id):
+    def collate(self, pad_token_id, multiple=1):
         def batch(rows: list[dict[str, Any]]) -> dict[str, Any]:
-            inputs = pad_inputs(rows, pad_token_id, self.pad_to_multiple_of)
+            inputs = pad_inputs(rows, pad_token_id, multiple)
             mask = inputs["attention_mask"]
             inputs["labels"] = inputs["input_ids"].masked_fill(mask == 0, -100)
             if "seq_lengths" in rows[0]:
                 places = [list(chain(*map(range, row["seq_lengths"]))) for row in rows]
-                inputs["position_ids"] = pad_right(places, 0, self.pad_to_multiple_of)
+                inputs["position_ids"] = pad_right(places, 0, multiple)
                 # A document's first token does not follow from what stands before it
                 inputs["labels"].masked_fill_(inputs["position_ids"] == 0, -100)
             if mask.all() or "position_ids" in inputs:  # which keep documents apart without a mask

@@ -80,9 +80,8 @@ class InstructionTuning(ReplyTask):
         report = {"rows": len(rows), "rows_cut": num_cut, "prompts": len(prompts)}
         return Features(rows, report, num_rows=len(rows), context=prompts, where=examples.where)
 
-    def collate(self, pad_token_id):
+    def collate(self, pad_token_id, multiple=1):
         def batch(rows: list[dict[str, Any]]) -> dict[str, Any]:
-            multiple = self.pad_to_multiple_of
             inputs = pad_inputs(rows, pad_token_id, multiple)
             return inputs | {
                 "labels": pad_right([row["labels"] for row in rows], IGNORED, multiple)

@@ -80,12 +80,12 @@ class PreferenceTuning(ReplyTask):
         """Return the tokens of the prompt with the longer reply."""
         return len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
 
-    def collate(self, pad_token_id):
+    def collate(self, pad_token_id, multiple=1):
         """Return the function that pads prompts with their chosen replies."""
 
         def batch(rows: list[dict[str, Any]]) -> dict[str, Any]:
             ids = [{"input_ids": [*row["prompt_ids"], *row["chosen_ids"]]} for row in rows]
-            return pad_inputs(ids, pad_token_id, self.pad_to_multiple_of)
+            return pad_inputs(ids, pad_token_id, multiple)
 
         return batch
 
