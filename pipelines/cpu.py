@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of glibc's malloc.h
-KERNELS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256", "LRU_CACHE_CAPACITY": "64"}
+KERNELS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "192", "LRU_CACHE_CAPACITY": "64"}
 """What oneDNN, and torch before it, keep of kernels: those of a few steps, and of one."""
 FUSED_ATTENTION_TOKENS = 384
 """Rows up to this length take attention in plain products, which are faster than fused there."""

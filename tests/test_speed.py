@@ -212,7 +212,7 @@ for number in range(1, 1000):
 print(resident() - before)
 """
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert int(done.stdout) * 1024 < 300e6  # with all of them kept, 690e6
+    assert int(done.stdout) * 1024 < 200e6  # with all of them kept, 690e6
 
 
 PEAK_OF_LOADING = """
