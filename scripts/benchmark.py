@@ -64,6 +64,7 @@ class Bench:
             "BENCHMARK_CLOCK": self.clock,
             "BENCHMARK_START": str(time.time()),
             "BENCHMARK_DEVICE": self.device,
+            **side.environment,
         }
         with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
             process = subprocess.Popen(

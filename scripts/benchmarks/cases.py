@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True)
@@ -15,6 +15,8 @@ class Side:
     precision: str = "no"
     launched: str | None = None
     """Accelerate config, in place of one process."""
+    environment: dict[str, str] = field(default_factory=dict)
+    """What is set besides."""
 
 
 @dataclass(frozen=True)
@@ -242,6 +244,8 @@ GPU = (
 )
 SUITES = {"cpu": CPU, "gpu": GPU}
 
+NO_THREAD_CACHE = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=0"}
+"""Keeps glibc from holding the slivers that it cuts from tensors, which then cannot join again."""
 GROW = {"ours": Side("ours", "grow"), "plain Trainer": Side("plain_trainer", "grow")}
 CURVES = (
     Curve("sequence length", (64, 128, 256, 512, 1024), GROW, flag="sequence_length"),
@@ -261,6 +265,7 @@ CURVES = (
             (20, 60, 180),
             {
                 "ours": Side("ours", name),
+                "ours, no thread cache": Side("ours", name, environment=NO_THREAD_CACHE),
                 "ours, all kernels kept": Side("ours", name, ("without=kernels",)),
                 "plain Trainer": Side("plain_trainer", name),
             },
@@ -295,6 +300,7 @@ CURVES = (
         (1000, 4000, 16000),
         {
             "ours": Side("ours", "predict"),
+            "ours, no thread cache": Side("ours", "predict", environment=NO_THREAD_CACHE),
             "pipeline": Side("plain_trainer", "predict", ("batch=32",)),
         },
         "rows/s",
