@@ -52,18 +52,26 @@ class Done:
 
 
 def answer_file(
-    file: Path, answers: Answers, out: Path | None, made_by: dict[str, Any], *, chunk_size: int
+    file: Path,
+    answers: Answers,
+    out: Path | None,
+    made_by: dict[str, Any],
+    *,
+    chunk_size: int,
+    chunk_characters: int = sys.maxsize,
 ) -> None:
     """Write an answer for each row of `file` to `out`, or print it, in the order of the rows.
 
-    `answers` gets `chunk_size` rows at once; no more are held. What it says of a row follows the
-    row's `id`, if it has one. An `out` that the same command has begun is finished.
+    `answers` gets `chunk_size` rows at once, fewer where they come to `chunk_characters` of text;
+    no more are held. What it says of a row follows the row's `id`, if it has one. An `out` that the
+    same command has begun is finished.
 
     Raise DataError for a row that cannot be used, after those before it are written, RecipeError
     for an `out` of other rows or of another `made_by`, and CheckpointError for a full disk.
     """
+    sizes = (chunk_size, chunk_characters)
     if out is None:
-        for _, lines in answered(chunks(file, chunk_size), answers):
+        for _, lines in answered(chunks(file, *sizes), answers):
             sys.stdout.write("".join(lines))
             sys.stdout.flush()
         return
@@ -73,7 +81,7 @@ def answer_file(
         written.truncate(done.num_bytes)
         written.seek(done.num_bytes)
         advance(done.rows)
-        for examples, lines in answered(chunks(file, chunk_size, skip=done.rows), answers):
+        for examples, lines in answered(chunks(file, *sizes, skip=done.rows), answers):
             done = keep(written, out, done, examples, lines)
             advance(len(lines))
 
@@ -96,16 +104,22 @@ def keep(written: IO[bytes], out: Path, done: Done, examples: Examples, lines: l
     return done
 
 
-def chunks(file: Path, chunk_size: int, *, skip: int = 0) -> Iterator[Examples]:
+def chunks(
+    file: Path, chunk_size: int, chunk_characters: int, *, skip: int = 0
+) -> Iterator[Examples]:
     """Yield the rows after the first `skip`; those before a line that cannot be read first."""
     rows = islice(read_rows(file), skip, None)
     broken: DataError | None = None
     empty = not skip
     while broken is None:
         chunk: list[tuple[int, dict[str, Any]]] = []
+        characters = 0
         try:
             for numbered in islice(rows, chunk_size):
                 chunk.append(numbered)
+                characters += sum(len(str(value)) for value in numbered[1].values())
+                if characters >= chunk_characters:
+                    break
         except DataError as error:
             broken = error
         if not chunk:

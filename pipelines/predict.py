@@ -57,11 +57,28 @@ def predict_file(
     quiet()
     loaded = load_adapter(repo, revision, base=base, precision=precision)
     made_by = {"command": "predict", "result": loaded.sha256, "base": base, "precision": precision}
+    predict_rows(loaded, file, out, made_by, batch_size=batch_size)
+
+
+def predict_rows(
+    loaded: Loaded,
+    file: Path,
+    out: Path | None,
+    made_by: dict[str, Any],
+    *,
+    batch_size: int = 32,
+) -> None:
+    """Answer each row of a file with what is loaded.
+
+    The rows of many batches are sorted together, where they are short: long ones take long, and
+    are cut to lengths that are alike.
+    """
 
     def answers(examples: Examples) -> list[dict[str, Any]]:
         return predict(loaded, examples, batch_size=batch_size)
 
-    answer_file(file, answers, out, made_by, chunk_size=16 * batch_size)
+    sizes = {"chunk_size": 64 * batch_size, "chunk_characters": 8192 * batch_size}
+    answer_file(file, answers, out, made_by, **sizes)
 
 
 class Pipeline:

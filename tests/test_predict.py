@@ -103,6 +103,20 @@ def test_answers_stand_in_the_order_of_the_rows(tmp_path, chunk_size):
     assert out.stat().st_mtime_ns > before
 
 
+def test_a_chunk_ends_where_its_rows_come_to_so_much_text(tmp_path):
+    seen = []
+
+    def watched(examples):
+        seen.append([row["text"] for row in examples.rows])
+        return count(examples)
+
+    texts = ["ab", "c", "d", "efghij", "k", "l", "m", "n"]
+    file = write(tmp_path / "in.jsonl", [{"text": text} for text in texts])
+    answer_file(file, watched, tmp_path / "out.jsonl", MADE_BY, chunk_size=3, chunk_characters=4)
+    assert seen == [["ab", "c", "d"], ["efghij"], ["k", "l", "m"], ["n"]]
+    assert lines(tmp_path / "out.jsonl") == [{"length": len(text)} for text in texts]
+
+
 @pytest.mark.parametrize("half", [b"", b'{"id": 3, "le', b'{"id": 3, "length": 3}\n{"i'])
 def test_no_row_is_lost_or_doubled_wherever_it_stops(tmp_path, monkeypatch, half):
     class Killed(BaseException):

@@ -142,8 +142,7 @@ def leave_out(means: str) -> None:
 def predict(data: Path, work: Path, flags: dict[str, str]) -> None:
     """Report the rows per second of a prediction, written to a file as the command writes it."""
     from pipelines.hub import load_adapter
-    from pipelines.output import answer_file
-    from pipelines.predict import predict
+    from pipelines.predict import predict_rows
 
     loaded = load_adapter(work / "make-predict")
     file, num_rows = rows_to_predict(data, work, flags)
@@ -151,7 +150,7 @@ def predict(data: Path, work: Path, flags: dict[str, str]) -> None:
     for old in work.glob(f"{out.name}*"):
         old.unlink()
     start = now()
-    answer_file(file, lambda rows: predict(loaded, rows), out, {}, chunk_size=512)
+    predict_rows(loaded, file, out, {})
     report(rate=num_rows / (now() - start))
 
 
