@@ -13,25 +13,24 @@ import torch
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of glibc's malloc.h
 KERNELS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "192", "LRU_CACHE_CAPACITY": "64"}
 """What oneDNN, and torch before it, keep of kernels: those of a few steps, and of one."""
-FUSED_ATTENTION_TOKENS = 384
-"""Rows up to this length take attention in plain products, which are faster than fused there."""
 
 
-def prepare_cpu(num_tokens: int) -> None:
-    """Set the process up to compute on rows of at most `num_tokens`.
-
-    BENCHMARKS.md has what each means pays. Products of matrices go to oneDNN where it has AVX-512
-    kernels in full precision; MKL has none for other makers' processors than Intel's. What allows
-    oneDNN to round to bfloat16 does not make it do so, except on units for it (AMX).
-    """
+def prepare_cpu() -> None:
+    """Set the process up to compute. BENCHMARKS.md has what each means pays."""
     keep_memory()
     keep_few_kernels()
-    able = torch.cpu.get_capabilities()
-    onednn = bool(able.get("avx512_f")) and not able.get("amx_bf16")
+    # What allows oneDNN to round to bfloat16 does not make it do so, except on units for it (AMX)
     backend: Any = torch.backends.mkldnn
-    backend.matmul.fp32_precision = "bf16" if onednn else "ieee"
-    # CPUs obey this switch too. Fused attention multiplies tiles, each at oneDNN's cost of a call
-    torch.backends.cuda.enable_flash_sdp(not onednn or num_tokens > FUSED_ATTENTION_TOKENS)
+    backend.matmul.fp32_precision = "bf16" if has_onednn() else "ieee"
+
+
+def has_onednn() -> bool:
+    """Say whether oneDNN has AVX-512 kernels here, in full precision.
+
+    MKL has none for other makers' processors than Intel's.
+    """
+    able = torch.cpu.get_capabilities()
+    return bool(able.get("avx512_f")) and not able.get("amx_bf16")
 
 
 def slow_precision() -> Iterator[str]:

@@ -25,6 +25,7 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
+from pipelines.attention import use_plain_attention
 from pipelines.cpu import give_memory_back, prepare_cpu
 from pipelines.errors import Problem, RecipeError
 from pipelines.fields import nearest
@@ -121,8 +122,6 @@ def from_scratch(
     task: Task, model: Scratch, tokenizer: PreTrainedTokenizerBase, labels: tuple[str, ...]
 ) -> PreTrainedModel:
     """Return a GPT-2 with random weights."""
-    if PartialState().device.type == "cpu":
-        prepare_cpu(task.length)
     layers, heads, width = model.widths
     config = GPT2Config(
         vocab_size=len(tokenizer),
@@ -140,7 +139,11 @@ def from_scratch(
         pad_token_id=tokenizer.pad_token_id,
         **task.model_kwargs(labels),
     )
-    return getattr(transformers, task.auto_class).from_config(config)
+    base = getattr(transformers, task.auto_class).from_config(config)
+    if PartialState().device.type == "cpu":
+        prepare_cpu()
+        use_plain_attention(base, task.length)
+    return base
 
 
 def load_base(
@@ -177,7 +180,8 @@ def load_base(
         text = f"{model.name_or_path!r} cannot be loaded: {error}"
         raise RecipeError([Problem("model.name_or_path", text)]) from error
     if on_cpu:
-        prepare_cpu(task.length)
+        prepare_cpu()
+        use_plain_attention(base, task.length)
     keep_4bit_layout(base)
     positions = int(getattr(base.config, "max_position_embeddings", task.length))
     if task.length > positions:

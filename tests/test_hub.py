@@ -47,7 +47,10 @@ def test_the_snippets_of_a_card_run_as_they_stand(hub, place, published):
     script, out = ROOT / "tests" / "hub_client.py", place / "cards.pt"
     client(hub, place / "home3", script, "run_cards", out, *repos, cwd=place)
     for repo, (printed, plain, own, names) in torch.load(out, weights_only=False).items():
-        torch.testing.assert_close(plain, own, rtol=1e-5, atol=1e-5)
+        # 8-bit layers round states to 255 steps, and a state that torch's attention gives its last
+        # bit otherwise than ours may come to the next one
+        tolerance = 1e-3 if repo.endswith("8bit") else 1e-5
+        torch.testing.assert_close(plain, own, rtol=tolerance, atol=tolerance)
         labels = published[0][repo][1]
         assert not labels or tuple(names.values()) == labels
         own_said, plain_said = printed

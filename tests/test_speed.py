@@ -13,7 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GPT2Config, GPT2ForQuestionAnswering, GPT2LMHeadModel
 
 from pipelines import loss_head
-from pipelines.cpu import FUSED_ATTENTION_TOKENS, prepare_cpu, slow_precision
+from pipelines.attention import SHORT, use_plain_attention
+from pipelines.cpu import prepare_cpu, slow_precision
 from pipelines.loss_head import with_loss_head
 
 VOCAB, ROWS, LENGTH = 307, 3, 41
@@ -22,11 +23,10 @@ VOCAB, ROWS, LENGTH = 307, 3, 41
 @pytest.fixture(autouse=True)
 def settings_of_torch():
     """Give back what prepare_cpu sets."""
-    matmul, flash = torch.backends.mkldnn.matmul, torch.backends.cuda.flash_sdp_enabled()
+    matmul = torch.backends.mkldnn.matmul
     precision = matmul.fp32_precision
     yield
     matmul.fp32_precision = precision
-    torch.backends.cuda.enable_flash_sdp(flash)
 
 
 def language_model():
@@ -133,19 +133,22 @@ def test_a_loss_head_gives_logits_without_labels_and_keeps_names_and_ties():
 
 def test_products_stay_in_full_precision():
     torch.manual_seed(0)
-    prepare_cpu(64)
+    prepare_cpu()
     left, right, bias = torch.randn(256, 768), torch.randn(768, 512), torch.randn(512)
     exact = left.double() @ right.double() + bias.double()
     for found in (left @ right + bias, torch.addmm(bias, left, right)):
         assert float((found - exact).abs().max() / exact.abs().max()) < 3e-6
 
 
-@pytest.mark.parametrize("num_tokens", [FUSED_ATTENTION_TOKENS, FUSED_ATTENTION_TOKENS + 1])
+@pytest.mark.parametrize("num_tokens", [SHORT, SHORT + 1])
 def test_a_prepared_cpu_finds_the_same_losses_and_gradients(num_tokens):
-    def found():
+    def found(*, prepared):
         torch.manual_seed(0)
         config = GPT2Config(vocab_size=97, n_layer=2, n_head=4, n_embd=128, initializer_range=0.1)
         model = GPT2ForQuestionAnswering(config).eval()
+        if prepared:
+            prepare_cpu()
+            use_plain_attention(model, num_tokens)
         ids = torch.randint(0, 97, (4, 60))
         mask = (torch.arange(60) < torch.tensor([[60], [31], [7], [1]])).long()
         places = torch.tensor([3, 30, 6, 0])
@@ -153,9 +156,8 @@ def test_a_prepared_cpu_finds_the_same_losses_and_gradients(num_tokens):
         out.loss.backward()
         return float(out.loss), torch.cat([p.grad.flatten() for p in model.parameters()])
 
-    loss, gradients = found()
-    prepare_cpu(num_tokens)
-    prepared_loss, prepared_gradients = found()
+    loss, gradients = found(prepared=False)
+    prepared_loss, prepared_gradients = found(prepared=True)
     assert prepared_loss == pytest.approx(loss, rel=1e-5)
     assert float((prepared_gradients - gradients).norm() / gradients.norm()) < 1e-5
 
@@ -182,7 +184,7 @@ def test_freed_memory_is_kept_for_the_next_step(prepared):
 import resource, sys, torch
 from pipelines.cpu import prepare_cpu
 if sys.argv[1] == "True":
-    prepare_cpu(64)
+    prepare_cpu()
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(10_000_000)
@@ -201,7 +203,7 @@ def test_matrices_of_ever_new_shapes_leave_no_memory_behind():
     code = """
 import re, torch
 from pipelines.cpu import prepare_cpu
-prepare_cpu(64)
+prepare_cpu()
 def resident():
     return int(re.search(r"VmRSS:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
 rows, weights = torch.randn(1000, 64), torch.randn(64, 64)

@@ -18,7 +18,7 @@ WARMUPS, STEPS = 4, 8
 def main() -> None:
     """Report losses of so many tokens a second, the first few left out."""
     *_, flags = arguments()
-    prepare_cpu(TOKENS)
+    prepare_cpu()
     torch.manual_seed(0)
     hidden = torch.randn(1, TOKENS, WIDTH, requires_grad=True)
     head = LossHead(WIDTH, VOCABULARY, bias=False)

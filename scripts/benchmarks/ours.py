@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from side import Clock, arguments, now, report, rows_to_predict, texts_to_continue
 
+import pipelines.attention
 import pipelines.cpu
 import pipelines.generate
 import pipelines.loss_head
@@ -125,7 +126,7 @@ def leave_out(means: str) -> None:
         case "kernels":
             pipelines.cpu.keep_few_kernels = lambda: None
         case "attention":
-            pipelines.cpu.FUSED_ATTENTION_TOKENS = 0
+            pipelines.attention.SHORT = 0
         case "gelu":
             config = pipelines.models.GPT2Config
             pipelines.models.GPT2Config = lambda **options: config(
@@ -212,7 +213,7 @@ def main() -> None:
     if "without" in flags:
         leave_out(flags["without"])
     if "attention" in flags:
-        pipelines.cpu.FUSED_ATTENTION_TOKENS = {"plain": 2**62, "fused": 0}[flags["attention"]]
+        pipelines.attention.SHORT = {"plain": 2**62, "fused": 0}[flags["attention"]]
     clock = Clock(WARMUPS.get(case, 1))
     build = pipelines.run.build_trainer
 
