@@ -279,6 +279,7 @@ CURVES = (
         (64, 128, 256, 512, 1024),
         {
             "plain products": Side("ours", "grow", ("attention=plain",)),
+            "torch's plain products": Side("ours", "grow", ("attention=torch",)),
             "fused": Side("ours", "grow", ("attention=fused",)),
         },
         flag="sequence_length",
