@@ -213,11 +213,11 @@ def grow(curve: Curve, bench: Bench) -> list[dict]:
 
 
 def draw(points: list[dict], file: Path) -> None:
-    """Draw curves as a PNG, five beside each other: the quantity of each, and its memory below."""
+    """Draw curves as a PNG, four beside each other: the quantity of each, and its memory below."""
     from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(point["curve"] for point in points))
-    columns, bands = min(len(names), 5), -(-len(names) // 5)
+    columns, bands = min(len(names), 4), -(-len(names) // 4)
     figure = Figure(figsize=(3.2 * columns, 5.4 * bands), layout="constrained")
     grid = figure.subplots(2 * bands, columns, squeeze=False)
     for axes in grid.flat:
