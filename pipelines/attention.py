@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import repeat_kv
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import eager_mask
 
 from pipelines.cpu import has_onednn
@@ -19,6 +19,8 @@ from pipelines.cpu import has_onednn
 PLAIN = "plain"
 SHORT = 384
 """Rows up to this many tokens take it; torch's fused attention is faster, or smaller, on longer."""
+OTHERS_WORK = ("position_bias", "softcap", "cache")
+"""What some models hand over that `attend` knows nothing of."""
 
 
 def use_plain_attention(model: PreTrainedModel, num_tokens: int) -> None:
@@ -41,21 +43,23 @@ def attend(
     *,
     scaling: float | None = None,
     dropout: float = 0.0,
-    **_: Any,
+    **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """Return what each query attends to, (batch, length, heads, width of a head).
 
     Queries, keys and values are (batch, heads, length, width of a head); the mask, to be added, is
-    (batch, 1, queries, keys).
+    (batch, 1, queries, keys). Without one, a module may be causal all the same: torch's knows.
     """
+    if attention_mask is None or any(others.get(name) is not None for name in OTHERS_WORK):
+        options = {"scaling": scaling, "dropout": dropout} | others
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     groups = getattr(module, "num_key_value_groups", 1)
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     scores = torch.matmul(query * scaling, key.mT)
-    if attention_mask is not None:
-        # In place, unless autocast's scores are bfloat16: the mask's least number is none there
-        same = scores.dtype == attention_mask.dtype
-        scores = scores.add_(attention_mask) if same else scores + attention_mask
+    # In place, unless autocast's scores are bfloat16: the mask's least number is none there
+    same = scores.dtype == attention_mask.dtype
+    scores = scores.add_(attention_mask) if same else scores + attention_mask
     shares = torch.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype)
     shares = functional.dropout(shares, dropout, training=dropout > 0)
     return torch.matmul(shares, value).transpose(1, 2).contiguous(), None

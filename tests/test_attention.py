@@ -2,12 +2,19 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, BloomConfig, GPT2Config, LlamaConfig
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    GPT2Config,
+    LlamaConfig,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 import pipelines.attention
 from pipelines.attention import SHORT, use_plain_attention
 
-VOCAB, LENGTH = 97, 24
+VOCAB, LENGTH, MODULE = 97, 24, torch.nn.Module()
 GPT2 = GPT2Config(vocab_size=VOCAB, n_layer=2, n_head=4, n_embd=64, initializer_range=0.2)
 GROUPED = LlamaConfig(
     vocab_size=VOCAB,
@@ -87,16 +94,37 @@ def test_plain_attention_in_bfloat16_is_near_and_finite(kind, how):
 def test_plain_attention_drops_as_many_shares_as_asked():
     torch.manual_seed(0)
     query, key = torch.randn(2, 4, 200, 8), torch.randn(2, 4, 200, 8)
-    module, value = torch.nn.Module(), torch.eye(200).expand(2, 4, 200, 200)
+    value, mask = torch.eye(200).expand(2, 4, 200, 200), torch.zeros(2, 1, 200, 200)
 
     def shares(dropout):
-        found, _ = pipelines.attention.attend(module, query, key, value, None, dropout=dropout)
+        found, _ = pipelines.attention.attend(MODULE, query, key, value, mask, dropout=dropout)
         return found
 
     whole, dropped = shares(0.0), shares(0.25)
     kept = dropped != 0
     assert float(kept.float().mean()) == pytest.approx(0.75, abs=0.01)
     torch.testing.assert_close(dropped[kept], whole[kept] / 0.75)
+
+
+def test_a_module_without_a_mask_is_causal_all_the_same():
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 2, 4, 20, 8)
+    causal = torch.full((20, 20), torch.finfo(torch.float32).min).triu(1).expand(2, 1, 20, 20)
+    without, _ = pipelines.attention.attend(MODULE, query, key, value, None)
+    given, _ = pipelines.attention.attend(MODULE, query, key, value, causal)
+    torch.testing.assert_close(without, given, rtol=1e-5, atol=1e-5)
+
+
+def test_biases_of_positions_are_not_lost():
+    torch.manual_seed(0)
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 1, "num_heads": 4}
+    config = T5Config(vocab_size=VOCAB, decoder_start_token_id=0, **sizes)
+    model = T5ForConditionalGeneration(config).eval()
+    ids = inputs_of("whole")["input_ids"]
+    expected = model(input_ids=ids, labels=ids).logits
+    use_plain_attention(model, SHORT)
+    assert model.config._attn_implementation == "plain"
+    torch.testing.assert_close(model(input_ids=ids, labels=ids).logits, expected)
 
 
 @pytest.mark.parametrize("config", [GPT2, GROUPED], ids=["gpt2", "grouped"])
