@@ -39,6 +39,7 @@ def evaluate(
     /,
     *,
     revision: str | None = None,
+    base: str | None = None,
     data: Path | None = None,
     metric: str | None = None,
     metric_options: str = "{}",
@@ -50,6 +51,7 @@ def evaluate(
     Args:
         repo: Folder of a run, or Hub id.
         revision: Commit, branch or tag on the Hub.
+        base: Folder or Hub id of an adapter's base, in place of the one that it names.
         data: JSONL or CSV file to score on, in place of the run's evaluation rows.
         metric: Further `evaluate` module: a name of this project, a path, or a name on the Hub.
         metric_options: What its `compute` takes beside the rows, as {"average": "macro"}.
@@ -61,7 +63,9 @@ def evaluate(
         stop([f"--metric-options: {metric_options!r} is not a JSON object."], 2)
     from pipelines.scoring import evaluate_adapter
 
-    result = evaluate_adapter(repo, revision, data=data, metric=metric, metric_options=options)
+    result = evaluate_adapter(
+        repo, revision, base=base, data=data, metric=metric, metric_options=options
+    )
     if result.claimed is not None and not result.equal:
         raise SystemExit(1)
 

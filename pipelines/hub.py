@@ -293,10 +293,17 @@ def result_folder(repo: str | Path, revision: str | None) -> Path:
 
 
 def check_base(source: Model, recorded: dict[str, Any]) -> None:
-    """Raise RecipeError, naming both values, for another base than the adapter was trained on."""
-    config = AutoConfig.from_pretrained(
-        source.name_or_path, revision=source.revision, trust_remote_code=False
-    )
+    """Raise RecipeError for a base that is not there, or, with both values, for another one."""
+    try:
+        config = AutoConfig.from_pretrained(
+            source.name_or_path, revision=source.revision, trust_remote_code=False
+        )
+    except OSError as error:  # what transformers raises for files that are missing
+        text = (
+            f"the adapter's base, {source.name_or_path!r}, is no folder here, and not to be had "
+            f"from the Hub: {str(error).splitlines()[0]} Name a copy of it."
+        )
+        raise RecipeError([Problem("base", text)]) from error
     found = {name: getattr(config, name) for name in SHAPE}
     if source.revision is not None and recorded["revision"] is not None:
         found["revision"] = source.revision

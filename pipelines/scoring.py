@@ -43,18 +43,20 @@ def evaluate_adapter(
     repo: str | Path,
     revision: str | None = None,
     *,
+    base: str | None = None,
     data: Path | None = None,
     metric: str | None = None,
     metric_options: dict[str, Any] | None = None,
 ) -> Evaluation:
     """Score a result on the evaluation split of its recipe, or on the rows of a file.
 
-    `metric` adds an `evaluate` module: a name of pipelines/metrics, a path, or a name on the Hub;
-    `metric_options` go to its `compute`, and what it finds is `metrics["added"]`. Raise RecipeError
-    when it refuses them, and DataError when the rows of the recipe are not on this machine.
+    `base` replaces the base that an adapter names, say by a copy on disk. `metric` adds an
+    `evaluate` module: a name of pipelines/metrics, a path, or a name on the Hub; `metric_options`
+    go to its `compute`, and what it finds is `metrics["added"]`. Raise RecipeError when it refuses
+    them, and DataError when the rows of the recipe are not on this machine.
     """
     quiet()
-    loaded = load_adapter(repo, revision)
+    loaded = load_adapter(repo, revision, base=base)
     module = None if metric is None else metric_module(metric)
     rows = file_rows(loaded, data) if data else evaluation_rows(loaded)
     found = score(loaded, rows)

@@ -159,6 +159,18 @@ def test_files_and_hubs_that_are_not_there_are_told_without_a_trace(results, tmp
     assert "'local/x' is no folder, and http://127.0.0.1:9 does not answer" in said
 
 
+def test_a_base_that_is_gone_is_named_and_a_copy_of_it_serves(results, checkpoint, tmp_path):
+    import shutil
+
+    folder = shutil.copytree(results / "causal_lm", tmp_path / "run")
+    recipe = json.loads((folder / "recipe.json").read_text())
+    recipe["model"]["name_or_path"] = "runs/gone"
+    (folder / "recipe.json").write_text(json.dumps(recipe))
+    said = command("evaluate", folder, cwd=tmp_path, code=2, HF_HUB_OFFLINE="1")
+    assert "--base: the adapter's base, 'runs/gone', is no folder here" in said
+    command("evaluate", folder, "--base", checkpoint, cwd=tmp_path)
+
+
 def test_evaluate_takes_metrics_with_options(results, tmp_path):
     folder = results / "text_classification"
     said = command("evaluate", folder, "--metric", "f1", cwd=tmp_path, code=2)
