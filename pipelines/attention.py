@@ -19,7 +19,7 @@ from pipelines.cpu import has_onednn
 PLAIN = "plain"
 SHORT = 384
 """Rows up to this many tokens take it; torch's fused attention is faster, or smaller, on longer."""
-OTHERS_WORK = ("position_bias", "softcap", "cache")
+NOT_OURS = ("position_bias", "softcap", "cache")
 """What some models hand over that `attend` knows nothing of."""
 
 
@@ -50,14 +50,14 @@ def attend(
     Queries, keys and values are (batch, heads, length, width of a head); the mask, to be added, is
     (batch, 1, queries, keys). Without one, a module may be causal all the same: torch's knows.
     """
-    if attention_mask is None or any(others.get(name) is not None for name in OTHERS_WORK):
+    if attention_mask is None or any(others.get(name) is not None for name in NOT_OURS):
         options = {"scaling": scaling, "dropout": dropout} | others
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     groups = getattr(module, "num_key_value_groups", 1)
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     scores = torch.matmul(query * scaling, key.mT)
-    # In place, unless autocast's scores are bfloat16: the mask's least number is none there
+    # In place, unless autocast makes the scores bfloat16, where the mask would become infinite
     same = scores.dtype == attention_mask.dtype
     scores = scores.add_(attention_mask) if same else scores + attention_mask
     shares = torch.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype)
