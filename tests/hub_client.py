@@ -111,9 +111,12 @@ def run_cards(*repos: str) -> dict:
             printed.append(out.getvalue())
         loaded = load_adapter(repo)
         parts = (loaded.recipe, loaded.model, loaded.tokenizer, loaded.labels)
-        plain_parts = (loaded.recipe, names["model"].eval(), loaded.tokenizer, loaded.labels)
-        names_of_labels = names["model"].config.id2label
-        found[repo] = (printed, logits_of(plain_parts), logits_of(parts), names_of_labels)
+        model = names["model"].eval()
+        plain_parts = (loaded.recipe, model, loaded.tokenizer, loaded.labels)
+        plain = logits_of(plain_parts)
+        model.set_attn_implementation(loaded.model.config._attn_implementation)
+        alike = logits_of(plain_parts)
+        found[repo] = (printed, plain, alike, logits_of(parts), model.config.id2label)
     return found
 
 
