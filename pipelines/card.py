@@ -18,7 +18,6 @@ from pipelines.tasks.base import literal
 
 def model_card(recipe: Recipe, sidecar: dict[str, Any], repo: str) -> str:
     """Return README.md for the Hub, metadata first."""
-    metrics = sidecar["metrics"]
     front = yaml.safe_dump(metadata(recipe, sidecar, repo), sort_keys=False, allow_unicode=True)
     return f"""---
 {front}---
@@ -41,7 +40,7 @@ Without this project, by peft and transformers alone:
 
 ## Results
 
-{results(recipe, metrics)}{results_of_merged(sidecar)}
+{results(recipe, sidecar)}{results_of_merged(sidecar)}
 
 ```bash
 gpt2-recipes evaluate {repo}
@@ -70,7 +69,7 @@ def metadata(recipe: Recipe, sidecar: dict[str, Any], repo: str) -> dict[str, An
     dataset = {
         "name": one_line(dataset_name(recipe)),
         "type": re.sub(r"[^\w.-]+", "-", Path(source.path).name) if local else source.path,
-        "split": source.eval_split or source.train_split,
+        "split": scored_split(recipe, sidecar)[0],
     }
     if source.name:
         dataset["config"] = source.name
@@ -187,8 +186,19 @@ def quantization_lines(recipe: Recipe) -> list[str]:
     return [f"quantization_config=BitsAndBytesConfig({options}, {skipped})"]
 
 
-def results(recipe: Recipe, metrics: dict[str, Any]) -> str:
+def scored_split(recipe: Recipe, sidecar: dict[str, Any]) -> tuple[str, str]:
+    """Return the split that a result was scored on, and its description."""
+    source = recipe.task.dataset
+    part = f"{source.eval_fraction:.0%} of the rows" if source.eval_split is None else "all"
+    recorded = {"split": source.eval_split or source.train_split, "part": part}
+    recorded |= sidecar["dataset"].get("splits", {}).get("eval", {})
+    split = recorded["split"]
+    return split, split if recorded["part"] == "all" else f"{recorded['part']} of {split}"
+
+
+def results(recipe: Recipe, sidecar: dict[str, Any]) -> str:
     """Return the table of scores, the primary one with its interval and baseline."""
+    metrics = sidecar["metrics"]
     primary = metrics["primary"]
     low, high = metrics["confidence_interval"]
     rows = [f"| {primary} | {metrics[primary]:.4f} (95 % {low:.4f} to {high:.4f}) |"]
@@ -200,9 +210,8 @@ def results(recipe: Recipe, metrics: dict[str, Any]) -> str:
             rows.append(f"| {safe(name)} | {value:.4f} |" if isinstance(value, float) else "")
     for name, value in metrics.get("f1_per_class", {}).items():
         rows.append(f"| F1 of {code(name)} | {value:.4f} |")
-    source = recipe.task.dataset
-    split = source.eval_split or f"the last {source.eval_fraction:.0%} of {source.train_split}"
-    head = f"On {metrics['rows']:,} rows of {code(dataset_name(recipe))}, {safe(split)}"
+    name, (_, split) = code(dataset_name(recipe)), scored_split(recipe, sidecar)
+    head = f"On {metrics['rows']:,} rows of {name}, {safe(split)}"
     if "rows_skipped" in metrics:
         head += f", without {metrics['rows_skipped']:,} rows that cannot be used"
     table = "\n".join(["| metric | value |", "|---|---|", *(row for row in rows if row)])

@@ -6,48 +6,39 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from pipelines.readers import SUFFIXES, Numbered, Unreadable, read
+from pipelines.splits import draw_rows, hold_out_rows, shuffled
 from pipelines.tasks import DataError, DatasetSource, Task
 from pipelines.tasks.base import Examples, Rejected, token_ids
 
 SHOWN = 10  # rows that a message names
 WIDTH = 300  # characters that it says of each: a row can be long
+NUM_FIRST = 100  # rows of a stream whose columns are checked
+MIN_PART = 100_000  # rows of a Hub dataset that are always read
 HINT = "\nCorrect them, or leave them out with --task.dataset.on-bad-row skip."
 
 
 @dataclass(frozen=True)
+class RawSplits:
+    """Rows as they were read. `held_out` is None where it is still to be drawn from `train`."""
+
+    train: Examples
+    held_out: Examples | None
+
+
+@dataclass(frozen=True)
 class Splits:
-    """Training and evaluation rows."""
+    """Training and evaluation rows that the task can use."""
 
     train: Examples
     held_out: Examples
-
-    def num_shared(self) -> int:
-        """Return how many evaluation rows are training rows too; 0 for a stream."""
-        if isinstance(self.train.rows, Stream):
-            return 0
-        seen = set(self.train.hashes())
-        return sum(digest in seen for digest in self.held_out.hashes())
-
-    def warnings(self) -> Iterator[str]:
-        """Say what makes a score other than it seems: rows left out, or there twice."""
-        for name, examples in (("training", self.train), ("evaluation", self.held_out)):
-            if examples.rejected:
-                yield (
-                    f"{len(examples.rejected):,} {name} rows cannot be used and were left out; "
-                    "they stand in rejected.jsonl"
-                )
-            if not isinstance(examples.rows, Stream):
-                ids = [str(row["id"]) for row in examples.rows if "id" in row]
-                if len(set(ids)) < len(ids):
-                    yield f"{len(ids) - len(set(ids)):,} {name} rows have the id of another"
-        num_shared = self.num_shared()
-        if num_shared:
-            yield f"{num_shared:,} evaluation rows are training rows too: the score is too good"
+    record: dict[str, Any]
+    """Where the rows come from and how they were drawn, for task.json."""
 
 
 @dataclass(frozen=True)
@@ -98,47 +89,77 @@ class Stream:
         return origin, islice(rows, self.skip, None if stop is None else self.skip + stop)
 
 
-def load_splits(source: DatasetSource) -> Splits:
-    """Read both splits; lines that are no rows stand in their `rejected`."""
+def load_splits(source: DatasetSource) -> RawSplits:
+    """Read all rows of both splits; unreadable lines are listed in `rejected`."""
     if source.streaming:
         return stream_splits(source)
-    if source.eval_split is not None:
-        return Splits(
-            load_split(source, source.train_split, source.max_train_rows),
-            load_split(source, source.eval_split, source.max_eval_rows),
+    eval_split = separate_split(source)
+    train_rows = source.max_train_rows if eval_split else None
+    return RawSplits(
+        load_split(source, source.train_split, train_rows),
+        load_split(source, eval_split, source.max_eval_rows) if eval_split else None,
+    )
+
+
+def separate_split(source: DatasetSource) -> str | None:
+    """Return the split to score on, or None where rows of the training split are held out.
+
+    One file has no splits, so rows of it are held out whatever `eval_split` says.
+    """
+    if source.eval_split is None or not is_local(source):
+        return source.eval_split
+    train = local_file(source, source.train_split)
+    held_out = local_file(source, source.eval_split)
+    if train == held_out:
+        return None
+    if train.samefile(held_out):
+        raise DataError(
+            f"{held_out} is {train}: the score would be of the training rows. Name another "
+            "--task.dataset.eval-split."
         )
-    train, held_out = hold_out(load_split(source, source.train_split), source.eval_fraction)
-    return Splits(first(train, source.max_train_rows), first(held_out, source.max_eval_rows))
+    return source.eval_split
 
 
-def stream_splits(source: DatasetSource) -> Splits:
+def stream_splits(source: DatasetSource) -> RawSplits:
     """Score on `eval_split`, or on the first rows, which are then not trained on."""
     if source.max_eval_rows is None:
         raise DataError(
             f"{source.path}: a stream is scored on a fixed number of rows. "
             "Set --task.dataset.max-eval-rows."
         )
-    split = source.eval_split or source.train_split
+    eval_split = separate_split(source)
+    split = eval_split or source.train_split
     origin, records = Stream(replace(source, max_train_rows=source.max_eval_rows), split).records()
     held_out = collect(records, origin, is_local(source))
-    skip = 0 if source.eval_split else source.max_eval_rows
+    skip = 0 if eval_split else source.max_eval_rows
     train = Examples(
         Stream(source, source.train_split, skip), f"{source.path} {source.train_split}"
     )
-    return Splits(train, held_out)
+    return RawSplits(train, held_out)
 
 
-def load_split(source: DatasetSource, split: str, max_rows: int | None = None) -> Examples:
-    """Read one split, or its first rows, from the Hub or from its file."""
-    if not is_local(source):
-        dataset = hub_dataset(source, split, streaming=False)
-        if max_rows is not None:
-            dataset = dataset.take(min(max_rows, len(dataset)))
-        return Examples(
-            dataset.to_list(), f"{source.path} {split}", label_names=class_labels(dataset)
-        )
-    file = local_file(source, split)
-    return collect(read(file), str(file), local=True, max_rows=max_rows)
+def load_split(source: DatasetSource, split: str, max_rows: int | None) -> Examples:
+    """Read one split from the Hub or from its file.
+
+    Of a Hub dataset that is far larger than `max_rows` only a random part becomes Python objects,
+    from which `max_rows` are drawn later, by label.
+    """
+    if is_local(source):
+        file = local_file(source, split)
+        return collect(read(file), str(file), local=True)
+    dataset = hub_dataset(source, split, streaming=False)
+    total, numbers = len(dataset), None
+    if max_rows is not None and total > (part := max(MIN_PART, 10 * max_rows)):
+        numbers = shuffled(range(total), source.split_seed)[:part]
+        numbers.sort()
+        dataset = dataset.select(numbers)
+    return Examples(
+        dataset.to_list(),
+        f"{source.path} {split}",
+        label_names=class_labels(dataset),
+        numbers=numbers,
+        total=None if numbers is None else total,
+    )
 
 
 def read_file(file: Path) -> Examples:
@@ -148,18 +169,11 @@ def read_file(file: Path) -> Examples:
     return examples
 
 
-def collect(
-    records: Iterable[Numbered], origin: str, local: bool, max_rows: int | None = None
-) -> Examples:
-    """Part the first rows from the lines between them that are none.
-
-    Raise DataError where there is neither.
-    """
+def collect(records: Iterable[Numbered], origin: str, local: bool) -> Examples:
+    """Split rows from unreadable lines. Raise DataError where there is neither."""
     rows: list[dict[str, Any]] = []
     numbers, rejected = [], []
     for number, row in records:
-        if len(rows) == max_rows:
-            break
         if isinstance(row, Unreadable):
             where = f"{origin}:{number}"
             rejected.append(Rejected(origin, number, where, row.reason, row.content))
@@ -173,7 +187,7 @@ def collect(
 
 
 def sift(task: Task, examples: Examples, labels: tuple[str, ...] | None) -> Examples:
-    """Return the rows that a task can use; the others stand in `rejected`, by their lines."""
+    """Return the rows that a task can use; the others are listed in `rejected`, by line."""
     kept, rejected = [], list(examples.rejected)
     for index, row in enumerate(examples.rows):
         try:
@@ -192,30 +206,163 @@ def sift(task: Task, examples: Examples, labels: tuple[str, ...] | None) -> Exam
 
 
 def check_splits(
-    task: Task, splits: Splits, rejected: Path | None = None
+    task: Task, raw: RawSplits, rejected: Path | None = None
 ) -> tuple[Splits, tuple[str, ...]]:
-    """Return the rows that a task can use, and its labels.
+    """Return the rows that a task can use, held out and capped by seed, and its labels.
 
     Raise DataError that names all others, unless they are to be skipped: then they are written to
-    the file `rejected`, those of a stream when it meets them.
+    the file `rejected`, those of a stream when it meets them. The labels are those of all usable
+    training rows, so that `max_train_rows` does not change the model's head.
     """
     stop = task.dataset.on_bad_row == "stop"
-    train = splits.train
+    train, held_out = raw.train, raw.held_out
     if isinstance(train.rows, Stream):
+        check_stream(task, train)
         train = replace(train, rows=replace(train.rows, task=task, rejected=rejected))
     else:
         train = sift(task, train, None)
     nothing = not isinstance(train.rows, Stream) and not train.rows
     labels = None if nothing or (stop and train.rejected) else task.labels(train)
-    held_out = sift(task, splits.held_out, labels)
-    found = [*train.rejected, *held_out.rejected]
-    if labels is None or stop or not held_out.rows:
-        refuse(found, HINT if stop else "")
+    if held_out is not None:
+        held_out = sift(task, held_out, labels)
+    check_columns(task, (raw.train, train), (raw.held_out, held_out))
+    unusable = [*train.rejected, *(held_out.rejected if held_out is not None else ())]
+    if labels is None or stop or (held_out is not None and not held_out.rows):
+        refuse(unusable, HINT if stop else "")
     assert labels is not None
+    splits = draw_splits(task, train, held_out)
     if rejected is not None:
         rejected.unlink(missing_ok=True)
-        append_rejected(rejected, found, set())
-    return Splits(train, held_out), labels
+        append_rejected(rejected, unusable, set())
+    return splits, labels
+
+
+def check_columns(task: Task, *splits: tuple[Examples | None, Examples | None]) -> None:
+    """Raise DataError where the task can use no row because no row has a column that it reads.
+
+    `splits` are rows as they were read, and the usable ones of them. Thousands of rows that all
+    lack the same column are then one line that says which option to change.
+    """
+    lines = []
+    for read_rows, usable in splits:
+        if read_rows is None or usable is None or isinstance(read_rows.rows, Stream):
+            continue
+        if usable.rows or not read_rows.rows:
+            continue
+        present = list(dict.fromkeys(column for row in read_rows.rows for column in row))
+        missing = [
+            f"no column {column!r}, which {flag_of(option)} names{similar(column, present)}"
+            for option, column in task.columns()
+            if column not in present
+        ]
+        if missing:
+            columns = ", ".join(present)
+            lines.append(f"{read_rows.origin}: {'; '.join(missing)}. Columns: {columns}.")
+    if lines:
+        raise DataError("\n".join(lines))
+
+
+def flag_of(option: str) -> str:
+    """Return the flag of a task's option as it is typed."""
+    return f"--task.{option.replace('_', '-')}"
+
+
+def similar(name: str, known: Sequence[str]) -> str:
+    """Return a hint that names the most similar of some names, or ""."""
+    by_letters = {each.strip().casefold(): each for each in reversed(known)}
+    close = get_close_matches(name.strip().casefold(), by_letters, n=1, cutoff=0.5)
+    return f" (did you mean {by_letters[close[0]]!r}?)" if close else ""
+
+
+def check_stream(task: Task, train: Examples) -> None:
+    """Raise DataError where the first rows of a stream that skips bad rows lack a column.
+
+    It would skip every row, and never end.
+    """
+    assert isinstance(train.rows, Stream)
+    if task.dataset.on_bad_row == "skip":
+        origin, records = train.rows.records()
+        first = collect(islice(records, NUM_FIRST), origin, is_local(task.dataset))
+        check_columns(task, (first, sift(task, first, None)))
+
+
+def draw_splits(task: Task, train: Examples, held_out: Examples | None) -> Splits:
+    """Hold out training rows where there are no others, and apply the maximum of both splits."""
+    source = task.dataset
+    from_train, part = held_out is None, "all"
+    if held_out is None:
+        train, held_out, part = hold_out(task, train)
+    if isinstance(train.rows, Stream):
+        from_train = train.rows.skip > 0
+        part = f"the first {source.max_eval_rows:,} rows"
+    else:
+        train = capped(task, train, source.max_train_rows)
+        held_out = capped(task, held_out, source.max_eval_rows)
+    record = {
+        "train": {"split": source.train_split, **num_drawn(train)},
+        "eval": {
+            "split": source.train_split if from_train else source.eval_split,
+            "part": part,
+            **num_drawn(held_out),
+        },
+        "split_seed": source.split_seed,
+        "stratified_by": task.stratified_by,
+        "grouped_by": task.grouped_by,
+    }
+    return Splits(train, held_out, record)
+
+
+def num_drawn(examples: Examples) -> dict[str, int | None]:
+    """Return how many rows there are, and how many they were drawn from; None for a stream."""
+    if isinstance(examples.rows, Stream):
+        return {"rows": None, "of": None}
+    num_rows = len(list(examples.rows))
+    return {"rows": num_rows, "of": num_rows if examples.total is None else examples.total}
+
+
+def hold_out(task: Task, examples: Examples) -> tuple[Examples, Examples, str]:
+    """Return training rows, rows drawn from them to score on, and how.
+
+    A single document is cut at a character. Raise DataError where all rows have one input, since
+    the rest of them would be training rows.
+    """
+    source, rows = task.dataset, list(examples.rows)
+    percent = f"{100 * source.eval_fraction:.3g} %"
+    if len(rows) == 1 and task.document_column is not None:
+        row, text = rows[0], rows[0][task.document_column]
+        cut = round(len(text) * (1 - source.eval_fraction))
+        head, tail = ([row | {task.document_column: part}] for part in (text[:cut], text[cut:]))
+        held_out = replace(examples, rows=tail, rejected=())
+        return replace(examples, rows=head), held_out, f"the last {percent} of the text"
+    groups = [task.group(row) for row in rows]
+    labels = [task.row_labels(examples, index, row) for index, row in enumerate(rows)]
+    chosen = hold_out_rows(groups, labels, source.eval_fraction, source.split_seed)
+    if not chosen:
+        reason = "every label would lose its only row"
+        if len(set(groups)) == 1:
+            reason = "there is only one" if len(rows) == 1 else f"all have one {task.grouped_by}"
+        raise DataError(
+            f"{examples.origin}: none of its rows ({len(rows):,}) can be held out: {reason}. Give "
+            "a folder with one file for each split, and name the second with "
+            "--task.dataset.eval-split."
+        )
+    left = sorted(set(range(len(rows))) - set(chosen))
+    held_out = replace(examples.only(chosen), rejected=())
+    return examples.only(left), held_out, f"{percent} of the rows"
+
+
+def capped(task: Task, examples: Examples, count: int | None) -> Examples:
+    """Return `count` rows drawn by seed, in their order, or all."""
+    rows = list(examples.rows)
+    if count is None or len(rows) <= count:
+        return replace(examples, total=None)
+    drawn = draw_rows(
+        [task.group(row) for row in rows],
+        [task.row_labels(examples, index, row) for index, row in enumerate(rows)],
+        count,
+        task.dataset.split_seed,
+    )
+    return replace(examples.only(drawn), total=examples.total or len(rows))
 
 
 def refuse(rejected: Sequence[Rejected], hint: str = "") -> None:
@@ -316,35 +463,3 @@ def local_file(source: DatasetSource, split: str) -> Path:
             return path / f"{split}{suffix}"
     found = ", ".join(sorted(p.name for p in path.iterdir())) or "nothing"
     raise DataError(f"{path}: no file for split {split!r} ({found} there).")
-
-
-def hold_out(examples: Examples, fraction: float) -> tuple[Examples, Examples]:
-    """Split off the last rows; a single document is cut at a character."""
-    rows = list(examples.rows)
-    if len(rows) == 1 and isinstance(rows[0].get("text"), str):
-        text = rows[0]["text"]
-        cut = round(len(text) * (1 - fraction))
-        head, tail = text[:cut], text[cut:]
-        return replace(examples, rows=[rows[0] | {"text": head}]), replace(
-            examples, rows=[rows[0] | {"text": tail}], rejected=()
-        )
-    if len(rows) < 2:
-        refuse(examples.rejected)
-        raise DataError(f"{examples.origin}: {len(rows)} rows cannot be split.")
-    cut = len(rows) - max(1, round(len(rows) * fraction))
-    bound = examples.number(cut)
-    early = tuple(each for each in examples.rejected if each.line < bound)
-    late = tuple(each for each in examples.rejected if each.line >= bound)
-    return (
-        replace(examples.only(range(cut)), rejected=early),
-        replace(examples.only(range(cut, len(rows))), rejected=late),
-    )
-
-
-def first(examples: Examples, count: int | None) -> Examples:
-    """Keep the first rows, and of those that cannot be used the ones between them."""
-    if count is None or len(list(examples.rows)) <= count:
-        return examples
-    bound = examples.number(count)
-    early = tuple(each for each in examples.rejected if each.line < bound)
-    return replace(examples.only(range(count)), rejected=early)

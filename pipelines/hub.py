@@ -28,12 +28,11 @@ from huggingface_hub.errors import (
 )
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, Trainer
 
-from pipelines.data import is_local
+from pipelines.data import Splits, is_local
 from pipelines.errors import Problem, RecipeError
 from pipelines.models import load_base
 from pipelines.recipe import NF4, Int8, Model, Recipe, Scratch
 from pipelines.report import plot_training
-from pipelines.tasks.base import Examples
 
 Precision = Literal["fp32", "bf16", "8bit", "4bit"]
 SHAPE = ("hidden_size", "num_hidden_layers", "vocab_size")
@@ -148,7 +147,7 @@ def save(
     tokenizer: PreTrainedTokenizerBase,
     labels: tuple[str, ...],
     metrics: dict[str, Any],
-    held_out: Examples,
+    splits: Splits,
 ) -> Path:
     """Write adapter or model, tokenizer, recipe.json, task.json and the curve; rank 0 alone."""
     folder = recipe.folder
@@ -172,7 +171,8 @@ def save(
                 "path": public_name(recipe.task.dataset.path),
                 "name": recipe.task.dataset.name,
                 "revision": recipe.task.dataset.revision,
-                "eval_rows_sha256": held_out.fingerprint(),
+                "eval_rows_sha256": splits.held_out.fingerprint(),
+                "splits": splits.record,
             },
             "hardware": hardware(trainer),
             "versions": {name: version(name) for name in LIBRARIES},

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from pipelines.data import is_local, load_splits
+from pipelines.data import check_splits, load_splits
 from pipelines.errors import Problem, RecipeError
 from pipelines.fields import plain
 from pipelines.hub import FILES, Loaded, load_adapter, public_name, result_folder
@@ -114,12 +114,11 @@ def merge(
 
 def rows_of_run(loaded: Loaded) -> Examples | None:
     """Return the rows that the adapter was scored on, or None where they are not at hand."""
-    source = loaded.recipe.task.dataset
+    task = loaded.recipe.task
     try:
-        is_local(source)
+        rows = check_splits(task, load_splits(task.dataset))[0].held_out
     except DataError:
         return None
-    rows = load_splits(source).held_out
     same = rows.fingerprint() == loaded.sidecar["dataset"]["eval_rows_sha256"]
     return rows if same else None
 

@@ -227,6 +227,10 @@ class Recipe:
                     f"task.{self.task.length_field}",
                     f"{self.task.length} is above model.n_positions, {self.model.n_positions}.",
                 )
+        if self.task.dataset.eval_split == self.task.dataset.train_split:
+            text = f"{self.task.dataset.eval_split!r} is the split to train on, too. "
+            text += "Name another, or none to hold out a part of it."
+            yield Problem("task.dataset.eval_split", text)
         if self.task.dataset.streaming:
             if not isinstance(self.task, CausalLM):
                 yield Problem("task.dataset.streaming", "only CausalLM streams.")

@@ -13,9 +13,12 @@ from rich.console import Console
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
+from pipelines.cautions import NUM_NAMED, count_labels, printable
+from pipelines.data import Splits, Stream
 from pipelines.log import LOG, scrubbed
 from pipelines.recipe import Recipe
-from pipelines.tasks.base import Features
+from pipelines.tasks import Task
+from pipelines.tasks.base import Examples, Features
 
 
 class RunConsole(Console):
@@ -67,19 +70,39 @@ def quiet() -> None:
 def print_report(
     recipe: Recipe,
     world_size: int,
+    splits: Splits,
     train: Features,
     held_out: Features,
     cautions: Iterable[str],
 ) -> None:
-    """Say what runs where, and what reading the rows cost: rows cut, tokens left out."""
+    """Print what runs where, the rows and labels of each split, and what encoding them cost."""
     state = PartialState()
     out = console()
     out.print(f"{recipe.name}: {world_size} process(es) on {state.device.type}", markup=False)
-    for name, features in (("train", train), ("eval", held_out)):
-        parts = [f"{value:,} {key.replace('_', ' ')}" for key, value in features.report.items()]
-        out.print(f"  {name}: {', '.join(parts) or 'streamed'}", markup=False)
+    out.print(split_line(recipe.task, "train", splits.train, train), markup=False)
+    out.print(split_line(recipe.task, "eval", splits.held_out, held_out), markup=False)
     for text in cautions:
         out.print(f"  {text}", style="yellow", markup=False)
+
+
+def split_line(task: Task, name: str, examples: Examples, features: Features) -> str:
+    """Return the rows of a split, of how many, what encoding them cost, and their labels."""
+    parts = [f"{value:,} {key.replace('_', ' ')}" for key, value in features.report.items()]
+    if isinstance(examples.rows, Stream):
+        most = task.dataset.max_train_rows
+        parts = ["streamed" if most is None else f"streamed, the first {most:,} rows"]
+    elif examples.total is not None:
+        num_rows = len(list(examples.rows))
+        parts[0] = f"{num_rows:,} of {examples.total:,} rows (max_{name}_rows)"
+    elif name == "eval" and task.dataset.streaming:
+        parts.append("the first of the stream")
+    line = f"  {name}: {', '.join(parts)}"
+    counts = count_labels(task, examples).most_common()
+    if counts:
+        shown = [f"{printable(label)} {count:,}" for label, count in counts[:NUM_NAMED]]
+        more = [f"and {len(counts) - NUM_NAMED} more"] if len(counts) > NUM_NAMED else []
+        line += f"; labels: {', '.join(shown + more)}"
+    return line
 
 
 def plot_training(log: list[dict[str, Any]], file: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from accelerate import PartialState
 from transformers import Trainer, set_seed
 
+from pipelines.cautions import cautions
 from pipelines.checkpoints import (
     StopSignals,
     all_checkpoints,
@@ -67,10 +68,10 @@ def run_in_folder(recipe: Recipe, world_size: int, started: float) -> dict[str, 
     )
     train = task.features(splits.train, tokenizer, labels, training=True)
     held_out = task.features(splits.held_out, tokenizer, labels, training=False)
-    cautions = [*splits.warnings()]
+    found = [*cautions(recipe, splits, labels, train, held_out)]
     if PartialState().device.type == "cpu":
-        cautions += slow_precision()
-    print_report(recipe, world_size, train, held_out, cautions)
+        found += slow_precision()
+    print_report(recipe, world_size, splits, train, held_out, found)
 
     model = build_model(recipe, tokenizer, labels)
     for examples in (splits.train, splits.held_out):
@@ -96,7 +97,7 @@ def run_in_folder(recipe: Recipe, world_size: int, started: float) -> dict[str, 
     metrics["baseline"] = baseline or {"before training": first_score(trainer.state.log_history)}
     metrics |= num_skipped(splits, rejected)
     metrics["seconds"] = round(time.perf_counter() - started, 1)
-    folder = save(trainer, recipe, tokenizer, labels, metrics, splits.held_out)
+    folder = save(trainer, recipe, tokenizer, labels, metrics, splits)
     print_score(recipe.name, metrics)
     if PartialState().is_main_process:
         for checkpoint in all_checkpoints(checkpoints):  # the result is on disk

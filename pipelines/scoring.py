@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import metrics
-from pipelines.data import check_splits, is_local, load_splits, read_file, refuse, sift
+from pipelines.data import (
+    check_columns,
+    check_splits,
+    is_local,
+    load_splits,
+    read_file,
+    refuse,
+    sift,
+)
 from pipelines.errors import Problem, RecipeError
 from pipelines.hub import Loaded, load_adapter
 from pipelines.predict import predict
@@ -94,7 +102,9 @@ def score(loaded: Loaded, rows: Examples) -> dict[str, Any]:
 
 def file_rows(loaded: Loaded, file: Path) -> Examples:
     """Return the rows of a file. Raise DataError that names those that cannot be scored."""
-    rows = sift(loaded.recipe.task, read_file(file), loaded.labels)
+    read_rows = read_file(file)
+    rows = sift(loaded.recipe.task, read_rows, loaded.labels)
+    check_columns(loaded.recipe.task, (read_rows, rows))
     refuse(rows.rejected)
     return rows
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -41,13 +41,16 @@ class DatasetSource:
     eval_split: str | None = None
     """Split to score on. Without one, eval_fraction of the training rows is held out."""
     eval_fraction: Annotated[float, Gt(0), Lt(1)] = 0.1
-    """Share of the training rows held out when there is no eval_split."""
+    """Fraction of the training rows held out when there is no eval_split, or one file: at random,
+    by label and with equal inputs together; of a single document, its end."""
+    split_seed: Annotated[int, Ge(0)] = 42
+    """Seed of what is held out and what max_train_rows and max_eval_rows draw."""
     streaming: bool = False
     """Read the training rows while training, for a corpus larger than the disk."""
     max_train_rows: Annotated[int, Gt(0)] | None = None
-    """Train on the first rows only."""
+    """Train on so many rows, drawn by split_seed; of a stream, the first."""
     max_eval_rows: Annotated[int, Gt(0)] | None = None
-    """Score on the first rows only."""
+    """Score on so many rows, drawn by split_seed; of a stream, the first."""
     on_bad_row: Literal["stop", "skip"] = "stop"
     """Stop at rows that cannot be used, or count them and write them to rejected.jsonl."""
 
@@ -100,6 +103,8 @@ class Examples:
     """Where rows without lines stand in their split, if some were left out."""
     rejected: tuple[Rejected, ...] = ()
     """Rows of the same place that cannot be used."""
+    total: int | None = None
+    """Rows that these were drawn from, where there is a maximum."""
 
     def number(self, index: int) -> int:
         """Return the line of a row, or its number in the split."""
@@ -147,6 +152,8 @@ class Features:
     """What the task's scorer needs beside the logits."""
     where: Callable[[int], str] = "row {}".format
     """Names the place that a row of `dataset` comes from."""
+    lengths: Sequence[int] = ()
+    """Tokens that each row had before it was cut, where rows are cut."""
 
 
 @dataclass(frozen=True)
@@ -179,6 +186,10 @@ class Task:
     peft_task_type: ClassVar[str]
     length_field: ClassVar[str] = "max_length"
     """Name of the option that bounds a row."""
+    cut_field: ClassVar[str] = "max_length"
+    """Name of the option that bounds `Features.lengths`."""
+    grouped_by: ClassVar[str] = "input"
+    """What rows share that stay on one side of a split."""
     chat_template: ClassVar[str | None] = None
     """Template that a tokenizer without one gets."""
 
@@ -200,6 +211,35 @@ class Task:
     def default_generation(self) -> Generation:
         """Return the options of generation where none are typed."""
         return Generation()
+
+    @property
+    def stratified_by(self) -> str | None:
+        """Return the column of labels that splits have in equal proportions, if there is one."""
+        return None
+
+    @property
+    def document_column(self) -> str | None:
+        """Return the column of a text that may be cut in two, to hold out its end."""
+        return None
+
+    def columns(self) -> Iterator[tuple[str, str]]:
+        """Yield the columns that rows must have, each after the option that names it."""
+        for option in fields(self):
+            column = getattr(self, option.name)
+            if option.name.endswith("_column") and column is not None:
+                yield option.name, column
+
+    def inputs(self, row: dict[str, Any]) -> Hashable:
+        """Return what the model reads of a row that can be used."""
+        raise NotImplementedError
+
+    def group(self, row: dict[str, Any]) -> Hashable:
+        """Return what no two rows on different sides of a split share."""
+        return self.inputs(row)
+
+    def row_labels(self, examples: Examples, index: int, row: dict[str, Any]) -> Sequence[str]:
+        """Return the label names of a row that can be used; () if rows have none."""
+        return ()
 
     def labels(self, train: Examples) -> tuple[str, ...]:
         """Return the label names in their order, fixed before training; () if there are none."""

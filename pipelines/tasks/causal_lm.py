@@ -47,9 +47,17 @@ class CausalLM(Task):
     auto_class: ClassVar[str] = "AutoModelForCausalLM"
     peft_task_type: ClassVar[str] = "CAUSAL_LM"
     length_field: ClassVar[str] = "block_size"
+    grouped_by: ClassVar[str] = "document"
 
     def example(self, examples, index, row, labels, *, labelled=True) -> str:
         return text_of(examples, index, row, self.text_column)
+
+    @property
+    def document_column(self):
+        return self.text_column
+
+    def inputs(self, row):
+        return row[self.text_column]
 
     def texts(self, examples: Examples) -> Iterator[str]:
         """Yield the documents, checked."""

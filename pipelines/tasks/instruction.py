@@ -64,11 +64,12 @@ class InstructionTuning(ReplyTask):
 
         rows: list[dict[str, Any]] = []
         references: dict[tuple[int, ...], list[str]] = {}
-        num_cut = 0
+        num_cut, lengths = 0, []
         for index, row in enumerate(examples.rows):
             prompt, replies = self.example(examples, index, row, labels)
             whole = exchange(tokenizer, prompt, replies[0])
             num_cut += len(whole.input_ids) > self.max_length
+            lengths.append(len(whole.input_ids))
             kept = whole.fitted(self.max_length)
             ids = {"input_ids": kept.input_ids, "labels": kept.labels}
             rows.append({name: np.array(each, np.int32) for name, each in ids.items()})
@@ -78,7 +79,14 @@ class InstructionTuning(ReplyTask):
         check_truncated(examples, num_cut, len(rows), self.max_truncated_fraction)
         prompts = [Asked(ids, texts) for ids, texts in references.items()]
         report = {"rows": len(rows), "rows_cut": num_cut, "prompts": len(prompts)}
-        return Features(rows, report, num_rows=len(rows), context=prompts, where=examples.where)
+        return Features(
+            rows,
+            report,
+            num_rows=len(rows),
+            context=prompts,
+            where=examples.where,
+            lengths=lengths,
+        )
 
     def collate(self, pad_token_id, multiple=1):
         def batch(rows: list[dict[str, Any]]) -> dict[str, Any]:

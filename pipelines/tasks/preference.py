@@ -56,7 +56,7 @@ class PreferenceTuning(ReplyTask):
         import numpy as np
 
         rows: list[dict[str, Any]] = []
-        num_cut = 0
+        num_cut, lengths = 0, []
         for index, row in enumerate(examples.rows):
             prompt, *replies = self.example(examples, index, row, labels)
             chosen, rejected = (exchange(tokenizer, prompt, reply) for reply in replies)
@@ -64,6 +64,7 @@ class PreferenceTuning(ReplyTask):
             kept = max(min(chosen.start, self.max_length - longest), 1)  # the prompt's end
             room = self.max_length - kept
             num_cut += kept < chosen.start or longest > room
+            lengths.append(chosen.start + longest)
             pair = {
                 "prompt_ids": chosen.prompt_ids[-kept:],
                 "chosen_ids": chosen.reply_ids[:room],
@@ -74,7 +75,7 @@ class PreferenceTuning(ReplyTask):
             raise DataError(f"{examples.origin}: no rows.")
         check_truncated(examples, num_cut, len(rows), self.max_truncated_fraction)
         report = {"pairs": len(rows), "pairs_cut": num_cut}
-        return Features(rows, report, num_rows=len(rows), where=examples.where)
+        return Features(rows, report, num_rows=len(rows), where=examples.where, lengths=lengths)
 
     def num_tokens(self, row):
         """Return the tokens of the prompt with the longer reply."""

@@ -77,6 +77,14 @@ class QuestionAnswering(Task):
     auto_class: ClassVar[str] = "AutoModelForQuestionAnswering"
     head: ClassVar[str | None] = "qa_outputs"
     peft_task_type: ClassVar[str] = "QUESTION_ANS"
+    cut_field: ClassVar[str] = "max_question_length"
+    grouped_by: ClassVar[str] = "context"
+
+    def inputs(self, row):
+        return row[self.question_column], row[self.context_column]
+
+    def group(self, row):
+        return row[self.context_column]
 
     def example(self, examples, index, row, labels, *, labelled=True) -> Question:
         """Check a row; the gold text must stand in the context where it is said to."""
@@ -155,6 +163,7 @@ class QuestionAnswering(Task):
             num_rows=len(questions),
             context=(questions, windows),
             where=lambda row: examples.where(windows[row].question),
+            lengths=[len(ids) for ids in encoded],
         )
 
     def loss(self, outputs, labels, num_items):

@@ -6,6 +6,7 @@ does, and it ends in EOS, which is learned though it is the pad token too.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from string import Formatter
@@ -88,6 +89,7 @@ class ReplyTask(Task):
     auto_class: ClassVar[str] = "AutoModelForCausalLM"
     peft_task_type: ClassVar[str] = "CAUSAL_LM"
     chat_template: ClassVar[str | None] = CHAT_TEMPLATE
+    grouped_by: ClassVar[str] = "prompt"
 
     def problems(self) -> Iterator[tuple[str, str]]:
         for message in format_problems(self.prompt_format):
@@ -101,6 +103,16 @@ class ReplyTask(Task):
     def reply_column(self) -> str:
         """Return the column of the reply that is to become likelier."""
         raise NotImplementedError
+
+    def columns(self):
+        yield from super().columns()
+        if not self.chat:
+            for column in columns_of(self.prompt_format):
+                yield "prompt_format", column
+
+    def inputs(self, row):
+        prompt = self.prompt(row, "")
+        return prompt.rstrip(" ") if isinstance(prompt, str) else json.dumps(prompt)
 
     def row(self, text):
         """Return a row of a prompt that somebody types."""

@@ -66,6 +66,16 @@ class TextClassification(Task):
         known = train.label_names.get(self.label_column)
         return known or tuple(sorted(names, key=natural_order))
 
+    @property
+    def stratified_by(self):
+        return None if self.problem_type == "regression" else self.label_column
+
+    def inputs(self, row):
+        return tuple(row[c] for c in (self.text_column, self.text_pair_column) if c)
+
+    def row_labels(self, examples, index, row):
+        return self.names(examples, index, row) if self.stratified_by else ()
+
     def names(self, examples: Examples, index: int, row: dict[str, Any]) -> list[str]:
         """Return the names of a row's labels."""
         value = row.get(self.label_column)
@@ -163,7 +173,8 @@ class TextClassification(Task):
             rows.append({"input_ids": input_ids} | ({"labels": target} if labelled else {}))
         check_truncated(examples, num_cut, len(rows), self.max_truncated_fraction)
         report = {"rows": len(rows), "rows_cut": num_cut}
-        return Features(rows, report, num_rows=len(rows), where=examples.where)
+        lengths = [sum(map(len, parts)) + len(parts) - 1 for parts in zip(*encoded, strict=True)]
+        return Features(rows, report, num_rows=len(rows), where=examples.where, lengths=lengths)
 
     def loss(self, outputs, labels, num_items):
         import torch.nn.functional as F

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from pipelines.cautions import of_rows
 from pipelines.data import check_splits, load_splits
 from pipelines.recipe import Model, Recipe, Scratch, Train
 from pipelines.run import run
@@ -127,7 +128,7 @@ def test_a_csv_row_that_cannot_be_used_is_named_or_left_out(kind, tmp_path):
         (b'text,label\na,x\n"b,y\nc,x\n', "train.csv:3: .*a quote is not closed"),
         (b"text,text\na,x\n", "train.csv:1: column 'text' stands twice"),
         (b"text,\xff\na,x\n", "train.csv:1: not UTF-8"),
-        (b"txt,label\na,x\nb,y\n", "train.csv:2: column 'text' holds None"),
+        (b"txt,label\na,x\nb,y\n", "train.csv: no column 'text', .*mean 'txt'.*: txt, label"),
         (b"text,label\na,x\nb,x\n", "holds one label, x; a classifier needs two"),
     ],
 )
@@ -144,7 +145,8 @@ def test_evaluation_labels_that_were_never_trained_are_left_out_of_the_score(tmp
         checked(tmp_path, lines_of(GOOD, OTHER), test)
     splits, _ = checked(tmp_path, lines_of(GOOD, OTHER), test, on_bad_row="skip")
     assert splits.held_out.rows == [GOOD]
-    assert any("1 evaluation rows cannot be used" in line for line in splits.warnings())
+    task = TextClassification(dataset=DatasetSource(path="a"))
+    assert any("1 evaluation rows cannot be used" in line for line in of_rows(task, splits))
 
 
 QUESTIONS = {
@@ -165,9 +167,9 @@ def test_a_question_that_cannot_be_used_is_named_or_left_out(kind, tmp_path):
         checked(tmp_path, data, task=task)
     splits, _ = checked(tmp_path, data, task=task, on_bad_row="skip")
     assert splits.train.rows == [QUESTION, QUESTION]
-    warnings = list(splits.warnings())
-    assert "1 training rows have the id of another" in warnings
-    assert "2 evaluation rows are training rows too: the score is too good" in warnings
+    found = list(of_rows(task, splits))
+    assert "1 training rows have the id of another" in found
+    assert "2 evaluation rows have the input of a training row: the score is too good" in found
 
 
 def test_one_question_of_a_squad_file_can_be_left_out(tmp_path):
@@ -195,18 +197,21 @@ def test_class_names_of_two_splits_are_compared_by_name_not_by_number(tmp_path):
         task.example(beyond, 0, beyond.rows[0], ("x", "y"))
 
 
-def test_rows_held_out_keep_their_lines_and_their_rejected(tmp_path):
-    rows = [GOOD, OTHER] * 5
+def test_rows_held_out_keep_their_lines(tmp_path):
+    rows = [row | {"text": f"{row['text']} {n}"} for n in range(5) for row in (GOOD, OTHER)]
     data = lines_of(b"{", *rows, b"{")
     (tmp_path / "train.jsonl").write_bytes(data)
     source = DatasetSource(path=str(tmp_path), eval_fraction=0.2, on_bad_row="skip")
     splits, _ = check_splits(TextClassification(dataset=source), load_splits(source))
-    assert splits.held_out.where(0).endswith("train.jsonl:10")
-    assert [each.line for each in splits.train.rejected] == [1]
-    assert [each.line for each in splits.held_out.rejected] == [12]
+    for examples in (splits.train, splits.held_out):
+        for index, row in enumerate(examples.rows):
+            assert examples.where(index).endswith(f"train.jsonl:{rows.index(row) + 2}")
+    assert [row["label"] for row in splits.held_out.rows] in (["x", "y"], ["y", "x"])
+    assert [each.line for each in splits.train.rejected] == [1, 12]
     source = replace(source, max_train_rows=3)
     splits, _ = check_splits(TextClassification(dataset=source), load_splits(source))
-    assert [splits.train.where(i)[-1] for i in range(3)] == ["2", "3", "4"]
+    assert [rows.index(row) + 2 for row in splits.train.rows] == list(splits.train.lines)
+    assert [each.line for each in splits.train.rejected] == [1, 12]
 
 
 def test_a_run_counts_what_it_skips_and_its_score_can_be_found_again(
@@ -240,7 +245,8 @@ def test_a_run_counts_what_it_skips_and_its_score_can_be_found_again(
     assert metrics["rows_skipped"] == metrics["train_rows_skipped"] == 1
     assert len((tmp_path / "run" / "rejected.jsonl").read_text().splitlines()) == 2
     assert evaluate_adapter(tmp_path / "run").equal
-    assert "without 1 rows that cannot be used:" in results(recipe, metrics)
+    sidecar = json.loads((tmp_path / "run" / "task.json").read_text())
+    assert "without 1 rows that cannot be used:" in results(recipe, sidecar)
 
 
 def test_a_stream_names_or_skips_what_it_meets(tmp_path, checkpoint, capsys):

@@ -1,0 +1,142 @@
+"""Choose rows by a seed: each label by its share, rows with the same input together.
+
+The choice depends on the rows' inputs, labels and order and on the seed alone: not on the process,
+the machine, Python's hash seed or rows that were left out before.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import TypeVar
+
+T = TypeVar("T")
+Label = str | None  # None: rows without a label
+
+
+@dataclass(frozen=True)
+class Group:
+    """Indices of the rows with one input, and how many of them have each label."""
+
+    rows: list[int] = field(default_factory=list)
+    counts: Counter[Label] = field(default_factory=Counter)
+
+    def fits(self, most: Mapping[Label, int]) -> bool:
+        """Tell whether no label has more rows than allowed."""
+        return all(count <= most[label] for label, count in self.counts.items())
+
+
+def hold_out_rows(
+    inputs: Sequence[Hashable], labels: Sequence[Sequence[str]], fraction: float, seed: int
+) -> list[int]:
+    """Return the indices of the rows to hold out, ascending; [] where none can be.
+
+    Rows with equal inputs stay together. A label gets its fraction to within one row, as far as
+    groups allow, and at least one row where the total allows. One row of each label is always left.
+    """
+    groups = random_groups(inputs, labels, seed)
+    sizes = num_rows_by_label(groups)
+    wanted = allot(sizes, fraction, num_left=1)
+    most = Counter({label: size - 1 for label, size in sizes.items()})
+    chosen, others = choose(groups, wanted, most, len(inputs) - 1)
+    if not chosen:  # every group is larger than what is wanted: take the smallest
+        allowed = [group for group in others if group.fits(most)]
+        chosen = sorted(allowed, key=lambda group: len(group.rows))[:1]
+    return sorted(row for group in chosen for row in group.rows)
+
+
+def draw_rows(
+    inputs: Sequence[Hashable], labels: Sequence[Sequence[str]], count: int, seed: int
+) -> list[int]:
+    """Return the indices of `count` rows, or of all if there are fewer, ascending.
+
+    Each label keeps its share, and is there at least once where `count` allows. Rows with equal
+    inputs are chosen together, but for the last ones, which fill the count.
+    """
+    if count >= len(inputs):
+        return list(range(len(inputs)))
+    groups = random_groups(inputs, labels, seed)
+    sizes = num_rows_by_label(groups)
+    wanted = allot(sizes, count / len(inputs), num_left=0)
+    chosen, others = choose(groups, wanted, sizes, count)
+    rows = [row for group in chosen for row in group.rows]
+    rest = [row for group in shuffled(others, seed) for row in group.rows]
+    return sorted(rows + rest[: count - len(rows)])
+
+
+def shuffled(items: Sequence[T], seed: int) -> list[T]:
+    """Return items in random order. Python promises the numbers of `random()`, not a shuffle."""
+    generator = Random(seed)
+    return sorted(items, key=lambda _: generator.random())
+
+
+def random_groups(
+    inputs: Sequence[Hashable], labels: Sequence[Sequence[str]], seed: int
+) -> list[Group]:
+    """Return the rows grouped by input, in random order, groups with the rarest labels first.
+
+    Rare labels have the fewest rows to choose from: with several labels a row, they would find
+    those of the frequent labels beside them already used up.
+    """
+    groups: dict[Hashable, Group] = {}
+    for index, (value, names) in enumerate(zip(inputs, labels, strict=True)):
+        group = groups.setdefault(value, Group())
+        group.rows.append(index)
+        group.counts.update(names or (None,))
+    found = list(groups.values())
+    sizes = num_rows_by_label(found)
+    return sorted(shuffled(found, seed), key=lambda group: min(sizes[n] for n in group.counts))
+
+
+def num_rows_by_label(groups: Sequence[Group]) -> Counter[Label]:
+    """Return how many rows have each label."""
+    sizes: Counter[Label] = Counter()
+    for group in groups:
+        sizes.update(group.counts)
+    return sizes
+
+
+def allot(sizes: Mapping[Label, int], fraction: float, *, num_left: int) -> Counter[Label]:
+    """Return how many rows of each label to choose, leaving at least `num_left` of each.
+
+    That is its fraction rounded down or up so that the sum comes out right, by largest remainder;
+    a label whose fraction is below one row gets one, unless there are more labels than rows.
+    """
+    total = max(1, round(fraction * sum(sizes.values())))
+    exact = {label: fraction * size for label, size in sizes.items()}
+    most = {label: size - num_left for label, size in sizes.items() if size > num_left}
+    counts = Counter({label: min(int(exact[label]), most[label]) for label in most})
+    if len(most) <= total:
+        counts = Counter({label: max(1, counts[label]) for label in most})
+    missing = total - sum(counts.values())
+    behind = [label for label in most if counts[label] < min(exact[label], most[label])]
+    behind.sort(key=lambda label: counts[label] - exact[label])
+    counts.update(behind[: max(missing, 0)])
+    return counts
+
+
+def choose(
+    groups: Sequence[Group], wanted: Counter[Label], most: Counter[Label], limit: int
+) -> tuple[list[Group], list[Group]]:
+    """Return the groups that bring the counts closer to `wanted`, taken in order, and the others.
+
+    Together they have at most `limit` rows, and of each label at most `most`.
+    """
+    missing, most = Counter(wanted), Counter(most)
+    chosen: list[Group] = []
+    others: list[Group] = []
+    for group in groups:
+        gain = sum(
+            abs(missing[label]) - abs(missing[label] - count)
+            for label, count in group.counts.items()
+        )
+        if gain > 0 and len(group.rows) <= limit and group.fits(most):
+            chosen.append(group)
+            missing.subtract(group.counts)
+            most.subtract(group.counts)
+            limit -= len(group.rows)
+        else:
+            others.append(group)
+    return chosen, others
