@@ -66,6 +66,11 @@ def of_splits(task: Task, splits: Splits) -> Iterator[str]:
             f"{source.path} is one file, without a split {source.eval_split!r}: "
             f"{scored['part']} are held out to score on"
         )
+    if scored["shares_inputs"]:
+        yield (
+            f"evaluation rows have the same {task.grouped_by} as training rows, since no rows can "
+            "be held out otherwise: the score says nothing of others"
+        )
     if scored["part"].endswith("of the rows"):
         num_rows = scored["of"] + splits.record["train"]["of"]
         wanted = source.eval_fraction * num_rows

@@ -289,22 +289,20 @@ def check_stream(task: Task, train: Examples) -> None:
 def draw_splits(task: Task, train: Examples, held_out: Examples | None) -> Splits:
     """Hold out training rows where there are no others, and apply the maximum of both splits."""
     source = task.dataset
-    from_train, part = held_out is None, "all"
+    scored = {"split": source.eval_split, "part": "all", "shares_inputs": False}
     if held_out is None:
-        train, held_out, part = hold_out(task, train)
+        train, held_out, how = hold_out(task, train)
+        scored = {"split": source.train_split, **how}
     if isinstance(train.rows, Stream):
-        from_train = train.rows.skip > 0
-        part = f"the first {source.max_eval_rows:,} rows"
+        scored["part"] = f"the first {source.max_eval_rows:,} rows"
+        if train.rows.skip:
+            scored["split"] = source.train_split
     else:
         train = capped(task, train, source.max_train_rows)
         held_out = capped(task, held_out, source.max_eval_rows)
     record = {
         "train": {"split": source.train_split, **num_drawn(train)},
-        "eval": {
-            "split": source.train_split if from_train else source.eval_split,
-            "part": part,
-            **num_drawn(held_out),
-        },
+        "eval": {**scored, **num_drawn(held_out)},
         "split_seed": source.split_seed,
         "stratified_by": task.stratified_by,
         "grouped_by": task.grouped_by,
@@ -320,11 +318,11 @@ def num_drawn(examples: Examples) -> dict[str, int | None]:
     return {"rows": num_rows, "of": num_rows if examples.total is None else examples.total}
 
 
-def hold_out(task: Task, examples: Examples) -> tuple[Examples, Examples, str]:
-    """Return training rows, rows drawn from them to score on, and how.
+def hold_out(task: Task, examples: Examples) -> tuple[Examples, Examples, dict[str, Any]]:
+    """Return training rows, rows drawn from them to score on, and how they were drawn.
 
-    A single document is cut at a character. Raise DataError where all rows have one input, since
-    the rest of them would be training rows.
+    A single document is cut at a character. Where the rows that share an input cannot be kept
+    together, since all share it, say, single rows are drawn. Raise DataError if none can be.
     """
     source, rows = task.dataset, list(examples.rows)
     percent = f"{100 * source.eval_fraction:.3g} %"
@@ -332,23 +330,23 @@ def hold_out(task: Task, examples: Examples) -> tuple[Examples, Examples, str]:
         row, text = rows[0], rows[0][task.document_column]
         cut = round(len(text) * (1 - source.eval_fraction))
         head, tail = ([row | {task.document_column: part}] for part in (text[:cut], text[cut:]))
-        held_out = replace(examples, rows=tail, rejected=())
-        return replace(examples, rows=head), held_out, f"the last {percent} of the text"
+        how = {"part": f"the last {percent} of the text", "shares_inputs": False}
+        return replace(examples, rows=head), replace(examples, rows=tail, rejected=()), how
     groups = [task.group(row) for row in rows]
     labels = [task.row_labels(examples, index, row) for index, row in enumerate(rows)]
     chosen = hold_out_rows(groups, labels, source.eval_fraction, source.split_seed)
+    how = {"part": f"{percent} of the rows", "shares_inputs": not chosen}
     if not chosen:
-        reason = "every label would lose its only row"
-        if len(set(groups)) == 1:
-            reason = "there is only one" if len(rows) == 1 else f"all have one {task.grouped_by}"
+        chosen = hold_out_rows(range(len(rows)), labels, source.eval_fraction, source.split_seed)
+    if not chosen:
+        reason = "there is only one" if len(rows) == 1 else "every label would lose its only row"
         raise DataError(
             f"{examples.origin}: none of its rows ({len(rows):,}) can be held out: {reason}. Give "
             "a folder with one file for each split, and name the second with "
             "--task.dataset.eval-split."
         )
     left = sorted(set(range(len(rows))) - set(chosen))
-    held_out = replace(examples.only(chosen), rejected=())
-    return examples.only(left), held_out, f"{percent} of the rows"
+    return examples.only(left), replace(examples.only(chosen), rejected=()), how
 
 
 def capped(task: Task, examples: Examples, count: int | None) -> Examples:

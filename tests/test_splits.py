@@ -187,7 +187,7 @@ def test_a_maximum_of_two_files_draws_from_all_their_rows(tmp_path):
     assert labels_of(splits.held_out) == {"neg": 6, "pos": 4}
     assert splits.record == {
         "train": {"split": "train", "rows": 50, "of": 200},
-        "eval": {"split": "test", "part": "all", "rows": 10, "of": 200},
+        "eval": {"split": "test", "part": "all", "shares_inputs": False, "rows": 10, "of": 200},
         "split_seed": 42,
         "stratified_by": "label",
         "grouped_by": "input",
@@ -301,11 +301,16 @@ def test_of_two_rows_one_is_held_out(tmp_path):
         split(CLASSIFY, file)
 
 
-def test_rows_with_one_context_are_not_split(tmp_path):
-    rows = [question(i, "the only context") for i in range(20)]
-    file = write_rows(tmp_path / "rows.jsonl", rows)
-    with pytest.raises(DataError, match="none of its rows .20. .* have one context.*eval-split"):
-        split(QuestionAnswering(dataset=SOURCE), file)
+def test_rows_that_all_have_one_context_are_split_and_that_is_told(tmp_path):
+    rows = [question(i, "the only context") for i in range(100)]
+    task = QuestionAnswering(dataset=SOURCE)
+    splits, _ = split(task, write_rows(tmp_path / "rows.jsonl", rows))
+    assert len(splits.train.rows) == 90 and len(splits.held_out.rows) == 10
+    (line,) = told(splits, task=task)
+    assert line.startswith("evaluation rows have the same context as training rows")
+
+
+def test_a_single_row_that_is_no_document_is_refused(tmp_path):
     file = write_rows(tmp_path / "one.jsonl", [{"text": "a", "label": 0.5}])
     with pytest.raises(DataError, match="none of its rows .1. can be held out: there is only one"):
         split(replace(CLASSIFY, problem_type="regression"), file)
