@@ -45,8 +45,8 @@ def of_rows(task: Task, splits: Splits) -> Iterator[str]:
     num_shared = count_shared(task, splits)
     if num_shared:
         yield (
-            f"{num_shared:,} evaluation rows have the input of a training row: the score is too "
-            "good"
+            f"{num_shared:,} of {len(list(splits.held_out.rows)):,} evaluation rows have the input "
+            "of a training row: the score is too good"
         )
 
 

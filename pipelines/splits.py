@@ -21,7 +21,7 @@ class Group:
     """Indices of the rows with one input, and how many of them have each label."""
 
     rows: list[int] = field(default_factory=list)
-    counts: Counter[Label] = field(default_factory=Counter)
+    counts: dict[Label, int] = field(default_factory=dict)
 
     def fits(self, most: Mapping[Label, int]) -> bool:
         """Tell whether no label has more rows than allowed."""
@@ -84,7 +84,8 @@ def random_groups(
     for index, (value, names) in enumerate(zip(inputs, labels, strict=True)):
         group = groups.setdefault(value, Group())
         group.rows.append(index)
-        group.counts.update(names or (None,))
+        for name in names or (None,):
+            group.counts[name] = group.counts.get(name, 0) + 1
     found = list(groups.values())
     sizes = num_rows_by_label(found)
     return sorted(shuffled(found, seed), key=lambda group: min(sizes[n] for n in group.counts))
@@ -94,7 +95,8 @@ def num_rows_by_label(groups: Sequence[Group]) -> Counter[Label]:
     """Return how many rows have each label."""
     sizes: Counter[Label] = Counter()
     for group in groups:
-        sizes.update(group.counts)
+        for label, count in group.counts.items():
+            sizes[label] += count
     return sizes
 
 
@@ -134,9 +136,10 @@ def choose(
         )
         if gain > 0 and len(group.rows) <= limit and group.fits(most):
             chosen.append(group)
-            missing.subtract(group.counts)
-            most.subtract(group.counts)
             limit -= len(group.rows)
+            for label, count in group.counts.items():
+                missing[label] -= count
+                most[label] -= count
         else:
             others.append(group)
     return chosen, others

@@ -536,3 +536,98 @@ def test_the_report_says_of_how_many_rows_and_which_labels(tmp_path):
     assert split_line(CLASSIFY, "eval", splits.held_out, features) == (
         "  eval: 20 rows, 0 rows cut; labels: neg 12, pos 8"
     )
+
+
+# Hub datasets, and what a result records
+
+
+def test_a_maximum_of_a_hub_dataset_is_drawn_by_label_too(monkeypatch):
+    import datasets
+
+    import pipelines.data
+
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes", "?"])}
+    )
+    rows = [{"text": f"row {i}", "label": int(i >= 600)} for i in range(1000)]
+    whole = datasets.Dataset.from_list(rows, features=features)
+    monkeypatch.setattr(pipelines.data, "hub_dataset", lambda *_, **options: whole)
+    options = {"eval_split": "test", "max_train_rows": 50, "max_eval_rows": 10}
+    for part in (100_000, 500):  # as small datasets are read, and as large ones are
+        monkeypatch.setattr(pipelines.data, "MIN_PART", part)
+        splits, labels = split(CLASSIFY, "user/data", **options)
+        assert labels == ("no", "yes", "?")
+        assert abs(labels_of(splits.train)[0] - 30) <= (3 if part < 1000 else 0)
+        assert splits.record["train"] == {"split": "train", "rows": 50, "of": 1000}
+        for index, row in enumerate(splits.train.rows):
+            assert splits.train.where(index) == f"user/data train row {rows.index(row)}"
+        again, _ = split(CLASSIFY, "user/data", **options)
+        assert again.train.fingerprint() == splits.train.fingerprint()
+
+
+def test_a_run_records_what_was_drawn_and_evaluate_draws_it_again(tmp_path, checkpoint, capsys):
+    from pipelines.card import model_card
+    from pipelines.run import run
+    from pipelines.scoring import evaluate_adapter
+
+    file = write_rows(tmp_path / "rows.jsonl", SORTED)
+    source = DatasetSource(path=str(file), eval_split="test", max_train_rows=40, split_seed=3)
+    recipe = Recipe(
+        name="drawn",
+        task=replace(CLASSIFY, dataset=source, max_length=16),
+        model=Model(name_or_path=str(checkpoint)),
+        train=Train(max_steps=2, global_batch_size=4, seed=5),
+        output_dir=str(tmp_path / "run"),
+    )
+    run(recipe)
+    printed = capsys.readouterr().out
+    assert "train: 40 of 180 rows (max_train_rows), 0 rows cut; labels: neg 24, pos 16" in printed
+    assert "eval: 20 rows, 0 rows cut; labels: neg 12, pos 8" in printed
+    assert "is one file, without a split 'test': 10 % of the rows are held out" in printed
+    sidecar = json.loads((tmp_path / "run" / "task.json").read_text())
+    assert sidecar["dataset"]["splits"] == {
+        "train": {"split": "train", "rows": 40, "of": 180},
+        "eval": {
+            "split": "train",
+            "part": "10 % of the rows",
+            "shares_inputs": False,
+            "rows": 20,
+            "of": 20,
+        },
+        "split_seed": 3,
+        "stratified_by": "label",
+        "grouped_by": "input",
+    }
+    card = model_card(recipe, sidecar, "user/drawn")
+    assert "10 % of the rows of train:" in card and "split: train" in card
+    assert evaluate_adapter(tmp_path / "run").equal
+
+
+def test_a_stream_says_that_it_takes_the_first_rows(tmp_path):
+    from pipelines.report import split_line
+
+    file = write_rows(tmp_path / "rows.jsonl", [{"text": f"row {i}"} for i in range(40)])
+    options = {"path": str(file), "streaming": True, "max_eval_rows": 4}
+    for most, line in ((None, "streamed"), (10, "streamed, the first 10 rows")):
+        task = CausalLM(dataset=DatasetSource(**options, max_train_rows=most))
+        splits, _ = check_splits(task, load_splits(task.dataset))
+        train = split_line(task, "train", splits.train, Features([], {}, num_rows=-1))
+        assert train == f"  train: {line}"
+        held_out = Features([], {"documents": 4}, num_rows=1)
+        found = split_line(task, "eval", splits.held_out, held_out)
+        assert found == "  eval: 4 documents, the first of the stream"
+        assert splits.record["eval"]["part"] == "the first 4 rows"
+        assert splits.record["train"]["rows"] is None
+        assert [row["text"] for row in splits.held_out.rows] == [f"row {i}" for i in range(4)]
+
+
+def test_a_wrong_column_of_a_file_to_score_on_is_one_line(tmp_path):
+    from types import SimpleNamespace
+
+    from pipelines.scoring import file_rows
+
+    loaded = SimpleNamespace(recipe=SimpleNamespace(task=CLASSIFY), labels=("x", "y"))
+    file = write_rows(tmp_path / "rows.jsonl", [{"txt": "a", "label": "x"}] * 50)
+    with pytest.raises(DataError, match="no column 'text', which --task.text-column") as caught:
+        file_rows(loaded, file)
+    assert len(str(caught.value).splitlines()) == 1

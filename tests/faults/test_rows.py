@@ -169,7 +169,7 @@ def test_a_question_that_cannot_be_used_is_named_or_left_out(kind, tmp_path):
     assert splits.train.rows == [QUESTION, QUESTION]
     found = list(of_rows(task, splits))
     assert "1 training rows have the id of another" in found
-    assert "2 evaluation rows have the input of a training row: the score is too good" in found
+    assert "2 of 2 evaluation rows have the input of a training row: the score is too good" in found
 
 
 def test_one_question_of_a_squad_file_can_be_left_out(tmp_path):
