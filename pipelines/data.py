@@ -10,7 +10,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pipelines.readers import SUFFIXES, Numbered, Unreadable, read
+from pipelines.local_files import is_local, split_files
+from pipelines.readers import describe, features_of, read, read_files
+from pipelines.rows import Numbered, Unreadable, location
 from pipelines.tasks import DataError, DatasetSource, Task
 from pipelines.tasks.base import Examples, Rejected, token_ids
 
@@ -77,20 +79,21 @@ class Stream:
             yield from examples.rows
 
     def fingerprint(self) -> str | None:
-        """Return a hash of a file's size and start, to tell another; the recipe pins the Hub's."""
+        """Return a hash of the files' sizes and starts; the recipe pins the commit of the Hub's."""
         if not is_local(self.source):
             return None
-        file = local_file(self.source, self.split)
-        with file.open("rb") as content:
-            start = content.read(2**20)
-        return hashlib.sha256(str(file.stat().st_size).encode() + start).hexdigest()
+        digest = hashlib.sha256()
+        for file in split_files(self.source, self.split):
+            with file.open("rb") as content:
+                digest.update(str(file.stat().st_size).encode() + content.read(2**20))
+        return digest.hexdigest()
 
     def records(self) -> tuple[str, Iterator[Numbered]]:
         """Return where the rows come from, and the rows with their numbers."""
         rows: Iterable[Numbered]
         if is_local(self.source):
-            file = local_file(self.source, self.split)
-            origin, rows = str(file), read(file)
+            files = split_files(self.source, self.split)
+            origin, rows = origin_of(files), read_files(files)
         else:
             origin = f"{self.source.path} {self.split}"
             rows = enumerate(hub_dataset(self.source, self.split, streaming=True))
@@ -135,17 +138,31 @@ def load_split(source: DatasetSource, split: str, max_rows: int | None = None) -
         if max_rows is not None:
             dataset = dataset.take(min(max_rows, len(dataset)))
         return Examples(
-            dataset.to_list(), f"{source.path} {split}", label_names=class_labels(dataset)
+            dataset.to_list(), f"{source.path} {split}", label_names=class_labels(dataset.features)
         )
-    file = local_file(source, split)
-    return collect(read(file), str(file), local=True, max_rows=max_rows)
+    files = split_files(source, split)
+    examples = collect(read_files(files), origin_of(files), local=True, max_rows=max_rows)
+    return replace(examples, label_names=class_labels(features_of(files[0])))
+
+
+def origin_of(files: Sequence[Path]) -> str:
+    """Name the file of a split, or the folder of its files."""
+    return str(files[0] if len(files) == 1 else files[0].parent)
+
+
+def detected(source: DatasetSource) -> Iterator[str]:
+    """Say of each split's first local file what it was read as, where its suffix does not say."""
+    if is_local(source):
+        splits = {source.train_split: None, source.eval_split: None}
+        files = {split_files(source, split)[0]: None for split in splits if split is not None}
+        yield from filter(None, map(describe, files))
 
 
 def read_file(file: Path) -> Examples:
     """Read a local file. Raise DataError for one that has no rows, or lines that are none."""
     examples = collect(read(file), str(file), local=True)
     refuse(examples.rejected)
-    return examples
+    return replace(examples, label_names=class_labels(features_of(file)))
 
 
 def collect(
@@ -161,8 +178,8 @@ def collect(
         if len(rows) == max_rows:
             break
         if isinstance(row, Unreadable):
-            where = f"{origin}:{number}"
-            rejected.append(Rejected(origin, number, where, row.reason, row.content))
+            file, line = location(origin, number)
+            rejected.append(Rejected(origin, number, f"{file}:{line}", row.reason, row.content))
         else:
             rows.append(row)
             numbers.append(number)
@@ -252,10 +269,11 @@ def append_rejected(file: Path, rejected: Sequence[Rejected], known: set[str]) -
 
     A stream meets its rows again in each epoch, and when it resumes.
     """
-    lines = [
-        json.dumps({"file": r.file, "line": r.line, "reason": r.reason, "row": r.row}, default=str)
-        for r in rejected
-    ]
+    lines = []
+    for each in rejected:
+        origin, line = location(each.file, each.line)
+        entry = {"file": origin, "line": line, "reason": each.reason, "row": each.row}
+        lines.append(json.dumps(entry, default=str))
     new = [line for line in lines if line not in known]
     if new:
         with file.open("a", encoding="utf-8") as out:
@@ -287,35 +305,14 @@ def check_vocabulary(examples: Examples, tokenizer: Any, num_embeddings: int) ->
                 )
 
 
-def class_labels(dataset: Any) -> dict[str, tuple[str, ...]]:
+def class_labels(features: Any) -> dict[str, tuple[str, ...]]:
     """Return the names of each column that is a ClassLabel or a list of them."""
+    if features is None:
+        return {}
     from datasets import ClassLabel
 
-    inner = {name: getattr(f, "feature", f) for name, f in dataset.features.items()}
+    inner = {name: getattr(f, "feature", f) for name, f in features.items()}
     return {name: tuple(f.names) for name, f in inner.items() if isinstance(f, ClassLabel)}
-
-
-def is_local(source: DatasetSource) -> bool:
-    """Tell a path from a Hub id. Raise DataError for a path that is not there."""
-    path = Path(source.path)
-    if path.exists():
-        return True
-    named = path.suffix in SUFFIXES or path.is_absolute() or source.path.startswith(".")
-    if named or source.path.count("/") > 1:
-        raise DataError(f"{source.path}: no such file or folder.")
-    return False
-
-
-def local_file(source: DatasetSource, split: str) -> Path:
-    """Return the file of a split."""
-    path = Path(source.path)
-    if path.is_file():
-        return path
-    for suffix in SUFFIXES:
-        if (path / f"{split}{suffix}").is_file():
-            return path / f"{split}{suffix}"
-    found = ", ".join(sorted(p.name for p in path.iterdir())) or "nothing"
-    raise DataError(f"{path}: no file for split {split!r} ({found} there).")
 
 
 def hold_out(examples: Examples, fraction: float) -> tuple[Examples, Examples]:

@@ -23,7 +23,7 @@ from pipelines.checkpoints import (
     newest_verified,
 )
 from pipelines.cpu import slow_precision
-from pipelines.data import check_splits, check_vocabulary, load_splits, num_skipped
+from pipelines.data import check_splits, check_vocabulary, detected, load_splits, num_skipped
 from pipelines.errors import NonFiniteError, Preempted
 from pipelines.hub import pin, save
 from pipelines.log import logged
@@ -67,7 +67,7 @@ def run_in_folder(recipe: Recipe, world_size: int, started: float) -> dict[str, 
     )
     train = task.features(splits.train, tokenizer, labels, training=True)
     held_out = task.features(splits.held_out, tokenizer, labels, training=False)
-    cautions = [*splits.warnings()]
+    cautions = [*detected(task.dataset), *splits.warnings()]
     if PartialState().device.type == "cpu":
         cautions += slow_precision()
     print_report(recipe, world_size, train, held_out, cautions)

@@ -13,6 +13,7 @@ from pipelines.data import check_splits, is_local, load_splits, read_file, refus
 from pipelines.errors import Problem, RecipeError
 from pipelines.hub import Loaded, load_adapter
 from pipelines.predict import predict
+from pipelines.readers import describe
 from pipelines.report import console, print_score, quiet
 from pipelines.tasks import DataError, QuestionAnswering, TextClassification
 from pipelines.tasks.base import Examples
@@ -95,6 +96,9 @@ def score(loaded: Loaded, rows: Examples) -> dict[str, Any]:
 def file_rows(loaded: Loaded, file: Path) -> Examples:
     """Return the rows of a file. Raise DataError that names those that cannot be scored."""
     rows = sift(loaded.recipe.task, read_file(file), loaded.labels)
+    note = describe(file)
+    if note is not None:
+        console().print(f"  {note}", style="yellow", markup=False)
     refuse(rows.rejected)
     return rows
 
