@@ -14,6 +14,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "pipe"}
 SEPARATOR_LINE = re.compile(r"sep=(.)\s*$", re.IGNORECASE)  # Excel writes it before the header
 NUM_REFERENCES = 200  # rows that others are compared with
 NUM_COMPARED = 100  # lines of one record that are compared with them
+FEW = 5  # rows, below which they do not show all that a column may hold
 SWALLOWED = 1000  # lines after which an open quote is judged without waiting for its end
 OPENED = "a quote opens a cell here"
 
@@ -70,20 +72,28 @@ class Header:
 
     cells: tuple[str, ...]
 
-    @property
+    @cached_property
     def width(self) -> int:
-        """Return the number of columns up to the last that has a name."""
+        """The number of columns up to the last that has a name."""
         return max((i for i, cell in enumerate(self.cells, start=1) if cell), default=0)
+
+    @cached_property
+    def all_named(self) -> bool:
+        """Whether every column has a name."""
+        return all(self.cells)
 
     def fits(self, cells: Sequence[str]) -> bool:
         """Tell whether a record has a cell for each column, and nothing beyond them."""
-        return len(cells) >= self.width and not any(cells[self.width :])
+        num_cells = len(cells)
+        return num_cells == self.width or (num_cells > self.width and not any(cells[self.width :]))
 
     def row(self, cells: Sequence[str]) -> dict[str, Any] | Unreadable:
         """Return a record as a row."""
         reason = first_reason(list(cells))
         if reason is not None:
             return Unreadable(reason, list(cells))
+        if self.all_named and len(cells) == self.width:
+            return dict(zip(self.cells, cells, strict=True))
         if not self.fits(cells) and len(cells) not in range(self.width, len(self.cells) + 1):
             reason = f"{len(cells)} cells, but the header has {len(self.cells)}."
             return Unreadable(reason, list(cells))
@@ -141,36 +151,37 @@ def _sniff_quotes(dialect: Dialect, sample: list[str]) -> Dialect:
     header = next(dialect.reader(sample, strict=False), [])
     if len(header) > 1 and all(cell.startswith(" ") and cell.strip() for cell in header[1:]):
         dialect = replace(dialect, skip_space=True)
-    good, bad = _count(dialect, sample)
+    num_bad = _count_bad(dialect, sample)
+    if not num_bad:
+        return dialect
     if any('\\"' in line for line in sample):
         escaped = replace(dialect, backslash=True)
-        if _count(escaped, sample)[1] < bad:
+        if _count_bad(escaped, sample) < num_bad:
             return escaped
-    if dialect.delimiter == "\t" and any('"' in line for line in sample):
+    if dialect.delimiter == "\t" and not any('""' in line for line in sample):
         literal = replace(dialect, quotes=False)
-        good_literal, bad_literal = _count(literal, sample)
-        if not bad_literal and good_literal > good:
+        if not _count_bad(literal, sample):
             return literal
     return dialect
 
 
-def _count(dialect: Dialect, sample: list[str]) -> tuple[int, int]:
-    """Return how many records fit the header, and how many do not."""
+def _count_bad(dialect: Dialect, sample: list[str]) -> int:
+    """Return how many records are not well-formed or do not fit the header."""
     header: Header | None = None
-    good = bad = 0
+    num_bad = 0
     reader = dialect.reader(sample)
     while True:
         try:
             cells = next(reader)
         except StopIteration:
-            return good, bad
+            return num_bad
         except csv.Error as error:
-            bad += "unexpected end of data" not in str(error)
+            num_bad += "unexpected end of data" not in str(error)
             continue
         if cells and header is None:
             header = Header(tuple(cells))
         elif cells and header is not None:
-            good, bad = good + header.fits(cells), bad + (not header.fits(cells))
+            num_bad += not header.fits(cells)
 
 
 def read_delimited(file: Path, lines: TextLines, dialect: Dialect) -> Iterator[Numbered]:
@@ -202,6 +213,8 @@ class Records:
         self.reader = dialect.reader(self.lines)
         self.header = self._read_header(file)
         self.recent: deque[list[str]] = deque(maxlen=NUM_REFERENCES)
+        self.num_read = 0
+        self.quotes_well = False  # these rows have line breaks or delimiters in quoted cells
         self.columns: list[_Column] | None = None  # of the rows above, worked out when needed
         self.early = [
             cells
@@ -248,6 +261,7 @@ class Records:
             resyncing = False
             if fits:
                 self.recent.append(cells)
+                self.num_read += 1
                 self.columns = None
             yield lines.number, cells
 
@@ -291,7 +305,8 @@ class Records:
         num_columns = self.header.width
         proof = list(lines[:NUM_COMPARED])
         opening = proof[0]
-        if cells is not None and self.header.fits(cells):
+        well_formed = cells is not None and self.header.fits(cells)
+        if cells is not None and well_formed:
             column = next((i for i, cell in enumerate(cells) if _has_line_break(cell)), 0)
             if column == 0 and len(proof) == len(lines):
                 proof = proof[:-1]
@@ -309,6 +324,8 @@ class Records:
             return False
         columns = self._columns()
         alike = [cells for cells in rows if all(map(_Column.holds, columns, cells))]
+        if well_formed and self.quotes_well and all(column.prose for column in columns):
+            return len(alike) == len(proof) >= 3  # nothing but its lines speaks against the record
         return 3 * len(alike) >= 2 * len(proof) and any(
             all(map(_Column.knows, columns, cells)) for cells in alike
         )
@@ -324,12 +341,13 @@ class Records:
             places = [found.start(1) for found in re.finditer(begin, line)]
             variants = [line[:place] + line[place + 1 :] for place in places]
         for variant in variants:
-            try:
-                cells = next(self.dialect.reader([variant]), [])
-            except csv.Error:
-                continue
-            if cells and self.header.fits(cells):
-                return cells
+            for dialect in (self.dialect, replace(self.dialect, quotes=False)):
+                try:
+                    cells = next(dialect.reader([variant]), [])
+                except csv.Error:
+                    continue
+                if cells and self.header.fits(cells):
+                    return cells
         return None
 
     def _resumes(self, cells: list[str]) -> bool:
@@ -339,7 +357,13 @@ class Records:
 
     def _columns(self) -> list[_Column]:
         if self.columns is None:
-            rows = [*self.early, *self.recent]
+            rows = [*self.recent, *self.early[self.num_read :]]
+            breaks = sum(any(map(_has_line_break, row)) for row in rows)
+            self.quotes_well = (breaks >= FEW and breaks > len(rows) / 5) or any(
+                self.dialect.delimiter in cell and not _has_line_break(cell)
+                for row in rows
+                for cell in row
+            )
             self.columns = [
                 _Column.of([row[index] for row in rows if not _has_line_break(row[index])])
                 for index in range(self.header.width)
@@ -359,7 +383,7 @@ class _Column:
     spaced: bool
     """Some cells begin with a space."""
     prose: bool
-    """Some cells hold several words, so that nothing else is asked of others."""
+    """Some cells hold more than three words, so that any characters may be in others."""
     lengths: tuple[int, int]
     characters: frozenset[str]
 
@@ -367,29 +391,30 @@ class _Column:
     def of(cls, cells: list[str]) -> _Column:
         """Return what cells of a column have in common."""
         lengths = [len(cell) for cell in cells] or [0]
+        slack = 2 if len(cells) >= FEW else 4
         return cls(
             frozenset(cells),
             len(cells),
             any(cell[:1].isspace() for cell in cells),
-            not cells or any(" " in cell.strip() for cell in cells),
-            (min(lengths) // 2, max(lengths) * 2),
-            frozenset().union(*map(_character_classes, cells)),
+            not cells or any(cell.strip().count(" ") > 2 for cell in cells),
+            (min(lengths) // slack, max(lengths) * slack),
+            frozenset(" _-").union(*map(_character_classes, cells)),
         )
 
     def holds(self, cell: str) -> bool:
         """Tell whether a cell looks like those of the column."""
         if cell[:1].isspace() and not self.spaced:
             return False
-        if not cell:
-            return "" in self.values
+        if not cell or not self.num_rows:
+            return "" in self.values or bool(cell)
         shortest, longest = self.lengths
-        fits = shortest <= len(cell) <= longest and _character_classes(cell) <= self.characters
-        return self.prose or fits
+        fits = shortest <= len(cell) <= longest
+        return fits and (self.prose or _character_classes(cell) <= self.characters)
 
     def knows(self, cell: str) -> bool:
         """Tell whether a cell is a value of the column, if the column has few values."""
-        few = self.num_rows >= 5 and len(self.values) <= self.num_rows / 2
-        return not few or cell in self.values
+        few = self.num_rows >= FEW and len(self.values) <= self.num_rows / 2
+        return self.prose or not few or cell in self.values
 
 
 def _character_classes(text: str) -> frozenset[str]:
