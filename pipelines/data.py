@@ -11,7 +11,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pipelines.readers import SUFFIXES, Numbered, Unreadable, read
+from pipelines.local_files import is_local, split_files
+from pipelines.readers import describe, features_of, read, read_files
+from pipelines.rows import Numbered, Unreadable, location
 from pipelines.splits import draw_rows, hold_out_rows, shuffled
 from pipelines.tasks import DataError, DatasetSource, Task
 from pipelines.tasks.base import Examples, Rejected, token_ids
@@ -68,20 +70,21 @@ class Stream:
             yield from examples.rows
 
     def fingerprint(self) -> str | None:
-        """Return a hash of a file's size and start, to tell another; the recipe pins the Hub's."""
+        """Return a hash of the files' sizes and starts; the recipe pins the commit of the Hub's."""
         if not is_local(self.source):
             return None
-        file = local_file(self.source, self.split)
-        with file.open("rb") as content:
-            start = content.read(2**20)
-        return hashlib.sha256(str(file.stat().st_size).encode() + start).hexdigest()
+        digest = hashlib.sha256()
+        for file in split_files(self.source, self.split):
+            with file.open("rb") as content:
+                digest.update(str(file.stat().st_size).encode() + content.read(2**20))
+        return digest.hexdigest()
 
     def records(self) -> tuple[str, Iterator[Numbered]]:
         """Return where the rows come from, and the rows with their numbers."""
         rows: Iterable[Numbered]
         if is_local(self.source):
-            file = local_file(self.source, self.split)
-            origin, rows = str(file), read(file)
+            files = split_files(self.source, self.split)
+            origin, rows = origin_of(files), read_files(files)
         else:
             origin = f"{self.source.path} {self.split}"
             rows = enumerate(hub_dataset(self.source, self.split, streaming=True))
@@ -108,15 +111,17 @@ def separate_split(source: DatasetSource) -> str | None:
     """
     if source.eval_split is None or not is_local(source):
         return source.eval_split
-    train = local_file(source, source.train_split)
-    held_out = local_file(source, source.eval_split)
+    train = split_files(source, source.train_split)
+    held_out = split_files(source, source.eval_split)
     if train == held_out:
         return None
-    if train.samefile(held_out):
-        raise DataError(
-            f"{held_out} is {train}: the score would be of the training rows. Name another "
-            "--task.dataset.eval-split."
-        )
+    for file in held_out:
+        same = next((other for other in train if other.samefile(file)), None)
+        if same is not None:
+            raise DataError(
+                f"{file} is {same}: the score would be of the training rows. Name another "
+                "--task.dataset.eval-split."
+            )
     return source.eval_split
 
 
@@ -139,14 +144,15 @@ def stream_splits(source: DatasetSource) -> RawSplits:
 
 
 def load_split(source: DatasetSource, split: str, max_rows: int | None) -> Examples:
-    """Read one split from the Hub or from its file.
+    """Read one split from the Hub or from its files.
 
     Of a Hub dataset that is far larger than `max_rows` only a random part becomes Python objects,
     from which `max_rows` are drawn later, by label.
     """
     if is_local(source):
-        file = local_file(source, split)
-        return collect(read(file), str(file), local=True)
+        files = split_files(source, split)
+        examples = collect(read_files(files), origin_of(files), local=True)
+        return replace(examples, label_names=class_labels(features_of(files[0])))
     dataset = hub_dataset(source, split, streaming=False)
     total, numbers = len(dataset), None
     if max_rows is not None and total > (part := max(MIN_PART, 10 * max_rows)):
@@ -156,17 +162,30 @@ def load_split(source: DatasetSource, split: str, max_rows: int | None) -> Examp
     return Examples(
         dataset.to_list(),
         f"{source.path} {split}",
-        label_names=class_labels(dataset),
+        label_names=class_labels(dataset.features),
         numbers=numbers,
         total=None if numbers is None else total,
     )
+
+
+def origin_of(files: Sequence[Path]) -> str:
+    """Name the file of a split, or the folder of its files."""
+    return str(files[0] if len(files) == 1 else files[0].parent)
+
+
+def detected(source: DatasetSource) -> Iterator[str]:
+    """Yield what each split's first local file was read as, where its suffix does not say."""
+    if is_local(source):
+        splits = (source.train_split, separate_split(source))
+        files = {split_files(source, split)[0]: None for split in splits if split is not None}
+        yield from filter(None, map(describe, files))
 
 
 def read_file(file: Path) -> Examples:
     """Read a local file. Raise DataError for one that has no rows, or lines that are none."""
     examples = collect(read(file), str(file), local=True)
     refuse(examples.rejected)
-    return examples
+    return replace(examples, label_names=class_labels(features_of(file)))
 
 
 def collect(records: Iterable[Numbered], origin: str, local: bool) -> Examples:
@@ -175,8 +194,8 @@ def collect(records: Iterable[Numbered], origin: str, local: bool) -> Examples:
     numbers, rejected = [], []
     for number, row in records:
         if isinstance(row, Unreadable):
-            where = f"{origin}:{number}"
-            rejected.append(Rejected(origin, number, where, row.reason, row.content))
+            file, line = location(origin, number)
+            rejected.append(Rejected(origin, number, f"{file}:{line}", row.reason, row.content))
         else:
             rows.append(row)
             numbers.append(number)
@@ -397,10 +416,11 @@ def append_rejected(file: Path, rejected: Sequence[Rejected], known: set[str]) -
 
     A stream meets its rows again in each epoch, and when it resumes.
     """
-    lines = [
-        json.dumps({"file": r.file, "line": r.line, "reason": r.reason, "row": r.row}, default=str)
-        for r in rejected
-    ]
+    lines = []
+    for each in rejected:
+        origin, line = location(each.file, each.line)
+        entry = {"file": origin, "line": line, "reason": each.reason, "row": each.row}
+        lines.append(json.dumps(entry, default=str))
     new = [line for line in lines if line not in known]
     if new:
         with file.open("a", encoding="utf-8") as out:
@@ -432,32 +452,13 @@ def check_vocabulary(examples: Examples, tokenizer: Any, num_embeddings: int) ->
                 )
 
 
-def class_labels(dataset: Any) -> dict[str, tuple[str, ...]]:
+def class_labels(features: Any) -> dict[str, tuple[str, ...]]:
     """Return the names of each column that is a ClassLabel or a list of them."""
+    if features is None:
+        return {}
     from datasets import ClassLabel
 
-    inner = {name: getattr(f, "feature", f) for name, f in dataset.features.items()}
+    inner = {name: getattr(f, "feature", f) for name, f in features.items()}
     return {name: tuple(f.names) for name, f in inner.items() if isinstance(f, ClassLabel)}
 
 
-def is_local(source: DatasetSource) -> bool:
-    """Tell a path from a Hub id. Raise DataError for a path that is not there."""
-    path = Path(source.path)
-    if path.exists():
-        return True
-    named = path.suffix in SUFFIXES or path.is_absolute() or source.path.startswith(".")
-    if named or source.path.count("/") > 1:
-        raise DataError(f"{source.path}: no such file or folder.")
-    return False
-
-
-def local_file(source: DatasetSource, split: str) -> Path:
-    """Return the file of a split."""
-    path = Path(source.path)
-    if path.is_file():
-        return path
-    for suffix in SUFFIXES:
-        if (path / f"{split}{suffix}").is_file():
-            return path / f"{split}{suffix}"
-    found = ", ".join(sorted(p.name for p in path.iterdir())) or "nothing"
-    raise DataError(f"{path}: no file for split {split!r} ({found} there).")

@@ -202,7 +202,7 @@ def base_of(recipe: Recipe, model: Any) -> dict[str, Any] | None:
 
 def public_name(path: str) -> str:
     """Return a Hub id as it is, and a path below the current folder or else its name, with "./"."""
-    place = Path(os.path.abspath(path))  # links stay as they were typed
+    place = Path(os.path.abspath(os.path.expanduser(path)))  # links stay as they were typed
     if not place.exists():
         return path
     if place.is_relative_to(Path.cwd()):

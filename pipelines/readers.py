@@ -1,205 +1,197 @@
-"""Read JSONL, CSV, text and SQuAD JSON, line by line, and say which lines are no rows."""
+"""Read rows from a file, whatever its suffix says, and say which lines are unreadable.
+
+A suffix is a hint. Compression and columnar formats are told by a file's first bytes, the encoding
+by its byte order mark, JSON and delimited text by the first lines. What the suffix does not say is
+in `describe`.
+"""
 
 from __future__ import annotations
 
-import csv
-import json
-import re
-import sys
-from collections.abc import Iterable, Iterator
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from lzma import LZMAError
 from pathlib import Path
 from typing import Any
 
-from pipelines.tasks import DataError
+from pipelines.columnar import read_columnar, read_features
+from pipelines.delimited import DELIMITERS, agreement, read_delimited, sniff
+from pipelines.json_rows import LINE_SUFFIXES, is_object, read_json, starts_json
+from pipelines.rows import NO_TEXT, Line, Numbered, Unreadable, why_not_text
+from pipelines.tasks.base import DataError
+from pipelines.text_stream import (
+    BUFFER,
+    COMPRESSIONS,
+    TextLines,
+    binary_format,
+    columnar_format,
+    decode,
+    open_bytes,
+)
 
-SUFFIXES = (".jsonl", ".csv", ".txt", ".json")
-NO_TEXT = re.compile("[\0\ud800-\udfff]")
+TEXT_SUFFIXES = (*LINE_SUFFIXES, ".json", ".csv", ".tsv", ".tab", ".psv", ".txt")
+COLUMNAR_SUFFIXES = {".parquet": "Parquet", ".arrow": "Arrow", ".feather": "Arrow"}
+COMPRESSED_SUFFIXES = tuple(compression.suffix for compression in COMPRESSIONS)
+DELIMITED_SUFFIXES = {".csv": ",", ".tsv": "\t", ".tab": "\t", ".psv": "|"}
+ACCEPTED = (
+    f"{', '.join(TEXT_SUFFIXES)}, each also with {', '.join(COMPRESSED_SUFFIXES)}; "
+    f"{', '.join(COLUMNAR_SUFFIXES)}"
+)
+USUAL = {  # what suffixes say, which needs no mention
+    ".jsonl": ("JSON lines",),
+    ".ndjson": ("JSON lines",),
+    ".json": ("SQuAD", "a JSON array"),
+}
 
 
 @dataclass(frozen=True)
-class Unreadable:
-    """A line that is no row: why, and what stands there."""
+class Opened:
+    """A file whose form is known: its rows, and what its suffix does not say of it."""
 
-    reason: str
-    content: Any
-
-
-Numbered = tuple[int, dict[str, Any] | Unreadable]
+    rows: Iterator[Numbered]
+    notes: tuple[str, ...]
 
 
 def read(file: Path) -> Iterator[Numbered]:
-    """Yield line numbers and rows of a file; a line that is no row is Unreadable.
+    """Yield line numbers and rows of a file; a line that cannot be read as a row is Unreadable.
 
-    Raise DataError for a file of which nothing can be read any more.
+    Rows of a JSON document, of Parquet and of Arrow are numbered by position. Raise DataError for
+    a file that holds no rows, and for one of which nothing more can be read.
     """
-    try:
-        # A byte that is not UTF-8 becomes a lone surrogate, so that its line can be named.
-        with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
-            match file.suffix:
-                case ".csv":
-                    yield from read_csv(file, lines)
-                case ".txt":
-                    yield from read_text(lines.read())
-                case ".json":
-                    yield from read_squad(file, lines.read())
-                case _:
-                    yield from read_jsonl(lines)
-    except OSError as error:
-        raise DataError(f"{file}: {error.strerror}.") from None
+    with _opened(file) as opened:
+        yield from opened.rows
+
+
+def read_files(files: Sequence[Path]) -> Iterator[Numbered]:
+    """Yield the rows of a split's files; with several, each number knows its file and line."""
+    if len(files) == 1:
+        yield from read(files[0])
+        return
+    last = 0
+    for file in files:
+        offset = last
+        for number, row in read(file):
+            last = offset + number
+            yield Line(last, str(file), number), row
 
 
 def read_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield line numbers and rows. Raise DataError at the first line that is no row."""
+    """Yield line numbers and rows. Raise DataError at the first unreadable line."""
     for number, row in read(file):
         if isinstance(row, Unreadable):
             raise DataError(f"{file}:{number}: {row.reason}")
         yield number, row
 
 
-def read_jsonl(lines: Iterable[str]) -> Iterator[Numbered]:
-    """Yield one object for each line; an empty line is passed over."""
-    for number, line in enumerate(map(str.strip, lines), start=1):
-        if not line:
-            continue
-        try:
-            row: Any = parse(line)
-        except ValueError as error:
-            yield number, Unreadable(str(error), line)
-            continue
-        if not isinstance(row, dict):
-            row = Unreadable(f"{line[:40]!r} is not an object.", line)
-        yield number, row
+def describe(file: Path) -> str | None:
+    """Say what was detected in a file beyond what its suffix says, or return None."""
+    if not file.is_file():
+        return None  # a pipe can be read once
+    with _opened(file) as opened:
+        return f"{file}: read as {', '.join(opened.notes)}" if opened.notes else None
 
 
-def read_csv(file: Path, lines: Iterable[str]) -> Iterator[Numbered]:
-    """Yield rows as text, so that `NA` stays `NA`; each must be as long as the header."""
-    csv.field_size_limit(sys.maxsize)
-    reader = csv.reader(lines, strict=True)
-    header: list[str] | None = None
-    while True:
-        number = reader.line_num + 1
-        try:
-            cells = next(reader, None)
-        except csv.Error as error:
-            if header is None or "unexpected end of data" in str(error):
-                # All that follows may stand inside these quotes: nobody knows how many rows.
-                raise DataError(f"{file}:{number}: {error}: a quote is not closed.") from None
-            yield number, Unreadable(f"{error}.", None)
-            continue
-        if cells is None:
-            return
-        reason = next(filter(None, map(what_is_no_text, cells)), None)
-        if header is None:
-            header = checked_header(file, number, cells, reason)
-        elif reason is not None:
-            yield number, Unreadable(reason, cells)
-        elif cells and len(cells) != len(header):
-            text = f"{len(cells)} cells, but the header has {len(header)}."
-            yield number, Unreadable(text, cells)
-        elif cells:
-            yield number, dict(zip(header, cells, strict=True))
+def features_of(file: Path) -> Any:
+    """Return the `datasets.Features` of a Parquet or Arrow file, or None for another."""
+    if not file.is_file():
+        return None
+    with _errors_named(file), open_bytes(file)[0] as stream:
+        name = columnar_format(stream.peek(BUFFER))
+        return None if name is None else read_features(file, stream, name)
 
 
-def checked_header(file: Path, number: int, cells: list[str], reason: str | None) -> list[str]:
-    """Return the names of a CSV's columns. Raise DataError unless each stands once."""
-    twice = sorted({cell for cell in cells if cells.count(cell) > 1})
-    if twice:
-        reason = f"column {twice[0]!r} stands twice in the header."
-    if reason is not None:
-        raise DataError(f"{file}:{number}: {reason}")
-    return cells
+def suffix_of(file: Path) -> str:
+    """Return a file's suffix in small letters, without that of its compression."""
+    suffixes = [suffix.lower() for suffix in file.suffixes]
+    if suffixes and suffixes[-1] in COMPRESSED_SUFFIXES:
+        suffixes.pop()
+    return suffixes[-1] if suffixes else ""
 
 
-def read_text(text: str) -> Iterator[Numbered]:
-    """Yield a whole file as one row."""
+def is_accepted(file: Path) -> bool:
+    """Tell whether a file's suffix is one of data."""
+    return suffix_of(file) in TEXT_SUFFIXES or file.suffix.lower() in COLUMNAR_SUFFIXES
+
+
+@contextmanager
+def _errors_named(file: Path) -> Iterator[None]:
+    """Raise DataError, naming the file, for what its bytes or the disk raise."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: not {error.encoding.upper()}: {error.reason}.") from None
+    except (EOFError, zlib.error, LZMAError) as error:
+        raise DataError(f"{file}: damaged or incomplete compressed data: {error}") from None
+    except OSError as error:
+        raise DataError(f"{file}: {error.strerror or error}.") from None
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Opened]:
+    """Open a file and detect its form."""
+    with _errors_named(file):
+        stream, compression = open_bytes(file)
+        with stream:
+            suffix, notes = suffix_of(file), []
+            if compression is not None and file.suffix.lower() != compression.suffix:
+                notes.append(f"compressed by {compression.name}")
+            head = stream.peek(BUFFER)
+            columnar = columnar_format(head)
+            if columnar is not None:
+                if compression is not None:
+                    raise DataError(f"{file}: compressed {columnar}; decompress it.")
+                if COLUMNAR_SUFFIXES.get(suffix) != columnar:
+                    notes.append(columnar)
+                yield Opened(read_columnar(file, stream, columnar), tuple(notes))
+                return
+            other = binary_format(head)
+            if other is not None:
+                raise DataError(f"{file}: {other}. Rows are read from {ACCEPTED}.")
+            lines, encoding = decode(stream)
+            notes += [encoding] if encoding else []
+            form, rows = _read_text(file, lines, suffix)
+            yield Opened(rows, (*notes, *form))
+
+
+def _read_text(file: Path, lines: TextLines, suffix: str) -> tuple[list[str], Iterator[Numbered]]:
+    """Return what a text is beyond its suffix, and its rows."""
+    sample = lines.sample()
+    first = next(filter(str.strip, sample), "")
+    if suffix == ".txt":
+        two = [line for line in sample if line.strip()][:2]
+        as_json = len(two) == 2 and all(map(is_object, two))
+        notes = ["plain text, though it looks like JSON lines"] if as_json else []
+        return notes, read_document(lines)
+    hint = DELIMITED_SUFFIXES.get(suffix)
+    if _is_delimited(sample, first, hint):
+        dialect = sniff(sample, hint or ",")
+        notes = ["delimited text"] if hint is None else []
+        notes += dialect.notes(hint or "")
+        return notes, read_delimited(file, lines, dialect)
+    form, rows = read_json(file, lines, suffix)
+    return [] if form in USUAL.get(suffix, ()) else [form], rows
+
+
+def _is_delimited(sample: list[str], first: str, hint: str | None) -> bool:
+    """Tell delimited text from JSON: by its first line, and if need be by its other lines."""
+    if hint is not None:
+        return not starts_json(first)
+    if first.lstrip()[:1] in ("{", "[") or any(map(is_object, sample)):
+        return False
+    dialect = sniff(sample, ",")
+    return len(sample) > 1 and agreement(dialect, sample) > 0.5
+
+
+def read_document(lines: TextLines) -> Iterator[Numbered]:
+    """Yield a whole text as one row."""
+    text = lines.rest()
     found = NO_TEXT.search(text)
     if found:
         number = text.count("\n", 0, found.start()) + 1
-        yield number, Unreadable(str(what_is_no_text(text)), text)
+        yield number, Unreadable(str(why_not_text(text)), text)
     elif text:
         yield 1, {"text": text}
 
 
-def read_squad(file: Path, text: str) -> Iterator[Numbered]:
-    """Yield the questions of a nested SQuAD file; the number is the question's place."""
-    try:
-        articles = parse(text)["data"]
-        questions = [
-            (paragraph["context"], question)
-            for article in articles
-            for paragraph in article["paragraphs"]
-            for question in paragraph["qas"]
-        ]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{file}: not SQuAD JSON: {error!r}.") from None
-    for number, (context, question) in enumerate(questions, start=1):
-        try:
-            answers = question.get("answers", [])
-            row = {
-                "id": question["id"],
-                "question": question["question"],
-                "context": context,
-                "answers": {
-                    "text": [answer["text"] for answer in answers],
-                    "answer_start": [answer["answer_start"] for answer in answers],
-                },
-            }
-        except (AttributeError, KeyError, TypeError) as error:
-            yield number, Unreadable(f"not a question of SQuAD: {error!r}.", question)
-        else:
-            yield number, row
-
-
-def parse(text: str) -> Any:
-    """Parse JSON. Raise ValueError, saying why, also for what cannot be encoded as a text."""
-    reason = what_is_no_text(text)
-    if reason is not None:
-        raise ValueError(reason)
-    try:
-        value = json.loads(text, object_pairs_hook=without_duplicates)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error.msg}.") from None
-    except RecursionError:
-        raise ValueError("not JSON that can be read: nested too deeply.") from None
-    if "\\u" in text:
-        reason = next(filter(None, map(what_is_no_text, strings(value))), None)
-        if reason is not None:
-            raise ValueError(reason)
-    return value
-
-
-def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return the pairs as a dictionary. Raise ValueError for a key that stands twice."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"key {twice!r} stands twice.")
-    return found
-
-
-def strings(value: Any) -> Iterator[str]:
-    """Yield every text in a value of JSON."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, list):
-        for item in value:
-            yield from strings(item)
-    elif isinstance(value, dict):
-        yield from value
-        for item in value.values():
-            yield from strings(item)
-
-
-def what_is_no_text(text: str) -> str | None:
-    """Say what in a string no tokenizer takes, or None."""
-    found = NO_TEXT.search(text)
-    if found is None:
-        return None
-    code = ord(found[0])
-    if code == 0:
-        return "a NUL character."
-    if 0xDC80 <= code <= 0xDCFF:  # where `surrogateescape` puts a byte
-        return f"not UTF-8: byte 0x{code - 0xDC00:02x}. Save the file as UTF-8."
-    return f"half a surrogate pair, U+{code:04X}."
+__all__ = ["ACCEPTED", "DELIMITERS", "Numbered", "Unreadable", "describe", "read", "read_rows"]

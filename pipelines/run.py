@@ -24,7 +24,7 @@ from pipelines.checkpoints import (
     newest_verified,
 )
 from pipelines.cpu import slow_precision
-from pipelines.data import check_splits, check_vocabulary, load_splits, num_skipped
+from pipelines.data import check_splits, check_vocabulary, detected, load_splits, num_skipped
 from pipelines.errors import NonFiniteError, Preempted
 from pipelines.hub import pin, save
 from pipelines.log import logged
@@ -68,7 +68,7 @@ def run_in_folder(recipe: Recipe, world_size: int, started: float) -> dict[str, 
     )
     train = task.features(splits.train, tokenizer, labels, training=True)
     held_out = task.features(splits.held_out, tokenizer, labels, training=False)
-    found = [*cautions(recipe, splits, labels, train, held_out)]
+    found = [*detected(task.dataset), *cautions(recipe, splits, labels, train, held_out)]
     if PartialState().device.type == "cpu":
         found += slow_precision()
     print_report(recipe, world_size, splits, train, held_out, found)

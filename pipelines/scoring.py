@@ -21,6 +21,7 @@ from pipelines.data import (
 from pipelines.errors import Problem, RecipeError
 from pipelines.hub import Loaded, load_adapter
 from pipelines.predict import predict
+from pipelines.readers import describe
 from pipelines.report import console, print_score, quiet
 from pipelines.tasks import DataError, QuestionAnswering, TextClassification
 from pipelines.tasks.base import Examples
@@ -104,6 +105,9 @@ def file_rows(loaded: Loaded, file: Path) -> Examples:
     """Return the rows of a file. Raise DataError that names those that cannot be scored."""
     read_rows = read_file(file)
     rows = sift(loaded.recipe.task, read_rows, loaded.labels)
+    note = describe(file)
+    if note is not None:
+        console().print(f"  {note}", style="yellow", markup=False)
     check_columns(loaded.recipe.task, (read_rows, rows))
     refuse(rows.rejected)
     return rows

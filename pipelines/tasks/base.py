@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
+from pipelines.rows import location
+
 if TYPE_CHECKING:
     import torch
     from transformers import EvalPrediction, PreTrainedTokenizerBase
@@ -28,10 +30,10 @@ class DataError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetSource:
-    """Rows from the Hub, or from a file or folder of JSONL, CSV, text or SQuAD JSON."""
+    """Rows from the Hub, or from a file or folder of JSON, CSV, Parquet, Arrow or text."""
 
     path: str
-    """Hub id, a local file, or a local folder that holds one file for each split."""
+    """Hub id, a local file, or a local folder with a file, shards or a subfolder for each split."""
     name: str | None = None
     """Configuration of the Hub dataset, as "sst2" of nyu-mll/glue."""
     revision: str | None = None
@@ -113,7 +115,8 @@ class Examples:
 
     def where(self, index: int) -> str:
         """Name the file and the line, or the split and the row, of a row."""
-        return f"{self.origin}{' row ' if self.lines is None else ':'}{self.number(index)}"
+        file, number = location(self.origin, self.number(index))
+        return f"{file}{' row ' if self.lines is None else ':'}{number}"
 
     def only(self, kept: Iterable[int]) -> Examples:
         """Return some of the rows, which keep the names of their places."""
