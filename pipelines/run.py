@@ -7,6 +7,7 @@ import math
 import shutil
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +57,11 @@ def run(recipe: Recipe) -> dict[str, Any]:
 def run_in_folder(recipe: Recipe, world_size: int, started: float) -> dict[str, Any]:
     """Do what `run` does, in a folder that no other run uses."""
     set_seed(recipe.train.seed)
-    task = recipe.task
     rejected = recipe.folder / "rejected.jsonl" if PartialState().is_main_process else None
-    splits, labels = check_splits(task, load_splits(task.dataset), rejected)
+    splits = load_splits(recipe.task.dataset)
+    task = recipe.task.resolved(splits.train)
+    recipe = replace(recipe, task=task)
+    splits, labels = check_splits(task, splits, rejected)
     tokenizer = load_tokenizer(
         recipe.model,
         texts(splits.train),
@@ -67,7 +70,8 @@ def run_in_folder(recipe: Recipe, world_size: int, started: float) -> dict[str, 
     )
     train = task.features(splits.train, tokenizer, labels, training=True)
     held_out = task.features(splits.held_out, tokenizer, labels, training=False)
-    cautions = [*splits.warnings()]
+    task.check_scorable(held_out)
+    cautions = [*splits.warnings(), *task.label_cautions(splits.train, labels)]
     if PartialState().device.type == "cpu":
         cautions += slow_precision()
     print_report(recipe, world_size, train, held_out, cautions)

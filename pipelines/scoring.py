@@ -80,6 +80,7 @@ def score(loaded: Loaded, rows: Examples) -> dict[str, Any]:
     """Return the metrics of a result on rows."""
     recipe, tokenizer, labels = loaded.recipe, loaded.tokenizer, loaded.labels
     held_out = recipe.task.features(rows, tokenizer, labels, training=False)
+    recipe.task.check_scorable(held_out)
     with tempfile.TemporaryDirectory() as scratch:  # the Trainer makes folders where it stands
         trainer = build_trainer(
             replace(recipe, output_dir=scratch),
