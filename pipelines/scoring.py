@@ -145,7 +145,7 @@ def metric_inputs(module: Any, loaded: Loaded, rows: Examples) -> dict[str, list
     if isinstance(task, QuestionAnswering):
         found = predict(loaded, rows)
         ids = [str(row.get("id", i)) for i, row in enumerate(rows.rows)]
-        truth = [row[task.answers_column] for row in rows.rows]
+        truth = [task.example(rows, i, row, ()).answers for i, row in enumerate(rows.rows)]
         guesses = [
             {"id": i, "prediction_text": guess["answer"]}
             for i, guess in zip(ids, found, strict=True)
