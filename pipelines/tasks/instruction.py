@@ -18,6 +18,7 @@ from pipelines.tasks.base import (
     pad_inputs,
     pad_right,
 )
+from pipelines.tasks.chat_forms import looks_like_turns
 from pipelines.tasks.replies import IGNORED, ReplyTask, exchange
 
 if TYPE_CHECKING:
@@ -52,8 +53,9 @@ class InstructionTuning(ReplyTask):
         """Return what a row asks, and all replies that it holds."""
         where, column = examples.where(index), self.completion_column
         value = row.get(column)
-        replies = value.get("text") if isinstance(value, dict) else value
-        if self.chat or not isinstance(replies, list):
+        held = looks_like_turns(value)
+        replies = value.get("text") if isinstance(value, dict) and not held else value
+        if self.chat or held or not isinstance(replies, list):
             prompt, reply = self.said(row | {column: replies}, column, where)
             return prompt, [reply]
         said = [self.said(row | {column: reply}, column, where) for reply in replies or [None]]
