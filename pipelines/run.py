@@ -33,6 +33,7 @@ from pipelines.publish import check_destination, check_reload, publish
 from pipelines.recipe import Recipe
 from pipelines.report import print_report, print_score, quiet
 from pipelines.tasks.base import Examples
+from pipelines.tasks.chat_forms import texts_of
 from pipelines.training import build_trainer, check_world_size, score_of
 
 
@@ -143,4 +144,5 @@ def check_finite(metrics: dict[str, Any]) -> None:
 def texts(examples: Examples) -> Any:
     """Yield every text of the training rows, to train a tokenizer on."""
     for row in examples.rows:
-        yield from (value for value in row.values() if isinstance(value, str))
+        for value in row.values():
+            yield from texts_of(value)

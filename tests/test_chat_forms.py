@@ -121,6 +121,14 @@ def test_the_template_renders_every_form_alike(tokenizer):
     assert all(row["input_ids"].tolist() == first for row in dataset)
 
 
+def test_a_tokenizer_from_scratch_is_trained_on_the_messages():
+    from pipelines.run import texts
+
+    row = {"id": "x", "messages": [{"role": "user", "content": part("a")}, YES], "n": 3}
+    other = {"messages": [{"from": "human", "value": "b"}], "answers": {"text": ["c"]}}
+    assert list(texts(Examples([row, other], "rows"))) == ["x", "a", "On its way.", "b"]
+
+
 CALL = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f"}}]}
 
 
@@ -180,3 +188,11 @@ def test_a_chat_has_one_column_of_messages_before_the_reply():
             task=InstructionTuning(dataset=ANYWHERE, chat=True, prompt_format="{a} {b}"),
             model=Model(name_or_path="b"),
         )
+
+
+def test_replies_that_rouge_does_not_see_are_cautioned():
+    task = InstructionTuning(dataset=ANYWHERE)
+    rows = [{"prompt": "a", "completion": text} for text in ("今天到。", "明天。", "5 o'clock")]
+    [text] = task.label_cautions(Examples(rows, "rows"), ())
+    assert text.startswith("2 of 3 replies have no Latin letter or digit")
+    assert not list(task.label_cautions(Examples(rows[1:], "rows"), ()))

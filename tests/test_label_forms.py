@@ -312,10 +312,19 @@ def test_a_scale_and_a_column_of_another_kind_are_cautioned(labels, text):
 def test_a_label_that_no_row_or_every_row_has_is_cautioned():
     found = cautions([[1, 0, 0], [1, 0, 0], [1, 0, 1]], SEVERAL)
     assert found == [
-        "no training row has the label '1': it cannot be learned",
-        "every training row has the label '0': it cannot be learned",
+        "labels that no training row has, so that they cannot be learned: '1' (0)",
+        "labels that every training row has, so that they cannot be learned: '0' (3)",
     ]
-    assert cautions(VECTORS, SEVERAL) == ["no training row has the label '2': it cannot be learned"]
+    [text] = cautions(VECTORS, SEVERAL)
+    assert text.startswith("labels that no training row has") and text.endswith("'2' (0)")
+
+
+@pytest.mark.parametrize("name", ["['a', 'b']", "[0, 1]", "a;b", "a | b", "b,a"])
+def test_several_labels_in_a_cell_of_one_are_cautioned(name):
+    [text] = cautions(["a", "b", name])
+    assert f"labels that look like several: {name!r} (1)" in text
+    assert "--task.problem-type multi_label_classification" in text
+    assert cautions(["a", "c", "b, not a"]) == []
 
 
 # Scores that are not defined
@@ -337,12 +346,14 @@ def targets_of(targets):
 
 @pytest.mark.parametrize("targets", [[3.0] * 5, [3.0], [1e9, 1e9 + 1]])  # the last: in 32 bits
 def test_targets_without_a_correlation_are_refused_before_training(targets):
-    with pytest.raises(DataError, match=r"needs two different targets.*--task.dataset.eval-split"):
+    with pytest.raises(
+        DataError, match=r"a correlation needs two different.*--task.dataset.eval-split"
+    ):
         NUMBER.check_scorable(targets_of(targets))
 
 
 def test_evaluation_rows_without_any_label_are_refused_and_other_rows_are_not():
-    with pytest.raises(DataError, match=r"needs a label for F1.*2 rows"):
+    with pytest.raises(DataError, match="none of 2 evaluation rows has a label"):
         SEVERAL.check_scorable(targets_of([[0.0, 0.0], [0.0, 0.0]]))
     SEVERAL.check_scorable(targets_of([[0.0, 0.0], [0.0, 1.0]]))
     NUMBER.check_scorable(targets_of([3.0, 3.5]))
@@ -368,25 +379,58 @@ def test_the_interval_of_a_correlation_lies_between_its_bounds():
     assert -1 <= low <= score.metrics["pearsonr"] <= high <= 1
 
 
-def test_a_collapsed_regression_is_saved_with_its_score(tmp_path, checkpoint):
-    """All texts are equal, and so are all predictions."""
+def recipe_of(rows, folder, checkpoint, **options):
+    """Return a recipe that trains for two steps on rows."""
     from pipelines.recipe import Train
-    from pipelines.run import run
 
-    file = tmp_path / "a.jsonl"
-    rows = [{"text": "lamp", "label": float(i % 3)} for i in range(20)]
+    file = folder / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    task = TextClassification(
-        dataset=DatasetSource(path=str(file), eval_fraction=0.3), problem_type="regression"
-    )
-    recipe = Recipe(
+    source = DatasetSource(path=str(file), eval_fraction=0.3)
+    return Recipe(
         name="a",
-        task=task,
+        task=TextClassification(dataset=source, **options),
         model=Model(name_or_path=str(checkpoint)),
         train=Train(max_steps=2, save_steps=None),
-        output_dir=str(tmp_path / "out"),
+        output_dir=str(folder / "out"),
     )
-    found = run(recipe)
+
+
+def test_a_collapsed_regression_is_saved_with_its_score(tmp_path, checkpoint):
+    """All texts are equal, and so are all predictions."""
+    from pipelines.run import run
+
+    rows = [{"text": "lamp", "label": float(i % 3)} for i in range(20)]
+    found = run(recipe_of(rows, tmp_path, checkpoint, problem_type="regression"))
     assert found["pearsonr"] == 0.0
     assert math.isfinite(found["mse"])
     assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def test_a_run_on_constant_targets_ends_before_it_trains(tmp_path, checkpoint, monkeypatch):
+    from pipelines import run
+
+    rows = [{"text": f"lamp {i}", "label": 3.0} for i in range(10)]
+    monkeypatch.setattr(run, "build_model", lambda *arguments: pytest.fail("a model was built"))
+    with pytest.raises(DataError, match="all 3 evaluation targets are 3"):
+        run.run(recipe_of(rows, tmp_path, checkpoint, problem_type="regression"))
+
+
+def test_a_result_keeps_the_form_of_its_labels(tmp_path, checkpoint):
+    """The rows of another file would be two ids each; the result reads them as vectors."""
+    from pipelines.hub import load_adapter
+    from pipelines.run import run
+    from pipelines.scoring import evaluate_adapter, file_rows
+
+    rows = [{"text": f"lamp {i}", "label": VECTORS[i % 3][:2]} for i in range(20)]
+    recipe = recipe_of(rows, tmp_path, checkpoint, problem_type="multi_label_classification")
+    run(recipe)
+    folder = tmp_path / "out"
+    task = Recipe.from_file(folder / "recipe.json").task
+    assert (task.label_form, task.label_names) == ("multi_hot", ("0", "1"))
+    assert evaluate_adapter(folder).equal
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"text": "a", "label": [0, 1]}\n' * 3, encoding="utf-8")
+    loaded = load_adapter(folder)
+    found = file_rows(loaded, other)
+    encoded = task.features(found, loaded.tokenizer, loaded.labels, training=False).dataset
+    assert [row["labels"] for row in encoded] == [[0, 1]] * 3

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,12 +14,13 @@ SUPPORTED = '{"text": [...], "answer_start": [...]}, one {"text", "answer_start"
 def read_answers(value: Any, impossible: Any = None) -> dict[str, list[Any]]:
     """Return answers as SQuAD's flat rows hold them; empty lists mean no answer.
 
-    None, empty lists and empty texts, whatever their start, are no answer. `impossible` is the
-    row's `is_impossible`, if it has one. Raise ValueError for another form, and for answers that
-    `impossible` denies.
+    None, NaN, empty cells, lists and texts, whatever their start, are no answer. `impossible` is
+    the row's `is_impossible`, if it has one. Raise ValueError for another form, and where
+    `impossible` says otherwise.
     """
     value = to_python(value)
     value = parse_literal(value) if isinstance(value, str) else value
+    value = None if is_nan(value) or value == "" else value
     pairs = [(text, start) for text, start in _pairs(value) if text is not None and text.strip()]
     if any(start is None for _, start in pairs):
         raise ValueError(f"holds {value!r}, not {SUPPORTED}.")
@@ -30,6 +30,11 @@ def read_answers(value: Any, impossible: Any = None) -> dict[str, list[Any]]:
     if stated == 0 and not pairs:
         raise ValueError(f"holds no answer, but is_impossible is {impossible!r}.")
     return {"text": [text for text, _ in pairs], "answer_start": [start for _, start in pairs]}
+
+
+def is_nan(value: Any) -> bool:
+    """Tell what pandas writes for a missing value."""
+    return isinstance(value, float) and value != value
 
 
 def _pairs(value: Any) -> list[tuple[str | None, int | None]]:
@@ -58,9 +63,8 @@ def _flat(lists: Iterable[list[Any]]) -> list[Any]:
 
 def _pair(value: Any, text: Any, start: Any) -> tuple[str | None, int | None]:
     """Return a text and its start; a start may be missing where there is no text."""
-    written = isinstance(start, str) and re.fullmatch(r"-?\d+", start)
-    whole = int(start) if written else whole_number(start)
-    known = start is None or whole is not None
+    whole = None if isinstance(start, str) else whole_number(start)
+    known = start is None or is_nan(start) or whole is not None
     if not known or not (text is None or isinstance(text, str)):
         raise ValueError(f"holds {value!r}, not {SUPPORTED}.")
     return text, whole

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from pipelines.tasks.cells import parse_literal, to_python
@@ -57,6 +58,20 @@ def looks_like_turns(value: Any) -> bool:
     value = parse_literal(value) if isinstance(value, str) else value
     first = value[0] if isinstance(value, list) and value else value
     return isinstance(first, dict) and ("role" in first or "from" in first)
+
+
+def texts_of(value: Any) -> Iterator[str]:
+    """Yield the texts that a cell holds: itself, or the contents of its messages."""
+    value = to_python(value)
+    if isinstance(value, str):
+        yield value
+    elif looks_like_turns(value):
+        turns = value if isinstance(value, list) else [value]
+        for turn in (turn for turn in turns if isinstance(turn, dict)):
+            for content in (turn.get("content"), turn.get("value")):
+                parts = content if isinstance(content, list) else [content]
+                yield from (p for p in parts if isinstance(p, str))
+                yield from (str(p["text"]) for p in parts if isinstance(p, dict) and "text" in p)
 
 
 def begins_with_turn(text: str) -> bool:

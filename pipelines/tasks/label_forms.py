@@ -17,6 +17,8 @@ Form = Literal["list", "multi_hot"]
 BITS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
 MISSING = {"#N/A", "#NA", "<NA>", "N/A", "n/a", "NA", "NULL", "null", "NaN", "nan", "NaT", "None"}
 """What pandas reads as a missing value; "none", an ordinary name of a class, is not among them."""
+SEPARATORS = (";", "|", ",")
+SHOWN, WIDTH = 10, 60  # labels that a caution names, and characters of each
 MANY = 10  # classes from which on numbers may be a scale
 FEW_ROWS = 10  # of a class, below which consecutive numbers may be a scale too
 
@@ -109,6 +111,22 @@ def name_cautions(counts: Mapping[str, int]) -> Iterator[str]:
         )
 
 
+def list_cautions(counts: Mapping[str, int]) -> Iterator[str]:
+    """Yield a caution about single labels that are several: lists, or other labels joined."""
+
+    def joins_others(name: str) -> bool:
+        parts = [[part.strip() for part in name.split(each)] for each in SEPARATORS if each in name]
+        return any(all(part in counts for part in each) for each in parts)
+
+    names = [name for name in counts if not isinstance(parse_literal(name), str)]
+    names += [name for name in counts if joins_others(name)]
+    if names:
+        yield (
+            f"labels that look like several: {counted(names, counts)}. For several labels use "
+            "--task.problem-type multi_label_classification"
+        )
+
+
 def number_cautions(counts: Mapping[str, int]) -> Iterator[str]:
     """Yield a caution about labels that look like a scale, or are nearly one a row."""
     num_rows, num_labels = sum(counts.values()), len(counts)
@@ -131,15 +149,21 @@ def number_cautions(counts: Mapping[str, int]) -> Iterator[str]:
         )
 
 
-def constant_cautions(labels: Iterable[str], counts: Mapping[str, int], num_rows: int):
+def constant_cautions(
+    labels: Iterable[str], counts: Mapping[str, int], num_rows: int
+) -> Iterator[str]:
     """Yield a caution about labels that no row has, and about those that every row has."""
-    for number, text in ((0, "no training row has"), (num_rows, "every training row has")):
-        names = [repr(name) for name in labels if counts.get(name, 0) == number]
+    for number, text in ((0, "no training row"), (num_rows, "every training row")):
+        names = [name for name in labels if counts.get(name, 0) == number]
         if names:
-            yield f"{text} the label {', '.join(names)}: it cannot be learned"
+            yield (
+                f"labels that {text} has, so that they cannot be learned: "
+                f"{counted(names, {name: number for name in names})}"
+            )
 
 
 def counted(names: Iterable[str], counts: Mapping[str, int]) -> str:
     """Return names with the number of their rows, the most frequent first."""
     ordered = sorted(names, key=lambda name: -counts[name])
-    return ", ".join(f"{name!r} ({counts[name]:,})" for name in ordered)
+    more = f" and {len(ordered) - SHOWN:,} more" if len(ordered) > SHOWN else ""
+    return ", ".join(f"{name[:WIDTH]!r} ({counts[name]:,})" for name in ordered[:SHOWN]) + more

@@ -157,6 +157,7 @@ class TextClassification(Task):
             num_rows = len(list(train.rows))
             yield from label_forms.constant_cautions(labels, counts, num_rows)
         else:
+            yield from label_forms.list_cautions(counts)
             yield from label_forms.number_cautions(counts)
 
     def names(self, examples: Examples, index: int, row: dict[str, Any]) -> list[str]:
@@ -317,13 +318,12 @@ class TextClassification(Task):
         )
         if self.problem_type == "regression" and (targets == targets[0]).all():
             raise DataError(
-                f"the evaluation needs two different targets for a correlation, and its "
-                f"{len(targets):,} rows hold {targets[0]:g} alone. {other}"
+                f"all {len(targets):,} evaluation targets are {targets[0]:g}; a correlation needs "
+                f"two different ones. {other}"
             )
         if self.several and not targets.any():
             raise DataError(
-                f"the evaluation needs a label for F1, and its {len(targets):,} rows hold none. "
-                f"{other}"
+                f"none of {len(targets):,} evaluation rows has a label; F1 needs one. {other}"
             )
 
     def score(self, prediction, held_out, labels) -> Score:
