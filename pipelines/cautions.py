@@ -23,6 +23,7 @@ def cautions(
     yield from of_rows(recipe.task, splits)
     yield from of_splits(recipe.task, splits)
     yield from of_labels(recipe.task, splits, labels)
+    yield from recipe.task.label_cautions(splits.train)
     for name, features in (("training", train), ("evaluation", held_out)):
         yield from of_lengths(recipe.task, name, features)
     yield from of_schedule(recipe, train)

@@ -460,5 +460,3 @@ def class_labels(features: Any) -> dict[str, tuple[str, ...]]:
 
     inner = {name: getattr(f, "feature", f) for name, f in features.items()}
     return {name: tuple(f.names) for name, f in inner.items() if isinstance(f, ClassLabel)}
-
-

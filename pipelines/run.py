@@ -7,6 +7,7 @@ import math
 import shutil
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from pipelines.publish import check_destination, check_reload, publish
 from pipelines.recipe import Recipe
 from pipelines.report import print_report, print_score, quiet
 from pipelines.tasks.base import Examples
+from pipelines.tasks.chat_forms import texts_of
 from pipelines.training import build_trainer, check_world_size, score_of
 
 
@@ -57,9 +59,11 @@ def run(recipe: Recipe) -> dict[str, Any]:
 def run_in_folder(recipe: Recipe, world_size: int, started: float) -> dict[str, Any]:
     """Do what `run` does, in a folder that no other run uses."""
     set_seed(recipe.train.seed)
-    task = recipe.task
     rejected = recipe.folder / "rejected.jsonl" if PartialState().is_main_process else None
-    splits, labels = check_splits(task, load_splits(task.dataset), rejected)
+    raw = load_splits(recipe.task.dataset)
+    task = recipe.task.resolved(raw.train)
+    recipe = replace(recipe, task=task)
+    splits, labels = check_splits(task, raw, rejected)
     tokenizer = load_tokenizer(
         recipe.model,
         texts(splits.train),
@@ -68,6 +72,7 @@ def run_in_folder(recipe: Recipe, world_size: int, started: float) -> dict[str, 
     )
     train = task.features(splits.train, tokenizer, labels, training=True)
     held_out = task.features(splits.held_out, tokenizer, labels, training=False)
+    task.check_scorable(held_out)
     found = [*detected(task.dataset), *cautions(recipe, splits, labels, train, held_out)]
     if PartialState().device.type == "cpu":
         found += slow_precision()
@@ -140,4 +145,5 @@ def check_finite(metrics: dict[str, Any]) -> None:
 def texts(examples: Examples) -> Any:
     """Yield every text of the training rows, to train a tokenizer on."""
     for row in examples.rows:
-        yield from (value for value in row.values() if isinstance(value, str))
+        for value in row.values():
+            yield from texts_of(value)

@@ -89,6 +89,7 @@ def score(loaded: Loaded, rows: Examples) -> dict[str, Any]:
     """Return the metrics of a result on rows."""
     recipe, tokenizer, labels = loaded.recipe, loaded.tokenizer, loaded.labels
     held_out = recipe.task.features(rows, tokenizer, labels, training=False)
+    recipe.task.check_scorable(held_out)
     with tempfile.TemporaryDirectory() as scratch:  # the Trainer makes folders where it stands
         trainer = build_trainer(
             replace(recipe, output_dir=scratch),
@@ -158,7 +159,7 @@ def metric_inputs(module: Any, loaded: Loaded, rows: Examples) -> dict[str, list
     if isinstance(task, QuestionAnswering):
         found = predict(loaded, rows)
         ids = [str(row.get("id", i)) for i, row in enumerate(rows.rows)]
-        truth = [row[task.answers_column] for row in rows.rows]
+        truth = [task.example(rows, i, row, ()).answers for i, row in enumerate(rows.rows)]
         guesses = [
             {"id": i, "prediction_text": guess["answer"]}
             for i, guess in zip(ids, found, strict=True)

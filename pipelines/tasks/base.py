@@ -248,6 +248,17 @@ class Task:
         """Return the label names in their order, fixed before training; () if there are none."""
         return ()
 
+    def resolved(self, train: Examples) -> Task:
+        """Return the task with what the training rows decide, as `recipe.json` keeps it."""
+        return self
+
+    def label_cautions(self, train: Examples) -> Iterator[str]:
+        """Yield what looks wrong with the labels of the training rows."""
+        yield from ()
+
+    def check_scorable(self, held_out: Features) -> None:
+        """Raise DataError for evaluation rows whose primary metric is not defined."""
+
     def example(
         self,
         examples: Examples,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,10 +19,14 @@ from pipelines.tasks.base import (
     pad_inputs,
     pad_right,
 )
+from pipelines.tasks.chat_forms import looks_like_turns
 from pipelines.tasks.replies import IGNORED, ReplyTask, exchange
 
 if TYPE_CHECKING:
     from pipelines.generate import Continuation
+
+ROUGE_WORD = re.compile("[a-z0-9]")
+"""What rouge-score keeps of a text."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +57,28 @@ class InstructionTuning(ReplyTask):
         """Return what a row asks, and all replies that it holds."""
         where, column = examples.where(index), self.completion_column
         value = row.get(column)
-        replies = value.get("text") if isinstance(value, dict) else value
-        if self.chat or not isinstance(replies, list):
-            prompt, reply = self.said(row | {column: replies}, column, where)
+        held = looks_like_turns(value)
+        replies = value.get("text") if isinstance(value, dict) and not held else value
+        row = row if replies is value else row | {column: replies}
+        if self.chat or held or not isinstance(replies, list):
+            prompt, reply = self.said(row, column, where)
             return prompt, [reply]
         said = [self.said(row | {column: reply}, column, where) for reply in replies or [None]]
         return said[0][0], [reply for _, reply in said]
+
+    def label_cautions(self, train):
+        """Yield a caution where ROUGE-L, which counts Latin letters and digits, sees no reply."""
+        replies = [
+            reply
+            for index, row in enumerate(train.rows)
+            for reply in self.example(train, index, row, None)[1]
+        ]
+        num_unseen = sum(ROUGE_WORD.search(reply.lower()) is None for reply in replies)
+        if 2 * num_unseen > len(replies):
+            yield (
+                f"{num_unseen:,} of {len(replies):,} replies have no Latin letter or digit, which "
+                "are all that ROUGE-L counts: compare models by perplexity instead"
+            )
 
     def features(self, examples, tokenizer, labels, *, training, labelled=True) -> Features:
         import numpy as np

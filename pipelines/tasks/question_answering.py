@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge, Le
 
+from pipelines.tasks.answer_forms import read_answers
 from pipelines.tasks.base import (
     DataError,
     Features,
@@ -23,13 +24,15 @@ from pipelines.tasks.base import (
     text_of,
     token_ids,
 )
+from pipelines.tasks.cells import to_python
+from pipelines.tasks.label_forms import bit
 from pipelines.tasks.spans import (
     CONTRACTION_OR_SYMBOL,
     Answer,
     Question,
     Window,
     gold_span,
-    is_answers,
+    is_widened,
     share_of_first,
     splitting,
     trim,
@@ -46,7 +49,8 @@ class QuestionAnswering(Task):
     context_column: str = "context"
     """Column that holds the context."""
     answers_column: str = "answers"
-    """Column of {"text": [...], "answer_start": [...]}; empty lists: not answerable."""
+    """Column of {"text": [...], "answer_start": [...]}, or of a list of {"text", "answer_start"};
+    empty: not answerable."""
     version_2_with_negative: bool = False
     """Allow "no answer", as SQuAD v2 does."""
     null_score_diff_threshold: float = 0.0
@@ -95,14 +99,16 @@ class QuestionAnswering(Task):
         identity, context = str(row.get("id", index)), row[self.context_column]
         if not labelled:
             return Question(identity, context, {"text": []})
-        answers = row.get(self.answers_column)
-        if not is_answers(answers):
+        if self.answers_column not in row and bit(to_python(row.get("is_impossible"))) != 1:
             raise DataError(
-                f"{where}: column {self.answers_column!r} holds {answers!r}, not "
-                '{"text": [...], "answer_start": [...]}.'
+                f"{where}: no column {self.answers_column!r}. Columns: {', '.join(row)}."
             )
+        try:
+            answers = read_answers(row.get(self.answers_column), row.get("is_impossible"))
+        except ValueError as error:
+            raise DataError(f"{where}: column {self.answers_column!r} {error}") from None
         for text, start in zip(answers["text"], answers["answer_start"], strict=True):
-            if start < 0 or not text or not context.startswith(text, start):
+            if start < 0 or not context.startswith(text, start):
                 raise DataError(f"{where}: answer {text!r} does not stand at character {start}.")
         if not answers["text"] and not self.version_2_with_negative:
             raise DataError(
@@ -129,12 +135,14 @@ class QuestionAnswering(Task):
         )
         eos = tokenizer.eos_token_id
         longest = min(self.max_question_length, self.max_length // 2)
-        rows, windows, num_cut, num_lost = [], [], 0, 0
+        rows, windows, num_cut, num_lost, num_widened, num_too_long = [], [], 0, 0, 0, 0
         for number, (question, question_ids) in enumerate(zip(questions, encoded, strict=True)):
             num_cut += len(question_ids) > longest
             question_ids = question_ids[:longest]
             ids, offsets = context_tokens[question.context]
             gold = gold_span(offsets, question.answers)
+            num_widened += gold is not None and is_widened(question, offsets, gold)
+            num_too_long += gold is not None and gold[1] - gold[0] >= self.max_answer_length
             room = self.max_length - len(question_ids) - 2
             held = not question.answers["text"]
             for start in window_starts(len(ids), room, min(self.stride, room // 2)):
@@ -156,6 +164,8 @@ class QuestionAnswering(Task):
             "windows": len(rows),
             "questions_cut": num_cut,
             "answers_lost": num_lost,
+            "answers_widened": num_widened,
+            "answers_too_long": num_too_long,
         }
         return Features(
             rows,

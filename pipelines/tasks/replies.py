@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from string import Formatter
 from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge, Le
 
 from pipelines.tasks.base import DataError, Generation, Task, literal, token_ids
+from pipelines.tasks.chat_forms import begins_with_turn, looks_like_turns, read_turns
 
 Prompt = str | list[dict[str, str]]
 """A text, or the turns of a chat that ends with the user's."""
-ROLES = ("system", "user", "assistant")
 IGNORED = -100  # the label of a token that is not learned
 
 CHAT_TEMPLATE = """\
@@ -74,8 +74,9 @@ class ReplyTask(Task):
     prompt_format: str = "{prompt}"
     """Prompt of a row, with its columns in braces; the reply follows after a space or new line."""
     chat: bool = False
-    """A reply's column holds the messages, {"role", "content"}, that end with it, and the
-    tokenizer's chat template makes the prompt."""
+    """A reply's column holds the messages that end with it, or the reply alone after those in the
+    column of prompt_format, and the tokenizer's chat template makes the prompt. Messages are
+    {"role", "content"}, ShareGPT's {"from", "value"}, or texts of Human: and Assistant: turns."""
     max_length: Annotated[int, Ge(16)] = 512
     """Tokens of a row; a longer one loses the beginning of its prompt, and is counted."""
     max_truncated_fraction: Annotated[float, Ge(0), Le(1)] = 1.0
@@ -92,8 +93,11 @@ class ReplyTask(Task):
     grouped_by: ClassVar[str] = "prompt"
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        for message in format_problems(self.prompt_format):
+        found = list(format_problems(self.prompt_format))
+        for message in found:
             yield "prompt_format", message
+        if self.chat and not found and len(columns_of(self.prompt_format)) > 1:
+            yield "prompt_format", "names the one column of messages before the reply in a chat."
 
     @property
     def default_generation(self) -> Generation:
@@ -125,11 +129,39 @@ class ReplyTask(Task):
             )
         return {columns[0]: text}
 
+    def turns(self, row: dict[str, Any], column: str, where: str) -> list[dict[str, str]]:
+        """Return the chat in a column; one that begins with a reply continues the prompt's column.
+
+        Raise DataError where neither column holds a chat.
+        """
+        before = columns_of(self.prompt_format)[0]
+        name = column
+        try:
+            turns = read_turns(row.get(column), "assistant")
+            if not turns or turns[0]["role"] == "assistant":
+                name = before
+                turns = read_turns(row.get(before), "user") + turns
+        except ValueError as error:
+            raise DataError(f"{where}: column {name!r}: {error}") from None
+        if not turns:
+            raise DataError(
+                f"{where}: column {column!r}: {row.get(column)!r} is not a list of messages. "
+                f"Columns: {', '.join(row)}.{self.other_chat(row, column)}"
+            )
+        return turns
+
+    def other_chat(self, row: dict[str, Any], column: str) -> str:
+        """Return a hint at the columns that hold messages, for a row whose `column` holds none."""
+        names = [name for name, value in row.items() if looks_like_turns(value)]
+        option = next(f.name for f in fields(self) if getattr(self, f.name) == column)
+        flag = f"--task.{option.replace('_', '-')}"
+        return f" Messages are in column {' and '.join(names)}: use {flag}." if names else ""
+
     def prompt(self, row: dict[str, Any], where: str) -> Prompt:
         """Return what a row asks. Raise DataError for a row that asks nothing."""
         if not self.chat:
             return fill(self.prompt_format, row, where)
-        turns = check_turns(row.get(self.reply_column), where)
+        turns = self.turns(row, self.reply_column, where)
         answered = len(turns) > 1 and turns[-1]["role"] == "assistant"
         return turns[:-1] if answered else turns
 
@@ -137,16 +169,22 @@ class ReplyTask(Task):
         """Return what a row asks, and the reply in a column. Raise DataError if there is none."""
         reply = row.get(column)
         if self.chat:
-            turns = check_turns(reply, where)
+            turns = self.turns(row, column, where)
             if turns[-1]["role"] != "assistant":
                 raise DataError(f"{where}: the last message is of the {turns[-1]['role']}.")
             if len(turns) == 1:
-                raise DataError(f"{where}: a reply to nothing.")
+                raise DataError(f"{where}: a reply to nothing. Columns: {', '.join(row)}.")
             return turns[:-1], turns[-1]["content"].strip()
         if not isinstance(reply, str) or not reply.strip():
+            hint = " It holds messages: use --task.chat." if looks_like_turns(reply) else ""
             raise DataError(
                 f"{where}: column {column!r} holds {reply!r}, not a reply. "
-                f"Columns: {', '.join(row)}."
+                f"Columns: {', '.join(row)}.{hint}"
+            )
+        asked = [row.get(name) for name in columns_of(self.prompt_format)]
+        if not all(isinstance(text, str) for text in asked) and begins_with_turn(reply):
+            raise DataError(
+                f"{where}: column {column!r} holds turns of Human: and Assistant:. Use --task.chat."
             )
         return fill(self.prompt_format, row, where), reply.strip()
 
@@ -210,9 +248,12 @@ def fill(prompt_format: str, row: dict[str, Any], where: str) -> str:
     columns = columns_of(prompt_format)
     for column in columns:
         if not isinstance(row.get(column), str):
+            hint = (
+                " It holds messages: use --task.chat." if looks_like_turns(row.get(column)) else ""
+            )
             raise DataError(
                 f"{where}: column {column!r} holds {row.get(column)!r}, not a text. "
-                f"Columns: {', '.join(row)}."
+                f"Columns: {', '.join(row)}.{hint}"
             )
     if not any(row[column].strip() for column in columns):
         raise DataError(f"{where}: the prompt is empty.")
@@ -252,17 +293,3 @@ def exchange(tokenizer: Any, prompt: Prompt, reply: str) -> Exchange:
         )
     labels = [token if learned else IGNORED for token, learned in zip(ids, mask, strict=True)]
     return Exchange(ids, labels, len(before))
-
-
-def check_turns(turns: Any, where: str) -> list[dict[str, str]]:
-    """Return the turns of a chat. Raise DataError for what is none."""
-    if not isinstance(turns, list) or not turns:
-        raise DataError(f"{where}: {turns!r} is not a list of messages.")
-    for turn in turns:
-        if not isinstance(turn, dict) or turn.get("role") not in ROLES:
-            raise DataError(
-                f"{where}: {turn!r} is not a message with a role of {', '.join(ROLES)}."
-            )
-        if not isinstance(turn.get("content"), str) or not turn["content"].strip():
-            raise DataError(f"{where}: the message {turn!r} has no text.")
-    return turns

@@ -8,7 +8,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-CONTRACTION_OR_SYMBOL = r"'(?:s|t|re|ve|m|ll|d)(?!\p{L})| ?\p{N}| ?[^\s\p{L}\p{N}]"
+UNSPACED = (
+    r"\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}\p{Yi}\p{Hangul}"
+    r"\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tai_Le}\p{New_Tai_Lue}\p{Tai_Tham}\p{Tai_Viet}"
+    r"\p{Tibetan}\p{Javanese}\p{Balinese}"
+    r"\x{3006}\x{3031}-\x{3035}\x{303c}\x{30fc}\x{ff70}\x{ff9e}\x{ff9f}"
+)
+"""Scripts written without spaces between words, and Japan's marks of length and repetition, which
+Unicode counts to no script. Hangul is among them: Korean joins particles to words."""
+CONTRACTION_OR_SYMBOL = (
+    rf"'(?:s|t|re|ve|m|ll|d)(?!\p{{L}})| ?[\p{{N}}{UNSPACED}]| ?[^\s\p{{L}}\p{{N}}]"
+)
 
 
 @dataclass(frozen=True)
@@ -39,29 +49,16 @@ class Answer:
     end: int | None = None
 
 
-def is_answers(value: Any) -> bool:
-    """Tell two lists of equal length, of texts and of whole numbers, from anything else."""
-    if not isinstance(value, dict) or not {"text", "answer_start"} <= value.keys():
-        return False
-    texts, starts = value["text"], value["answer_start"]
-    return (
-        isinstance(texts, list)
-        and isinstance(starts, list)
-        and len(texts) == len(starts)
-        and all(isinstance(text, str) for text in texts)
-        and all(type(start) is int for start in starts)
-    )
-
-
 def share_of_first(answers: Sequence[Answer]) -> float:
     """Return the softmax of the first answer's score among those of the n best."""
     return 1 / sum(math.exp(min(answer.score - answers[0].score, 700)) for answer in answers)
 
 
 def splitting(tokenizer: Any) -> Any:
-    """Return a copy that never merges digits or punctuation, so that spans can end between them.
+    """Return a copy that never merges digits, punctuation or characters of UNSPACED scripts.
 
-    Byte-level BPE has tokens such as `",` and `700`, in which 1 % of SQuAD's answers end.
+    Spans can then end between them. Byte-level BPE has tokens such as `",` and `700`, in which 1 %
+    of SQuAD's answers end, and whole words of Chinese.
     """
     from tokenizers import Regex
     from tokenizers.pre_tokenizers import Sequence as Steps
@@ -93,6 +90,16 @@ def gold_span(
     end = start + len(answers["text"][0])
     touched = [i for i, (a, b) in enumerate(offsets) if a < end and b > start]
     return (touched[0], touched[-1]) if touched else None
+
+
+def is_widened(
+    question: Question, offsets: Sequence[tuple[int, int]], gold: tuple[int, int]
+) -> bool:
+    """Tell a span of tokens that holds more of the context than the first gold answer."""
+    start = question.answers["answer_start"][0]
+    end = start + len(question.answers["text"][0])
+    found = trim(question.context, offsets[gold[0]][0], offsets[gold[1]][1])
+    return found != trim(question.context, start, end)
 
 
 def trim(context: str, start: int, end: int) -> tuple[int, int]:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Le
 
+from pipelines.errors import NonFiniteError
+from pipelines.tasks import label_forms
 from pipelines.tasks.base import (
     DataError,
     Examples,
@@ -21,9 +25,11 @@ from pipelines.tasks.base import (
     text_of,
     token_ids,
 )
+from pipelines.tasks.cells import to_python, whole_number
 
-KINDS = {str: "text", int: "number", bool: "truth value"}
-DECIMAL = re.compile(r"[+-]?\d*\.\d+")
+KINDS = {str: "text", int: "number", float: "number", bool: "boolean"}
+LARGEST = 3.4028234663852886e38  # of 32 bits, in which targets are learned
+DECIMAL = re.compile(r"[+-]?(?:\d+\.\d*|\.\d+)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +46,15 @@ class TextClassification(Task):
     """Column that holds the second text of a pair."""
     label_column: str = "label"
     """Column that holds the label."""
+    label_columns: tuple[str, ...] = ()
+    """Of several labels in place of label_column: one column of 0 and 1 for each."""
+    label_form: Literal["auto", "list", "multi_hot"] = "auto"
+    """Of several labels: lists of names or ids, or vectors of 0 and 1. By default the training rows
+    decide, and the result keeps their form."""
+    label_names: tuple[str, ...] = ()
+    """Names of the positions of multi_hot vectors; by default their numbers."""
+    label_separator: str | None = None
+    """Of several labels: the text between them, where a cell holds a text such as "a;b"."""
     max_length: Annotated[int, Ge(4)] = 128
     """Tokens kept of a row; the run reports how many rows were cut."""
     max_truncated_fraction: Annotated[float, Ge(0), Le(1)] = 1.0
@@ -53,11 +68,76 @@ class TextClassification(Task):
     head: ClassVar[str | None] = "score"
     peft_task_type: ClassVar[str] = "SEQ_CLS"
 
+    @property
+    def several(self) -> bool:
+        """Tell whether a row has any number of labels."""
+        return self.problem_type == "multi_label_classification"
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Yield options that are for several labels, and those that exclude each other."""
+        columns, names = self.label_columns, self.label_names
+        if not self.several:
+            for option in ("label_columns", "label_form", "label_names", "label_separator"):
+                if getattr(self, option) not in ((), None, "auto"):
+                    text = 'is for problem_type "multi_label_classification".'
+                    yield option, text
+            return
+        for option, values in (("label_columns", columns), ("label_names", names)):
+            if values and (len(values) < 2 or len(set(values)) < len(values)):
+                yield option, f"{', '.join(values)}: give two or more different names."
+        if self.label_separator == "":
+            yield "label_separator", "is empty."
+        if columns and (names or self.label_separator or self.label_form != "auto"):
+            yield "label_columns", "excludes label_form, label_names and label_separator."
+        if names and self.label_form == "list":
+            yield "label_names", "are of multi_hot vectors; lists hold their own names."
+
+    @property
+    def form_is_known(self) -> bool:
+        """Tell whether a row of labels can be read without the other rows."""
+        vectors = self.label_form == "multi_hot" and bool(self.label_names)
+        return not self.several or bool(self.label_columns) or vectors or self.label_form == "list"
+
+    def resolved(self, train: Examples) -> TextClassification:
+        """Return the task with the form of the label lists that the training rows have."""
+        if self.form_is_known:
+            return self
+        where = f"{train.origin}: column {self.label_column!r}"
+        cells = (row.get(self.label_column) for row in train.rows)
+        read = (label_forms.list_of(cell, self.label_separator) for cell in cells)
+        lists = [each for each in read if each is not None]
+        declared = train.label_names.get(self.label_column, ())
+        form: str | None = self.label_form
+        if form == "auto":
+            form = label_forms.find_form(lists, declared_ids=bool(declared))
+        if form is None:
+            raise DataError(
+                f"{where}: every row holds [0, 1] or [1, 0], two ids or a vector. "
+                "Say which by --task.label-form list or --task.label-form multi_hot."
+            )
+        if form == "list":
+            if self.label_names:
+                text = "holds lists of labels; --task.label-names is for multi_hot vectors."
+                raise DataError(f"{where} {text}")
+            return replace(self, label_form="list")
+        width = label_forms.usual_length(lists)
+        names = self.label_names or (declared if len(declared) == width else ())
+        names = names or tuple(map(str, range(width)))
+        if len(names) != width:
+            text = f"{len(names)} --task.label-names for vectors of {width} values."
+            raise DataError(f"{where}: {text}")
+        if width < 2:
+            raise DataError(f"{where}: vectors of {width} values; a classifier needs two labels.")
+        return replace(self, label_form="multi_hot", label_names=names)
+
     def labels(self, train: Examples) -> tuple[str, ...]:
         """Return names from the dataset's ClassLabel, or from the rows in natural order."""
         if self.problem_type == "regression":
             return ()
-        names = {n for i, row in enumerate(train.rows) for n in self.names(train, i, row)}
+        task = self.resolved(train)
+        names = {n for i, row in enumerate(train.rows) for n in task.names(train, i, row)}
+        if task.label_columns or task.label_form == "multi_hot":
+            return task.label_columns or task.label_names
         if len(names) < 2:
             raise DataError(
                 f"{train.origin}: column {self.label_column!r} holds one label, "
@@ -68,7 +148,16 @@ class TextClassification(Task):
 
     @property
     def stratified_by(self):
-        return None if self.problem_type == "regression" else self.label_column
+        if self.problem_type == "regression":
+            return None
+        return ", ".join(self.label_columns) or self.label_column
+
+    def columns(self):
+        for option, column in super().columns():
+            if option != "label_column" or not self.label_columns:
+                yield option, column
+        for column in self.label_columns:
+            yield "label_columns", column
 
     def inputs(self, row):
         return tuple(row[c] for c in (self.text_column, self.text_pair_column) if c)
@@ -76,18 +165,40 @@ class TextClassification(Task):
     def row_labels(self, examples, index, row):
         return self.names(examples, index, row) if self.stratified_by else ()
 
+    def label_cautions(self, train: Examples) -> Iterator[str]:
+        """Yield cautions about names of one label, about missing values and about scales."""
+        if self.problem_type == "regression":
+            return
+        task, rows = self.resolved(train), enumerate(train.rows)
+        counts = Counter(name for i, row in rows for name in task.names(train, i, row))
+        yield from label_forms.name_cautions(counts)
+        if self.several:
+            num_rows = len(list(train.rows))
+            yield from label_forms.constant_cautions(counts, num_rows)
+        else:
+            yield from label_forms.list_cautions(counts)
+            yield from label_forms.number_cautions(counts)
+
     def names(self, examples: Examples, index: int, row: dict[str, Any]) -> list[str]:
         """Return the names of a row's labels."""
-        value = row.get(self.label_column)
-        if value is None or value == "":
+        if self.label_columns:
+            return self.names_of_columns(examples, index, row)
+        value = to_python(row.get(self.label_column))
+        blank = isinstance(value, str) and not value.strip() and self.label_separator is None
+        if value is None or blank:
+            hint = " For one 0/1 column a label use --task.label-columns." if self.several else ""
             raise DataError(
                 f"{examples.where(index)}: no value in column {self.label_column!r}. "
-                f"Columns: {', '.join(row)}."
+                f"Columns: {', '.join(row)}.{hint}"
             )
-        several = self.problem_type == "multi_label_classification"
-        if several and not isinstance(value, list):
-            raise DataError(f"{examples.where(index)}: {value!r} is not a list of labels.")
-        values = value if several else [value]
+        if not self.form_is_known:
+            return self.resolved(examples).names(examples, index, row)
+        values = self.listed(examples, index, value) if self.several else [value]
+        if self.label_form == "multi_hot":
+            try:
+                return label_forms.read_vector(values, self.label_names)
+            except ValueError as error:
+                raise DataError(f"{examples.where(index)}: {error}") from None
         known = examples.label_names.get(self.label_column)
         if known is None:
             return [self.name(examples, index, value) for value in values]
@@ -97,30 +208,57 @@ class TextClassification(Task):
                 raise DataError(f"{where}: label {value} is outside 0 to {len(known) - 1}.")
         return [known[value] for value in values]
 
+    def listed(self, examples: Examples, index: int, value: Any) -> list[Any]:
+        """Return the list of labels in a cell. Raise DataError if it holds none."""
+        values = label_forms.list_of(value, self.label_separator)
+        if values is None:
+            raise DataError(
+                f"{examples.where(index)}: {value!r} is not a list of labels. A text cell may hold "
+                '["a", "b"], or with --task.label-separator ";" a;b; for one 0/1 column a label '
+                "use --task.label-columns."
+            )
+        return values
+
+    def names_of_columns(self, examples: Examples, index: int, row: dict[str, Any]) -> list[str]:
+        """Return the columns of a row that hold 1. Raise DataError unless all hold 0 or 1."""
+        bits = {
+            column: label_forms.bit(to_python(row.get(column))) for column in self.label_columns
+        }
+        for column, bit in bits.items():
+            if bit is None:
+                raise DataError(
+                    f"{examples.where(index)}: column {column!r} holds {row.get(column)!r}, "
+                    f"neither 0 nor 1. Columns: {', '.join(row)}."
+                )
+        return [column for column, bit in bits.items() if bit]
+
     def name(self, examples: Examples, index: int, value: Any) -> str:
         """Return the name of a label that is written in the rows: a text or a whole number.
 
-        Not 0.5, which asks for a regression, nor -1, which means "no label" on the Hub; and not
-        the text "3" where other rows have the number 3.
+        1, 1.0 and "1.0" are the label "1". Not 0.5, which asks for a regression, nor -1, which
+        means "no label" on the Hub; and not the text "3" where other rows have the number 3.
         """
-        if not isinstance(value, (str, int)) or DECIMAL.fullmatch(str(value)):
-            raise DataError(
-                f"{examples.where(index)}: {value!r} is not one label. For numbers use "
-                "--task.problem-type regression."
-            )
-        if str(value) == "-1":
+        number = whole_number(value)
+        name = str(value if number is None else number)
+        if not isinstance(value, str | int | float) or (number is None and is_fraction(value)):
+            hint = "For numbers use --task.problem-type regression."
+            if isinstance(value, list):
+                hint = "For several use --task.problem-type multi_label_classification."
+            raise DataError(f"{examples.where(index)}: {value!r} is not one label. {hint}")
+        if name == "-1":
             raise DataError(
                 f"{examples.where(index)}: label -1 marks a row without a label. If it is a class "
                 "of yours, give it a name."
             )
-        first = next(iter(examples.rows)).get(self.label_column)
-        first = first[0] if isinstance(first, list) and first else first
-        if isinstance(first, (str, int)) and type(first) is not type(value):
+        first = to_python(next(iter(examples.rows)).get(self.label_column))
+        if self.several:
+            first = next(iter(label_forms.list_of(first, self.label_separator) or []), None)
+        if type(first) in KINDS and KINDS[type(first)] != KINDS[type(value)]:
             raise DataError(
                 f"{examples.where(index)}: label {value!r} is a {KINDS[type(value)]}, but the "
                 f"first row has {first!r}, a {KINDS[type(first)]}."
             )
-        return str(value)
+        return name
 
     def target(
         self, examples: Examples, index: int, row: dict[str, Any], labels: tuple[str, ...] | None
@@ -132,7 +270,7 @@ class TextClassification(Task):
                 number = float(raw)  # type: ignore[arg-type]
             except (TypeError, ValueError, OverflowError):
                 number = math.nan
-            if not math.isfinite(number):
+            if not abs(number) <= LARGEST:
                 raise DataError(f"{examples.where(index)}: {raw!r} is not a finite number.")
             return number
         names = self.names(examples, index, row)
@@ -144,7 +282,7 @@ class TextClassification(Task):
                     f"{examples.where(index)}: label {name!r} does not occur in the training "
                     f"rows. Known labels: {', '.join(labels)}."
                 )
-        if self.problem_type == "multi_label_classification":
+        if self.several:
             return [float(name in names) for name in labels]
         return labels.index(names[0])
 
@@ -154,8 +292,9 @@ class TextClassification(Task):
         return texts, self.target(examples, index, row, labels) if labelled else None
 
     def features(self, examples, tokenizer, labels, *, training, labelled=True) -> Features:
+        task = self.resolved(examples) if labelled else self
         given = [
-            self.example(examples, i, row, labels, labelled=labelled)
+            task.example(examples, i, row, labels, labelled=labelled)
             for i, row in enumerate(examples.rows)
         ]
         if not given:
@@ -182,11 +321,30 @@ class TextClassification(Task):
         logits = outputs.logits.float()
         if self.problem_type == "regression":
             total = F.mse_loss(logits.squeeze(-1), labels.float(), reduction="sum")
-        elif self.problem_type == "multi_label_classification":
+        elif self.several:
             total = F.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
         else:
             total = F.cross_entropy(logits, labels, reduction="sum")
         return total / num_items
+
+    def check_scorable(self, held_out) -> None:
+        """Raise DataError for rows on which F1 or a correlation is not defined."""
+        import numpy as np
+
+        targets = np.asarray([row["labels"] for row in held_out.dataset], dtype=np.float32)
+        other = (
+            "Score on other rows: give them as --task.dataset.eval-split, or hold out more by "
+            "--task.dataset.eval-fraction."
+        )
+        if self.problem_type == "regression" and (targets == targets[0]).all():
+            raise DataError(
+                f"all {len(targets):,} evaluation targets are {targets[0]:g}; a correlation needs "
+                f"two different ones. {other}"
+            )
+        if self.several and not targets.any():
+            raise DataError(
+                f"none of {len(targets):,} evaluation rows has a label; F1 needs one. {other}"
+            )
 
     def score(self, prediction, held_out, labels) -> Score:
         import numpy as np
@@ -199,13 +357,16 @@ class TextClassification(Task):
         truth = np.asarray(prediction.label_ids)
         if self.problem_type == "regression":
             x, y = logits[:, 0], truth
-            values: dict[str, Any] = {}
-            for name in ("pearsonr", "spearmanr", "mse"):
-                values |= metrics.load(name).compute(predictions=x, references=y)
+            num_wrong = len(x) - int(np.isfinite(x).sum())
+            if num_wrong:
+                raise NonFiniteError(f"{num_wrong:,} of {len(x):,} predictions are not finite.")
+            values = correlations(x, y)
+            values |= metrics.load("mse").compute(predictions=x, references=y)
             values["loss"] = values["mse"]
+            x, y = x - x.mean(), y - y.mean()
             moments = np.stack([x, y, x * x, y * y, x * y], axis=1)
             return Score(values, "pearsonr", bootstrap(moments, correlation), num_rows=len(y))
-        if self.problem_type == "multi_label_classification":
+        if self.several:
             loss = np.logaddexp(0, logits) - truth * logits
             guess, truth = (logits > 0).astype(int), truth.astype(int)
             f1 = metrics.load("f1", "multilabel")
@@ -244,7 +405,7 @@ class TextClassification(Task):
         logits = np.asarray(logits, dtype=np.float64)
         if self.problem_type == "regression":
             return [{"value": float(row[0])} for row in logits]
-        if self.problem_type == "multi_label_classification":
+        if self.several:
             shares = 1 / (1 + np.exp(-logits))
             return [
                 {
@@ -268,7 +429,7 @@ class TextClassification(Task):
         """Return a prediction in the form of a target."""
         if self.problem_type == "regression":
             return prediction["value"]
-        if self.problem_type == "multi_label_classification":
+        if self.several:
             return [float(name in prediction["labels"]) for name in ids]
         return ids[prediction["label"]]
 
@@ -298,7 +459,7 @@ class TextClassification(Task):
         ]
         if self.problem_type == "regression":
             return [*lines, "print(logits[:, 0].tolist())"]
-        if self.problem_type == "multi_label_classification":
+        if self.several:
             found = "[[model.config.id2label[i] for i in row.nonzero()[:, 0].tolist()] "
             return [*lines, f"print({found}for row in logits > 0])"]
         return [*lines, "print([model.config.id2label[i] for i in logits.argmax(-1).tolist()])"]
@@ -329,6 +490,11 @@ class TextClassification(Task):
         }
 
 
+def is_fraction(value: Any) -> bool:
+    """Tell a number from a name: a float, or a text with a decimal point."""
+    return isinstance(value, float) or DECIMAL.fullmatch(str(value)) is not None
+
+
 def natural_order(name: str) -> list[tuple[int, int, str]]:
     """Sort key that puts "2" before "10"."""
     parts = re.split(r"(\d+)", name)
@@ -351,9 +517,32 @@ def join(parts: list[list[int]], separator: int, max_length: int) -> tuple[list[
     return ids or [separator], excess > 0
 
 
+def correlations(predictions: Any, references: Any) -> dict[str, Any]:
+    """Return Pearson's and Spearman's correlation, 0.0 where all predictions are equal.
+
+    scipy gives NaN there. A model that predicts one number for all rows explains nothing of the
+    targets, which is what 0 says; its mean squared error is a score as any other.
+    """
+    from pipelines import metrics
+
+    names = ("pearsonr", "spearmanr")
+    if (predictions == predictions[0]).all():
+        return dict.fromkeys(names, 0.0)
+    found: dict[str, Any] = {}
+    for name in names:
+        found |= metrics.load(name).compute(predictions=predictions, references=references)
+    return found
+
+
 def correlation(means: Any) -> Any:
-    """Return Pearson's r from mean moments (x, y, xx, yy, xy)."""
+    """Return Pearson's r from mean moments (x, y, xx, yy, xy), 0 where x or y does not vary.
+
+    Rounding leaves a variance of about 1e-16 of the second moment where there is none.
+    """
     import numpy as np
 
     x, y, xx, yy, xy = means.T
-    return (xy - x * y) / np.sqrt(np.maximum((xx - x * x) * (yy - y * y), 1e-300))
+    variances = (xx - x * x, yy - y * y)
+    vary = (variances[0] > 1e-12 * xx) & (variances[1] > 1e-12 * yy)
+    r = (xy - x * y) / np.sqrt(np.where(vary, variances[0] * variances[1], 1.0))
+    return np.where(vary, np.clip(r, -1, 1), 0.0)

@@ -1,0 +1,59 @@
+"""Values of a cell as plain Python: arrays as lists, and lists that a text writes out."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from typing import Any
+
+NUMPY_VALUE = re.compile(r"\d+(?:\.\d*)?|True|False")
+TWO_STRINGS = re.compile(r"""['"]\s+['"]""")
+INTEGRAL = re.compile(r"([+-]?\d+)\.0*")
+
+
+def to_python(value: Any) -> Any:
+    """Return numpy's arrays and scalars, nested ones too, as lists and numbers."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return [to_python(item) for item in value]
+    if isinstance(value, dict):
+        return {key: to_python(item) for key, item in value.items()}
+    return value
+
+
+def parse_literal(text: str) -> Any:
+    """Return the list or dictionary that a text cell writes, or the text if it writes none.
+
+    Reads JSON, Python's literals (as pandas writes lists to CSV) and numpy's `[0 1 0]`. Python
+    would read numpy's `['a' 'b']` as the one string "ab": that stays a text.
+    """
+    if not text.lstrip().startswith(("[", "{")):
+        return text
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    words = text.strip("[] \t\r\n").split()
+    if words and all(map(NUMPY_VALUE.fullmatch, words)):
+        return [ast.literal_eval(word) for word in words]
+    if TWO_STRINGS.search(text):
+        return text
+    try:
+        return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
+
+
+def whole_number(value: Any) -> int | None:
+    """Return a number, or a text with a decimal point, as the whole number that it writes.
+
+    1, 1.0 and "1.0" are 1; 0.5, "1", True and NaN are None.
+    """
+    if isinstance(value, str):
+        found = INTEGRAL.fullmatch(value)
+        return int(found[1]) if found else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return int(value) if value == value and abs(value) != float("inf") and value % 1 == 0 else None

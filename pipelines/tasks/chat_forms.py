@@ -1,0 +1,137 @@
+"""The forms in which rows hold chats, and the one that the tasks use: role and content."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from pipelines.tasks.cells import parse_literal, to_python
+
+ROLES = ("system", "user", "assistant")
+KNOWN_ROLES = {role: role for role in ROLES} | {
+    "developer": "system",
+    "human": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+}
+TOOL_ROLES = (
+    "tool",
+    "function",
+    "function_call",
+    "function_response",
+    "observation",
+    "tool_call",
+    "tool_response",
+)
+TEXT_PARTS = ("text", "input_text", "output_text")
+HH_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
+"""What begins a turn in the texts of Anthropic's HH."""
+NO_TOOLS = "Calls of tools are not supported: leave the row out, or write the call as content."
+
+
+def read_turns(value: Any, role: str) -> list[dict[str, str]]:
+    """Return the turns that a cell holds as {"role", "content"}; none for None and empty lists.
+
+    Reads messages with `role` and `content`, ShareGPT's with `from` and `value`, contents that are
+    lists of text parts, one message alone, Anthropic HH's texts, and any other text as a turn of
+    `role`. Raise ValueError for what is not a chat of texts.
+    """
+    value = to_python(value)
+    if value is None:
+        return []
+    if isinstance(value, str) and looks_like_turns(value):
+        value = parse_literal(value)
+    if isinstance(value, str):
+        return _hh_turns(value) or [{"role": role, "content": value}]
+    turns = [value] if isinstance(value, dict) else value
+    if not isinstance(turns, list):
+        raise ValueError(f"{value!r} is not a list of messages.")
+    return [_read_turn(turn) for turn in turns]
+
+
+def looks_like_turns(value: Any) -> bool:
+    """Tell a chat in a cell from a reply or several replies."""
+    value = to_python(value)
+    value = parse_literal(value) if isinstance(value, str) else value
+    first = value[0] if isinstance(value, list) and value else value
+    return isinstance(first, dict) and ("role" in first or "from" in first)
+
+
+def texts_of(value: Any) -> Iterator[str]:
+    """Yield the texts that a cell holds: itself, or the contents of its messages."""
+    value = to_python(value)
+    if isinstance(value, str):
+        yield value
+    elif looks_like_turns(value):
+        turns = value if isinstance(value, list) else [value]
+        for turn in (turn for turn in turns if isinstance(turn, dict)):
+            for content in (turn.get("content"), turn.get("value")):
+                parts = content if isinstance(content, list) else [content]
+                yield from (p for p in parts if isinstance(p, str))
+                yield from (str(p["text"]) for p in parts if isinstance(p, dict) and "text" in p)
+
+
+def begins_with_turn(text: str) -> bool:
+    """Tell a text of Anthropic HH's turns from another."""
+    return HH_TURN.match(text.strip()) is not None
+
+
+def _read_turn(turn: Any) -> dict[str, str]:
+    """Return a message as role and content. Raise ValueError for one that is not a text."""
+    role = (turn.get("role") or turn.get("from")) if isinstance(turn, dict) else None
+    name = role.strip().lower() if isinstance(role, str) else role
+    if name in TOOL_ROLES or (isinstance(turn, dict) and _calls(turn)):
+        raise ValueError(f"{turn!r} is a message of a tool. {NO_TOOLS}")
+    if name not in KNOWN_ROLES:
+        raise ValueError(f"{turn!r} is not a message with a role of {', '.join(ROLES)}.")
+    if turn.get("weight") == 0:
+        raise ValueError(f"{turn!r} has weight 0: every reply of a chat is learned.")
+    content = turn.get("content")
+    content = _text_of(turn.get("value") if content is None else content)
+    if content is None or not content.strip():
+        raise ValueError(f"the message {turn!r} has no text.")
+    return {"role": KNOWN_ROLES[name], "content": content}
+
+
+def _calls(turn: dict[str, Any]) -> bool:
+    """Tell a message that calls a tool."""
+    return bool(turn.get("tool_calls") or turn.get("function_call"))
+
+
+def _text_of(content: Any) -> str | None:
+    """Return a content as one text, as chat templates do; None if it is neither text nor parts."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        return None
+    texts = []
+    for part in content:
+        kind = part.get("type", "text") if isinstance(part, dict) else "text"
+        text = part.get("text") if isinstance(part, dict) else part
+        if kind not in TEXT_PARTS or not isinstance(text, str):
+            raise ValueError(f"a message holds a part of type {kind!r}; only texts are supported.")
+        texts.append(text)
+    return "".join(texts)
+
+
+def _hh_turns(text: str) -> list[dict[str, str]]:
+    """Return the turns of a text that begins with Human: or Assistant:; none of another text.
+
+    An `Assistant:` at the end with nothing after it asks for the reply, and is no turn.
+    """
+    if not begins_with_turn(text):
+        return []
+    _, *parts = HH_TURN.split(text.strip())
+    turns = [
+        {"role": "user" if name == "Human" else "assistant", "content": said.strip()}
+        for name, said in zip(parts[::2], parts[1::2], strict=True)
+    ]
+    if turns[-1] == {"role": "assistant", "content": ""}:
+        del turns[-1]
+    empty = next((turn for turn in turns if not turn["content"]), None)
+    if empty:
+        raise ValueError(f"the message {empty!r} has no text.")
+    return turns
