@@ -372,7 +372,7 @@ def capped(task: Task, examples: Examples, count: int | None) -> Examples:
     """Return `count` rows drawn by seed, in their order, or all."""
     rows = list(examples.rows)
     if count is None or len(rows) <= count:
-        return replace(examples, total=None)
+        return examples
     drawn = draw_rows(
         [task.group(row) for row in rows],
         [task.row_labels(examples, index, row) for index, row in enumerate(rows)],

@@ -34,6 +34,7 @@ SOURCE = st.builds(
     name=st.none() | NAME,
     eval_fraction=st.floats(0.01, 0.99),
     max_train_rows=st.none() | st.integers(1, 10**9),
+    split_seed=st.integers(0, 2**40),
 )
 TASK = st.one_of(
     st.builds(CausalLM, dataset=SOURCE, block_size=st.integers(2, 512)),

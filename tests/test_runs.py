@@ -10,7 +10,7 @@ from conftest import first_logits, make_tasks
 from safetensors.torch import load_file
 
 import pipelines.run
-from pipelines.data import load_splits
+from pipelines.data import check_splits, load_splits
 from pipelines.errors import RecipeError
 from pipelines.hub import load_adapter
 from pipelines.models import build_model
@@ -32,7 +32,7 @@ def train_and_reload(recipe, monkeypatch):
     real_save = pipelines.run.save
 
     def rows_of(tokenizer, labels):
-        splits = load_splits(recipe.task.dataset)
+        splits, _ = check_splits(recipe.task, load_splits(recipe.task.dataset))
         held_out = recipe.task.features(splits.held_out, tokenizer, labels, training=False)
         return held_out.dataset[:4]
 

@@ -43,8 +43,7 @@ class DatasetSource:
     eval_split: str | None = None
     """Split to score on. Without one, eval_fraction of the training rows is held out."""
     eval_fraction: Annotated[float, Gt(0), Lt(1)] = 0.1
-    """Fraction of the training rows held out when there is no eval_split, or one file: at random,
-    by label and with equal inputs together; of a single document, its end."""
+    """Fraction of the training rows held out when there is no eval_split, or only one file."""
     split_seed: Annotated[int, Ge(0)] = 42
     """Seed of what is held out and what max_train_rows and max_eval_rows draw."""
     streaming: bool = False
