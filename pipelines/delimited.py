@@ -131,9 +131,12 @@ def sniff(sample: list[str], hint: str) -> Dialect:
         hint = directive[1]
         return _sniff_quotes(Dialect(hint), sample[1:])
     hinted_first = sorted(DELIMITERS, key=lambda delimiter: delimiter != hint)
-    scores = {delimiter: agreement(Dialect(delimiter), sample) for delimiter in hinted_first}
-    best = max(scores, key=lambda delimiter: scores[delimiter])
-    return _sniff_quotes(Dialect(best if scores[best] > 0.5 else hint), sample)
+    for quotes in (True, False):  # without quotes, if one of them swallows the sample
+        scores = {mark: agreement(Dialect(mark, quotes=quotes), sample) for mark in hinted_first}
+        best = max(scores, key=lambda mark: scores[mark])
+        if scores[best] > 0.5:
+            return _sniff_quotes(Dialect(best), sample)
+    return _sniff_quotes(Dialect(hint), sample)
 
 
 def agreement(dialect: Dialect, sample: list[str]) -> float:
@@ -213,7 +216,6 @@ class Records:
         self.reader = dialect.reader(self.lines)
         self.header = self._read_header(file)
         self.recent: deque[list[str]] = deque(maxlen=NUM_REFERENCES)
-        self.num_read = 0
         self.quotes_well = False  # these rows have line breaks or delimiters in quoted cells
         self.columns: list[_Column] | None = None  # of the rows above, worked out when needed
         self.early = [
@@ -261,7 +263,6 @@ class Records:
             resyncing = False
             if fits:
                 self.recent.append(cells)
-                self.num_read += 1
                 self.columns = None
             yield lines.number, cells
 
@@ -331,7 +332,7 @@ class Records:
         )
 
     def _alone(self, line: str, *, opens: bool = False) -> list[str] | None:
-        """Return the cells of a line by itself, if it is a whole record.
+        """Return the cells of a line by itself without quotes, if it is a whole record.
 
         In a line that `opens` a cell, one quote at the begin of a cell is taken for text.
         """
@@ -341,13 +342,12 @@ class Records:
             places = [found.start(1) for found in re.finditer(begin, line)]
             variants = [line[:place] + line[place + 1 :] for place in places]
         for variant in variants:
-            for dialect in (self.dialect, replace(self.dialect, quotes=False)):
-                try:
-                    cells = next(dialect.reader([variant]), [])
-                except csv.Error:
-                    continue
-                if cells and self.header.fits(cells):
-                    return cells
+            try:
+                cells = next(self.dialect.reader([variant]), [])
+            except csv.Error:
+                continue
+            if cells and self.header.fits(cells):
+                return [cell.replace('"', "") for cell in cells]
         return None
 
     def _resumes(self, cells: list[str]) -> bool:
@@ -357,7 +357,7 @@ class Records:
 
     def _columns(self) -> list[_Column]:
         if self.columns is None:
-            rows = [*self.recent, *self.early[self.num_read :]]
+            rows = [*dict.fromkeys(map(tuple, [*self.recent, *self.early]))]
             breaks = sum(any(map(_has_line_break, row)) for row in rows)
             self.quotes_well = (breaks >= FEW and breaks > len(rows) / 5) or any(
                 self.dialect.delimiter in cell and not _has_line_break(cell)
@@ -389,14 +389,16 @@ class _Column:
 
     @classmethod
     def of(cls, cells: list[str]) -> _Column:
-        """Return what cells of a column have in common."""
+        """Return what cells of a column have in common, apart from quotes."""
+        cells = [cell.replace('"', "") for cell in cells]
         lengths = [len(cell) for cell in cells] or [0]
-        slack = 2 if len(cells) >= FEW else 4
+        prose = not cells or any(cell.strip().count(" ") > 2 for cell in cells)
+        slack = 2 if len(cells) >= FEW and not prose else 4
         return cls(
             frozenset(cells),
             len(cells),
             any(cell[:1].isspace() for cell in cells),
-            not cells or any(cell.strip().count(" ") > 2 for cell in cells),
+            prose,
             (min(lengths) // slack, max(lengths) * slack),
             frozenset(" _-").union(*map(_character_classes, cells)),
         )

@@ -407,6 +407,8 @@ WORDS = st.lists(st.sampled_from("lamp desk refund old 17 late".split()), min_si
     st.booleans(),
 )
 def test_no_stray_quote_merges_rows(tmp_path, pairs, data, delimiter, label_first):
+    shown = [(f"old refund {word} of 17", ("pos", "neg")[n % 2]) for n, word in enumerate("abcdef")]
+    pairs = [*shown, *pairs, *shown]
     texts = [text for text, _ in pairs]
     for _ in range(data.draw(st.integers(1, 3))):
         row = data.draw(st.integers(0, len(pairs) - 1))
