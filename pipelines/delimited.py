@@ -57,13 +57,13 @@ class Dialect:
         """Say what differs from plain CSV with the delimiter that the suffix hints at."""
         if self.delimiter != hint:
             name = DELIMITERS.get(self.delimiter, repr(self.delimiter))
-            yield f"cells separated by {name}"
+            yield f"{name}-separated"
         if not self.quotes:
-            yield "quotes are part of the text"
+            yield "with literal quotes"
         if self.backslash:
-            yield "quotes escaped by a backslash"
+            yield "with backslash-escaped quotes"
         if self.skip_space:
-            yield "spaces after a delimiter dropped"
+            yield "without the spaces after delimiters"
 
 
 @dataclass(frozen=True)
