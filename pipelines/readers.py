@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.columnar import read_columnar, read_features
-from pipelines.delimited import agreement, read_delimited, sniff
+from pipelines.delimited import read_delimited
+from pipelines.dialects import agreement, sniff
 from pipelines.json_rows import LINE_SUFFIXES, is_object, read_json, starts_json
 from pipelines.rows import NO_TEXT, Line, Numbered, Unreadable, why_not_text
 from pipelines.tasks.base import DataError

@@ -426,7 +426,8 @@ def test_no_stray_quote_merges_rows(tmp_path, pairs, data, delimiter, label_firs
 
 
 def test_an_open_quote_is_given_up_without_holding_the_file(tmp_path):
-    from pipelines.delimited import Records, sniff
+    from pipelines.delimited import Records
+    from pipelines.dialects import sniff
     from pipelines.text_stream import TextLines
 
     lines = ["text,label\n", '"24 inch,pos\n', *(f"ticket {n},neg\n" for n in range(50_000))]
