@@ -1,4 +1,4 @@
-"""Read CSV and its relatives: detect the dialect, and recover at the line after a bad quote.
+"""Read delimited text, and recover at the line after a bad quote.
 
 A quote that was never meant as one (an inch mark, say) can open a cell that swallows the rows up to
 the next quote; to a CSV parser that is a cell with line breaks. A record of several lines is taken
@@ -10,178 +10,21 @@ from __future__ import annotations
 
 import csv
 import re
-import sys
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from pipelines.rows import Numbered, Unreadable, first_reason
+from pipelines.dialects import SEPARATOR_LINE, Dialect, Header, read_header
+from pipelines.rows import Numbered, Unreadable
 from pipelines.tasks.base import DataError
 from pipelines.text_stream import TextLines
 
-DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "pipe"}
-SEPARATOR_LINE = re.compile(r"sep=(.)\s*$", re.IGNORECASE)  # Excel writes it before the header
 NUM_REFERENCES = 200  # rows that others are compared with
 NUM_COMPARED = 100  # lines of one record that are compared with them
 FEW = 5  # rows, below which they do not show all that a column may hold
 SWALLOWED = 1000  # lines after which an open quote is judged without waiting for its end
 OPENED = "a quote opens a cell here"
-
-
-@dataclass(frozen=True)
-class Dialect:
-    """How a delimited file separates and quotes its cells."""
-
-    delimiter: str = ","
-    quotes: bool = True
-    backslash: bool = False
-    """A backslash escapes a quote."""
-    skip_space: bool = False
-    """Spaces after a delimiter do not belong to the cell."""
-
-    def reader(self, lines: Iterable[str], *, strict: bool = True) -> Iterator[list[str]]:
-        """Return a csv reader; `lines` may give lines again after an error."""
-        return csv.reader(
-            lines,
-            delimiter=self.delimiter,
-            quoting=csv.QUOTE_MINIMAL if self.quotes else csv.QUOTE_NONE,
-            escapechar="\\" if self.backslash else None,
-            skipinitialspace=self.skip_space,
-            strict=strict,
-        )
-
-    def notes(self, hint: str) -> Iterator[str]:
-        """Say what differs from plain CSV with the delimiter that the suffix hints at."""
-        if self.delimiter != hint:
-            name = DELIMITERS.get(self.delimiter, repr(self.delimiter))
-            yield f"cells separated by {name}"
-        if not self.quotes:
-            yield "quotes are part of the text"
-        if self.backslash:
-            yield "quotes escaped by a backslash"
-        if self.skip_space:
-            yield "spaces after a delimiter dropped"
-
-
-@dataclass(frozen=True)
-class Header:
-    """Column names; a column without a name has to be empty."""
-
-    cells: tuple[str, ...]
-
-    @cached_property
-    def width(self) -> int:
-        """The number of columns up to the last that has a name."""
-        return max((i for i, cell in enumerate(self.cells, start=1) if cell), default=0)
-
-    @cached_property
-    def all_named(self) -> bool:
-        """Whether every column has a name."""
-        return all(self.cells)
-
-    def fits(self, cells: Sequence[str]) -> bool:
-        """Tell whether a record has a cell for each column, and nothing beyond them."""
-        num_cells = len(cells)
-        return num_cells == self.width or (num_cells > self.width and not any(cells[self.width :]))
-
-    def row(self, cells: Sequence[str]) -> dict[str, Any] | Unreadable:
-        """Return a record as a row."""
-        reason = first_reason(list(cells))
-        if reason is not None:
-            return Unreadable(reason, list(cells))
-        if self.all_named and len(cells) == self.width:
-            return dict(zip(self.cells, cells, strict=True))
-        if not self.fits(cells) and len(cells) not in range(self.width, len(self.cells) + 1):
-            reason = f"{len(cells)} cells, but the header has {len(self.cells)}."
-            return Unreadable(reason, list(cells))
-        row = {}
-        for index, cell in enumerate(cells):
-            name = self.cells[index] if index < self.width else ""
-            if name or index == 0:  # pandas writes its index first, without a name
-                row[name] = cell
-            elif cell:
-                text = f"cell {index + 1} holds {cell!r}, but the header has no name for it."
-                return Unreadable(text, list(cells))
-        return row
-
-
-def read_header(file: Path, number: int, cells: list[str]) -> Header:
-    """Return the column names. Raise DataError for duplicates, and where there are no names."""
-    reason = first_reason(cells)
-    duplicates = sorted({cell for cell in cells if cell and cells.count(cell) > 1})
-    if duplicates:
-        reason = f"column {duplicates[0]!r} stands twice in the header."
-    elif not any(cells):
-        reason = "the header has no column names."
-    if reason is not None:
-        raise DataError(f"{file}:{number}: {reason}")
-    return Header(tuple(cells))
-
-
-def sniff(sample: list[str], hint: str) -> Dialect:
-    """Return the dialect of a file's first lines, by how well its records agree in length.
-
-    `hint` is the delimiter that the suffix stands for: it is kept where no other fits better.
-    """
-    csv.field_size_limit(sys.maxsize)
-    if sample and (directive := SEPARATOR_LINE.match(sample[0])):
-        hint = directive[1]
-        return _sniff_quotes(Dialect(hint), sample[1:])
-    hinted_first = sorted(DELIMITERS, key=lambda delimiter: delimiter != hint)
-    scores = {delimiter: agreement(Dialect(delimiter), sample) for delimiter in hinted_first}
-    best = max(scores, key=lambda delimiter: scores[delimiter])
-    return _sniff_quotes(Dialect(best if scores[best] > 0.5 else hint), sample)
-
-
-def agreement(dialect: Dialect, sample: list[str]) -> float:
-    """Return the fraction of records as long as a header of at least two columns."""
-    records = [cells for cells in dialect.reader(sample, strict=False) if cells]
-    header = Header(tuple(records[0])) if records else Header(())
-    if header.width < 2:
-        return 0.0
-    records = records[1:-1] or records[1:]  # a sample may end within a record
-    return sum(map(header.fits, records)) / len(records) if records else 1.0
-
-
-def _sniff_quotes(dialect: Dialect, sample: list[str]) -> Dialect:
-    """Return the dialect with what the sample shows of quotes, backslashes and spaces."""
-    header = next(dialect.reader(sample, strict=False), [])
-    if len(header) > 1 and all(cell.startswith(" ") and cell.strip() for cell in header[1:]):
-        dialect = replace(dialect, skip_space=True)
-    num_bad = _count_bad(dialect, sample)
-    if not num_bad:
-        return dialect
-    if any('\\"' in line for line in sample):
-        escaped = replace(dialect, backslash=True)
-        if _count_bad(escaped, sample) < num_bad:
-            return escaped
-    if dialect.delimiter == "\t" and not any('""' in line for line in sample):
-        literal = replace(dialect, quotes=False)
-        if not _count_bad(literal, sample):
-            return literal
-    return dialect
-
-
-def _count_bad(dialect: Dialect, sample: list[str]) -> int:
-    """Return how many records are not well-formed or do not fit the header."""
-    header: Header | None = None
-    num_bad = 0
-    reader = dialect.reader(sample)
-    while True:
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return num_bad
-        except csv.Error as error:
-            num_bad += "unexpected end of data" not in str(error)
-            continue
-        if cells and header is None:
-            header = Header(tuple(cells))
-        elif cells and header is not None:
-            num_bad += not header.fits(cells)
 
 
 def read_delimited(file: Path, lines: TextLines, dialect: Dialect) -> Iterator[Numbered]:
@@ -213,7 +56,6 @@ class Records:
         self.reader = dialect.reader(self.lines)
         self.header = self._read_header(file)
         self.recent: deque[list[str]] = deque(maxlen=NUM_REFERENCES)
-        self.num_read = 0
         self.quotes_well = False  # these rows have line breaks or delimiters in quoted cells
         self.columns: list[_Column] | None = None  # of the rows above, worked out when needed
         self.early = [
@@ -261,7 +103,6 @@ class Records:
             resyncing = False
             if fits:
                 self.recent.append(cells)
-                self.num_read += 1
                 self.columns = None
             yield lines.number, cells
 
@@ -331,7 +172,7 @@ class Records:
         )
 
     def _alone(self, line: str, *, opens: bool = False) -> list[str] | None:
-        """Return the cells of a line by itself, if it is a whole record.
+        """Return the cells of a line by itself without quotes, if it is a whole record.
 
         In a line that `opens` a cell, one quote at the begin of a cell is taken for text.
         """
@@ -341,13 +182,12 @@ class Records:
             places = [found.start(1) for found in re.finditer(begin, line)]
             variants = [line[:place] + line[place + 1 :] for place in places]
         for variant in variants:
-            for dialect in (self.dialect, replace(self.dialect, quotes=False)):
-                try:
-                    cells = next(dialect.reader([variant]), [])
-                except csv.Error:
-                    continue
-                if cells and self.header.fits(cells):
-                    return cells
+            try:
+                cells = next(self.dialect.reader([variant]), [])
+            except csv.Error:
+                continue
+            if cells and self.header.fits(cells):
+                return [cell.replace('"', "") for cell in cells]
         return None
 
     def _resumes(self, cells: list[str]) -> bool:
@@ -357,7 +197,7 @@ class Records:
 
     def _columns(self) -> list[_Column]:
         if self.columns is None:
-            rows = [*self.recent, *self.early[self.num_read :]]
+            rows = [*dict.fromkeys(map(tuple, [*self.recent, *self.early]))]
             breaks = sum(any(map(_has_line_break, row)) for row in rows)
             self.quotes_well = (breaks >= FEW and breaks > len(rows) / 5) or any(
                 self.dialect.delimiter in cell and not _has_line_break(cell)
@@ -389,14 +229,16 @@ class _Column:
 
     @classmethod
     def of(cls, cells: list[str]) -> _Column:
-        """Return what cells of a column have in common."""
+        """Return what cells of a column have in common, apart from quotes."""
+        cells = [cell.replace('"', "") for cell in cells]
         lengths = [len(cell) for cell in cells] or [0]
-        slack = 2 if len(cells) >= FEW else 4
+        prose = not cells or any(cell.strip().count(" ") > 2 for cell in cells)
+        slack = 2 if len(cells) >= FEW and not prose else 4
         return cls(
             frozenset(cells),
             len(cells),
             any(cell[:1].isspace() for cell in cells),
-            not cells or any(cell.strip().count(" ") > 2 for cell in cells),
+            prose,
             (min(lengths) // slack, max(lengths) * slack),
             frozenset(" _-").union(*map(_character_classes, cells)),
         )

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.columnar import read_columnar, read_features
-from pipelines.delimited import DELIMITERS, agreement, read_delimited, sniff
+from pipelines.delimited import read_delimited
+from pipelines.dialects import agreement, sniff
 from pipelines.json_rows import LINE_SUFFIXES, is_object, read_json, starts_json
 from pipelines.rows import NO_TEXT, Line, Numbered, Unreadable, why_not_text
 from pipelines.tasks.base import DataError
@@ -135,7 +136,7 @@ def _opened(file: Path) -> Iterator[Opened]:
         with stream:
             suffix, notes = suffix_of(file), []
             if compression is not None and file.suffix.lower() != compression.suffix:
-                notes.append(f"compressed by {compression.name}")
+                notes.append(compression.name)
             head = stream.peek(BUFFER)
             columnar = columnar_format(head)
             if columnar is not None:
@@ -192,6 +193,3 @@ def read_document(lines: TextLines) -> Iterator[Numbered]:
         yield number, Unreadable(str(why_not_text(text)), text)
     elif text:
         yield 1, {"text": text}
-
-
-__all__ = ["ACCEPTED", "DELIMITERS", "Numbered", "Unreadable", "describe", "read", "read_rows"]

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from pipelines.data import load_splits, read_file
 from pipelines.local_files import is_local, split_files
-from pipelines.readers import Unreadable, describe, read
+from pipelines.readers import describe, read
+from pipelines.rows import Unreadable
 from pipelines.tasks import DataError, DatasetSource
 
 SLOW = settings(
@@ -202,19 +203,15 @@ def test_what_was_detected_is_said(tmp_path):
     assert said("a.csv", comma) is None
     assert said("a.csv.gz", gzip.compress(comma)) is None
     assert said("a.jsonl", LINES.encode()) is None
-    assert said("a.csv", semicolon) == "cells separated by semicolon"
-    assert said("b.csv", gzip.compress(semicolon)) == (
-        "compressed by gzip, cells separated by semicolon"
-    )
-    assert said("a.csv", semicolon.decode().encode("utf-16")) == (
-        "UTF-16, cells separated by semicolon"
-    )
+    assert said("a.csv", semicolon) == "semicolon-separated"
+    assert said("b.csv", gzip.compress(semicolon)) == ("gzip, semicolon-separated")
+    assert said("a.csv", semicolon.decode().encode("utf-16")) == ("UTF-16, semicolon-separated")
     assert said("b.jsonl", json.dumps(ROWS).encode()) == "a JSON array"
     assert said("a.json", LINES.encode()) == "JSON lines"
     assert said("a.json", json.dumps({"rows": ROWS}).encode()) == (
         "a JSON object with rows in 'rows'"
     )
-    assert said("a.dat", comma) == "delimited text, cells separated by comma"
+    assert said("a.dat", comma) == "delimited text, comma-separated"
     assert said("a.txt", LINES.encode()) == "plain text, though it looks like JSON lines"
 
 
@@ -407,6 +404,8 @@ WORDS = st.lists(st.sampled_from("lamp desk refund old 17 late".split()), min_si
     st.booleans(),
 )
 def test_no_stray_quote_merges_rows(tmp_path, pairs, data, delimiter, label_first):
+    shown = [(f"old refund {word} of 17", ("pos", "neg")[n % 2]) for n, word in enumerate("abcdef")]
+    pairs = [*shown, *pairs, *shown]
     texts = [text for text, _ in pairs]
     for _ in range(data.draw(st.integers(1, 3))):
         row = data.draw(st.integers(0, len(pairs) - 1))
@@ -427,7 +426,8 @@ def test_no_stray_quote_merges_rows(tmp_path, pairs, data, delimiter, label_firs
 
 
 def test_an_open_quote_is_given_up_without_holding_the_file(tmp_path):
-    from pipelines.delimited import Records, sniff
+    from pipelines.delimited import Records
+    from pipelines.dialects import sniff
     from pipelines.text_stream import TextLines
 
     lines = ["text,label\n", '"24 inch,pos\n', *(f"ticket {n},neg\n" for n in range(50_000))]
@@ -681,7 +681,6 @@ def test_what_a_run_detected_is_in_its_report(tmp_path):
         (tmp_path / f"{split}.csv").write_text(as_csv(ROWS, delimiter=";"))
     lines = list(detected(DatasetSource(path=str(tmp_path), eval_split="test")))
     assert lines == [
-        f"{tmp_path / split}.csv: read as cells separated by semicolon"
-        for split in ("train", "test")
+        f"{tmp_path / split}.csv: read as semicolon-separated" for split in ("train", "test")
     ]
     assert not list(detected(DatasetSource(path="squad")))
