@@ -77,6 +77,7 @@ class QuestionAnswering(Task):
     auto_class: ClassVar[str] = "AutoModelForQuestionAnswering"
     head: ClassVar[str | None] = "qa_outputs"
     peft_task_type: ClassVar[str] = "QUESTION_ANS"
+    needs_offsets: ClassVar[bool] = True
 
     def example(self, examples, index, row, labels, *, labelled=True) -> Question:
         """Check a row; the gold text must stand in the context where it is said to."""
