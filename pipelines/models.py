@@ -33,7 +33,7 @@ from pipelines.pretrained import (
     check_special_tokens,
     check_weights,
     guard_embeddings,
-    head_notes,
+    loading_notes,
     max_token_id,
     num_embeddings,
     num_positions,
@@ -224,7 +224,7 @@ def load_base(
     try_model(base, causal=task.head is None, name=name, path=path)
     guard_embeddings(base, tokenizer)
     if head == "new":
-        for note in head_notes(base, loading, given, labels):
+        for note in loading_notes(base, loading, given, labels):
             console().print(f"  {note}", markup=False)
     return base
 

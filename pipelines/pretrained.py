@@ -207,13 +207,15 @@ def misshapen_quantized(model: PreTrainedModel) -> Iterator[tuple[str, Any, Any]
                 yield f"{name}.weight", found, expected
 
 
-def head_notes(
+def loading_notes(
     base: PreTrainedModel, loading: dict[str, Any], given: Any, labels: tuple[str, ...]
 ) -> Iterator[str]:
-    """Say what became of the head of a base that has one for the same task.
+    """Say what of a base is not as it was saved: its own code, or the head of the same task.
 
     `given` is the base's own config.
     """
+    if getattr(given, "auto_map", None):
+        yield f"model: its own code is not run; this is transformers' own {given.model_type}"
     for key, found, expected in sorted(loading["mismatched_keys"]):
         yield f"head: {key} of the base is {tuple(found)}; a new one, {tuple(expected)}, is trained"
     changed = {*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])}

@@ -61,6 +61,13 @@ def build_trainer(
     if task.auto_class == "AutoModelForCausalLM":
         inner.loss_type = "ForCausalLM"  # so that the Trainer counts shifted labels
     inner.config.use_cache = False
+    isolated = isinstance(task, CausalLM | InstructionTuning) and task.packing in (
+        True,
+        "bfd_split",
+    )
+    if isolated and not keeps_rows_apart(inner.base_model):
+        text = f"{inner.config.model_type} does not keep documents of a row apart."
+        raise RecipeError([Problem("task.packing", text)])
 
     at_head = isinstance(task, CausalLM) and gives_logits_of_head(inner)
     from_logits = isinstance(task, CausalLM) and not at_head
@@ -106,9 +113,6 @@ def build_trainer(
         pad_token_id = int(tokenizer.pad_token_id or 0)
         in_training = task.collate(pad_token_id, task.pad_to_multiple_of)
         if isinstance(task, CausalLM):
-            if task.packing == "bfd_split" and not keeps_rows_apart(inner.base_model):
-                text = f"{inner.config.model_type} does not keep documents of a row apart."
-                raise RecipeError([Problem("task.packing", text)])
             if at_head:
                 kind = partial(LanguageModelTrainer, head=with_loss_head(inner))
         elif train is not None and keeps_rows_apart(inner.base_model):

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import pipelines.attention
 from pipelines.data import load_splits
+from pipelines.errors import RecipeError
 from pipelines.loss_head import LanguageModelTrainer, LossHead, gives_logits_of_head
 from pipelines.models import build_model
 from pipelines.recipe import Lora, Model, Recipe, Train
@@ -230,3 +232,12 @@ def test_preference_tuning_compares_by_the_models_own_logits(
     expected = torch.stack([chosen, rejected, chosen, rejected], dim=1)
     torch.testing.assert_close(pairs, expected, rtol=1e-4, atol=1e-4)
     check_step(trainer, begin, loss_of)
+
+
+def test_examples_are_not_packed_where_a_family_would_mix_them(
+    folders, helpdesk, tokenizer, tmp_path
+):
+    task = replace(make_tasks(helpdesk)["instruction_tuning"], packing=True)
+    prepared(folders["llama"], task, tokenizer, tmp_path)
+    with pytest.raises(RecipeError, match="task.packing: mpt does not keep documents"):
+        prepared(folders["mpt"], task, tokenizer, tmp_path)

@@ -234,7 +234,10 @@ def test_a_head_of_another_size_is_replaced_and_one_with_other_names_kept(
     assert "LABEL_2, LABEL_3 become a, b, c, d" in capsys.readouterr().out
 
     loaded(checkpoint, tmp_path / "new", both(), CLASSIFIER, ABC)
-    assert "head" not in capsys.readouterr().out
+    assert not capsys.readouterr().out
+    coded = foreign_config(auto_map={"AutoModelForSequenceClassification": "own.GPT2"})
+    loaded(checkpoint, tmp_path / "coded", coded, CLASSIFIER, ABC)
+    assert "own code is not run; this is transformers' own gpt2" in capsys.readouterr().out
     with pytest.raises(RecipeError, match="lacks 1 tensors .*: score.weight"):
         loaded(checkpoint, tmp_path / "own", both(), CLASSIFIER, ABC, head="own")
 
