@@ -16,7 +16,7 @@ from pipelines.readers import describe, features_of, read, read_files
 from pipelines.rows import Numbered, Unreadable, location
 from pipelines.splits import draw_rows, hold_out_rows, shuffled
 from pipelines.tasks import DataError, DatasetSource, Task
-from pipelines.tasks.base import Examples, Rejected, token_ids
+from pipelines.tasks.base import Examples, Rejected
 
 SHOWN = 10  # rows that a message names
 WIDTH = 300  # characters that it says of each: a row can be long
@@ -435,21 +435,6 @@ def hub_dataset(source: DatasetSource, split: str, *, streaming: bool) -> Any:
     return load_dataset(
         source.path, source.name, split=split, revision=source.revision, streaming=streaming
     )
-
-
-def check_vocabulary(examples: Examples, tokenizer: Any, num_embeddings: int) -> None:
-    """Raise DataError for the first row with a token that the model has no embedding for."""
-    if len(tokenizer) <= num_embeddings:
-        return
-    for index, row in enumerate(examples.rows):
-        for text in (value for value in row.values() if isinstance(value, str)):
-            ids = token_ids(tokenizer, [text])[0]
-            if ids and max(ids) >= num_embeddings:
-                token = tokenizer.convert_ids_to_tokens(max(ids))
-                raise DataError(
-                    f"{examples.where(index)}: {token!r} is token {max(ids)}, beyond the model's "
-                    f"vocabulary of {num_embeddings}: tokenizer and model do not match."
-                )
 
 
 def class_labels(features: Any) -> dict[str, tuple[str, ...]]:

@@ -21,6 +21,7 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from pipelines.errors import Problem, RecipeError
+from pipelines.pretrained import num_positions
 from pipelines.tasks.base import DataError, Generation
 
 
@@ -57,7 +58,7 @@ def continue_prompts(
         raise RecipeError([Problem("do_sample", text)])
     base = without_adapter_class(model)
     check_room(base, prompts, "prompt {}".format)
-    eos, positions = tokenizer.eos_token_id, base.config.max_position_embeddings
+    eos, positions = tokenizer.eos_token_id, num_positions(base.config)
     found: dict[int, Continuation] = {}
     with writing(base):
         for rows, room in batches(prompts, options, positions, batch_size):
@@ -91,7 +92,7 @@ def without_adapter_class(model: Any) -> Any:
 
 def check_room(model: Any, prompts: Sequence[list[int]], where: Callable[[int], str]) -> None:
     """Raise DataError, which says `where`, for a prompt that leaves no room for a token."""
-    positions = without_adapter_class(model).config.max_position_embeddings
+    positions = num_positions(without_adapter_class(model).config)
     for index, prompt in enumerate(prompts):
         assert prompt
         if len(prompt) >= positions:

@@ -26,11 +26,12 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, Trainer
+from transformers import AutoConfig, PreTrainedTokenizerBase, Trainer
 
 from pipelines.data import Splits, is_local
 from pipelines.errors import Problem, RecipeError
 from pipelines.models import load_base
+from pipelines.pretrained import load_adapter_weights, read_config, read_tokenizer
 from pipelines.recipe import NF4, Int8, Model, Recipe, Scratch
 from pipelines.report import plot_training
 
@@ -40,6 +41,7 @@ FILES = (  # all that a repository may hold; nothing else is ever uploaded or do
     "README.md",
     "adapter_config.json",
     "adapter_model.safetensors",
+    "added_tokens.json",
     "chat_template.jinja",
     "config.json",
     "generation_config.json",
@@ -48,11 +50,14 @@ FILES = (  # all that a repository may hold; nothing else is ever uploaded or do
     "model.safetensors.index.json",
     "recipe.json",
     "special_tokens_map.json",
+    "spiece.model",
     "task.json",
     "tokenizer.json",
+    "tokenizer.model",
     "tokenizer_config.json",
     "training_curve.png",
     "vocab.json",
+    "vocab.txt",
 )
 LIBRARIES = ("torch", "transformers", "datasets", "accelerate", "peft", "evaluate", "bitsandbytes")
 
@@ -79,23 +84,36 @@ def pin(recipe: Recipe) -> Recipe:
 
 
 def pin_model(model: Model, path: str, problems: list[Problem]) -> Model:
-    """Return a checkpoint with its commit, or unchanged if it is a folder."""
-    name = model.name_or_path
-    if Path(name).is_dir():
-        return model
-    return replace(
-        model,
-        revision=commit_of(name, model.revision, "model", f"{path}.name_or_path", problems),
-    )
+    """Return a checkpoint with its commit and its tokenizer's, unless they are folders."""
+    name, tokenizer = model.name_or_path, model.tokenizer
+    if not Path(name).is_dir():
+        commit = commit_of(name, model.revision, "model", f"{path}.name_or_path", problems)
+        model = replace(model, revision=commit)
+    if tokenizer is not None and not Path(tokenizer).is_dir():
+        revision, field = model.tokenizer_revision, f"{path}.tokenizer"
+        commit = commit_of(
+            tokenizer, revision, "model", field, problems, file="tokenizer_config.json"
+        )
+        model = replace(model, tokenizer_revision=commit)
+    return model
 
 
 def commit_of(
-    name: str, revision: str | None, kind: str, path: str, problems: list[Problem]
+    name: str,
+    revision: str | None,
+    kind: str,
+    path: str,
+    problems: list[Problem],
+    *,
+    file: str = "config.json",
 ) -> str | None:
-    """Return the commit that `revision`, or the default branch, names on the Hub now."""
+    """Return the commit that `revision`, or the default branch, names on the Hub now.
+
+    Offline, a model must have `file` in the cache.
+    """
     try:
         if is_offline_mode():
-            if kind == "model" and try_to_load_from_cache(name, "config.json") is None:
+            if kind == "model" and try_to_load_from_cache(name, file) is None:
                 text = f"{name!r} is no folder and not in the cache, and HF_HUB_OFFLINE is set."
                 problems.append(Problem(path, text))
             return revision
@@ -186,8 +204,12 @@ def save(
 
 
 def compact(tokenizer: Any, folder: Path) -> None:
-    """Write tokenizer.json again without its indentation: GPT-2's shrinks from 3.6 to 1.6 MB."""
-    tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
+    """Write tokenizer.json again without its indentation: GPT-2's shrinks from 3.6 to 1.6 MB.
+
+    Slow tokenizers have no such file.
+    """
+    if tokenizer.is_fast:
+        tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
 
 
 def base_of(recipe: Recipe, model: Any) -> dict[str, Any] | None:
@@ -240,13 +262,13 @@ def load_adapter(
     recipe = Recipe.from_file(folder / "recipe.json")
     sidecar = json.loads((folder / "task.json").read_text(encoding="utf-8"))
     labels = tuple(sidecar["labels"])
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    source = Model(name_or_path=str(folder))
+    tokenizer = read_tokenizer(str(folder), None, path=str(repo))
+    source, path = Model(name_or_path=str(folder)), str(repo)
     if recipe.lora is not None:
         assert isinstance(recipe.model, Model)
         if not (folder / "adapter_model.safetensors").is_file():
             raise RecipeError([Problem(str(repo), "has no adapter_model.safetensors.")])
-        source = recipe.model
+        source, path = recipe.model, "base"
         if base is not None:
             problems: list[Problem] = []
             source = pin_model(Model(name_or_path=base, revision=base_revision), "base", problems)
@@ -264,11 +286,11 @@ def load_adapter(
         quantization=quantization,
         tokenizer=tokenizer,
         dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
+        head="own" if recipe.lora is None else "adapter",
+        path=path,
     )
     if recipe.lora is not None:
-        from peft import PeftModel
-
-        model = PeftModel.from_pretrained(model, str(folder))
+        model = load_adapter_weights(model, folder, path=str(repo))
     if quantization is None:
         model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     recipe = replace(recipe, output_dir=str(folder))
@@ -295,8 +317,12 @@ def result_folder(repo: str | Path, revision: str | None) -> Path:
 def check_base(source: Model, recorded: dict[str, Any]) -> None:
     """Raise RecipeError for a base that is not there, or, with both values, for another one."""
     try:
-        config = AutoConfig.from_pretrained(
-            source.name_or_path, revision=source.revision, trust_remote_code=False
+        config = (
+            read_config(source, None, "base")
+            if Path(source.name_or_path).is_dir()
+            else AutoConfig.from_pretrained(
+                source.name_or_path, revision=source.revision, trust_remote_code=False
+            )
         )
     except OSError as error:  # what transformers raises for files that are missing
         text = (

@@ -1,4 +1,4 @@
-"""The loss of language models, taken by their head: logits of the whole batch never exist."""
+"""The loss of language models: at the head where that is all, so that no logits are stored."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel
 
+from pipelines.pretrained import num_embeddings
 from pipelines.trainer import RecipeTrainer
 
 CHUNK = 2**25
@@ -37,7 +38,7 @@ class LossHead(torch.nn.Linear):
             hidden, weight = hidden.to(dtype), weight.to(dtype)
             bias = None if bias is None else bias.to(dtype)
         # Labels are shifted rather than hidden states, a slice of which would be copied
-        following = F.pad(self.labels[:, 1:], (0, 1), value=-100)
+        following = next_tokens(self.labels)
         num_rows = max(1, CHUNK // len(weight))
         options = None
         if following.numel() > num_rows:
@@ -53,6 +54,50 @@ class LossHead(torch.nn.Linear):
             options=options,
         )
         return losses if in_training else losses.view(following.shape)
+
+
+def next_tokens(labels: torch.Tensor) -> torch.Tensor:
+    """Return the label of each position, (batch, length): the next token, -100 at the last."""
+    return F.pad(labels[:, 1:], (0, 1), value=-100)
+
+
+def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return the cross-entropy of each position, (batch, length), 0 where its label is -100."""
+    following = next_tokens(labels)
+    losses = F.cross_entropy(
+        logits.float().flatten(0, 1), following.flatten(), reduction="none", ignore_index=-100
+    )
+    return losses.view(following.shape)
+
+
+def gives_logits_of_head(model: PreTrainedModel) -> bool:
+    """Try whether a model returns what its head gives, for each position and unchanged.
+
+    Some scale, cap or cut it (Granite, Cohere, Gemma 2). The head is made to give known numbers,
+    large enough to be capped, so that the weights do not matter.
+    """
+    head = model.get_output_embeddings()
+    if type(head) is not torch.nn.Linear:
+        return False
+    given: list[torch.Tensor] = []
+
+    def replace(head: Any, arguments: Any, output: torch.Tensor) -> torch.Tensor:
+        numbers = torch.linspace(-100, 100, output.numel(), device=output.device)
+        given.append(numbers.view(output.shape).to(output.dtype))
+        return given[-1].clone()
+
+    ids = torch.arange(4, device=model.device)[None] % num_embeddings(model)
+    training = model.training
+    model.eval()
+    hook = head.register_forward_hook(replace)
+    try:
+        with torch.no_grad():
+            logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+    finally:
+        hook.remove()
+        model.train(training)
+    (first, *others) = given
+    return not others and first.shape[:2] == ids.shape and torch.equal(first, logits.to(first))
 
 
 class LanguageModelTrainer(RecipeTrainer):

@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
 from accelerate import PartialState
+from safetensors import SafetensorError
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as TokenizersTokenizer
 from transformers import (
-    AutoConfig,
-    AutoTokenizer,
     BitsAndBytesConfig,
     GPT2Config,
     GPT2Tokenizer,
@@ -29,11 +28,26 @@ from pipelines.attention import use_plain_attention
 from pipelines.cpu import give_memory_back, prepare_cpu
 from pipelines.errors import Problem, RecipeError
 from pipelines.fields import nearest
+from pipelines.pretrained import (
+    check_finite,
+    check_special_tokens,
+    check_weights,
+    guard_embeddings,
+    loading_notes,
+    max_token_id,
+    num_embeddings,
+    num_positions,
+    read_config,
+    read_tokenizer,
+    try_model,
+)
 from pipelines.recipe import NF4, Int8, Lora, Model, Recipe, Scratch
+from pipelines.report import console
 from pipelines.tasks import Task
 from pipelines.tasks.spans import CONTRACTION_OR_SYMBOL
 
-HEADS = ["lm_head", "score", "qa_outputs", "classifier"]  # kept in full precision
+HEADS = ["lm_head", "embed_out", "output_projection", "cls", "score", "qa_outputs", "classifier"]
+"""Kept in full precision."""
 EOS = "<|endoftext|>"
 FUSED = {"gelu_new": "gelu_pytorch_tanh"}
 """Activations and the same functions in one kernel; GPT-2's own is eight of them."""
@@ -46,22 +60,23 @@ def load_tokenizer(
     max_length: int,
     chat_template: str | None = None,
 ) -> PreTrainedTokenizerBase:
-    """Load the checkpoint's tokenizer, or train one on `texts`. EOS is the pad token.
+    """Load the checkpoint's tokenizer, or train one on `texts`.
 
+    EOS is the pad token where there is none, or where the model has no embedding for it.
     `chat_template` is for a tokenizer that has none.
     """
     wanted = model.tokenizer if isinstance(model, Scratch) else model
     tokenizer: PreTrainedTokenizerBase
     if isinstance(wanted, Model):
-        tokenizer = AutoTokenizer.from_pretrained(
-            wanted.name_or_path, revision=wanted.revision, trust_remote_code=False
-        )
-        if tokenizer.eos_token is None:
-            raise RecipeError([Problem("model", f"{wanted.name_or_path} has no EOS token.")])
+        name, revision = wanted.tokenizer_source
+        path = "model.tokenizer" if wanted.tokenizer else "model.name_or_path"
+        tokenizer = read_tokenizer(name, revision, path=path)
     elif wanted.kind == "char":
         tokenizer = train_char_tokenizer(texts)
     else:
         tokenizer = train_bpe_tokenizer(texts, wanted.vocab_size)
+    if isinstance(model, Model):
+        replace_pad_token(tokenizer, read_config(model, None, "model.name_or_path"))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.chat_template is None:
@@ -69,6 +84,19 @@ def load_tokenizer(
     tokenizer.padding_side = "right"
     tokenizer.model_max_length = model.n_positions if isinstance(model, Scratch) else max_length
     return tokenizer
+
+
+def replace_pad_token(tokenizer: PreTrainedTokenizerBase, config: Any) -> None:
+    """Pad with EOS, and say so, where a model has no embedding for the tokenizer's pad token."""
+    number = getattr(config.get_text_config(), "vocab_size", None)
+    pad = tokenizer.pad_token_id
+    if number is not None and isinstance(pad, int) and pad >= number:
+        console().print(
+            f"  padding: the pad token {tokenizer.pad_token!r} is token {pad}, beyond the model's "
+            f"{number} embeddings; {tokenizer.eos_token!r} pads instead",
+            markup=False,
+        )
+        tokenizer.pad_token = tokenizer.eos_token
 
 
 def train_bpe_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
@@ -113,7 +141,11 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, labels: tupl
     if isinstance(recipe.model, Scratch):
         return from_scratch(task, recipe.model, tokenizer, labels)
     base = load_base(
-        task, recipe.model, labels, quantization=recipe.quantization, tokenizer=tokenizer
+        task,
+        recipe.model,
+        labels,
+        quantization=recipe.quantization,
+        tokenizer=tokenizer,
     )
     return base if recipe.lora is None else add_adapter(base, recipe)
 
@@ -124,7 +156,7 @@ def from_scratch(
     """Return a GPT-2 with random weights."""
     layers, heads, width = model.widths
     config = GPT2Config(
-        vocab_size=len(tokenizer),
+        vocab_size=1 + max_token_id(tokenizer),
         n_positions=model.n_positions,
         n_layer=layers,
         n_head=heads,
@@ -154,40 +186,87 @@ def load_base(
     quantization: Int8 | NF4 | None,
     tokenizer: PreTrainedTokenizerBase,
     dtype: torch.dtype = torch.float32,
+    head: Literal["own", "new", "adapter"] = "new",
+    path: str = "model.name_or_path",
 ) -> PreTrainedModel:
-    """Load a checkpoint in `dtype`, 8 or 4 bits with the head of the task."""
-    state = PartialState()
-    on_cpu = state.device.type == "cpu"
+    """Load a checkpoint in `dtype`, 8 or 4 bits with the head of the task.
+
+    The head is the checkpoint's own; or new, where it has none of this size, to be trained; or
+    comes with an adapter. A language model's is always its own. Raise RecipeError, which names
+    `path`, for a checkpoint that lacks any other tensor, or cannot do what the task needs.
+    """
+    on_cpu = PartialState().device.type == "cpu"
     if on_cpu and quantization:
         give_memory_back()
-    where: dict[str, Any] = {"revision": model.revision, "trust_remote_code": False}
-    try:
-        found = AutoConfig.from_pretrained(model.name_or_path, **where).to_dict()
-        fused = FUSED.get(found.get("activation_function", ""))
-        with tensors_read_singly() if quantization else nullcontext():
-            base = getattr(transformers, task.auto_class).from_pretrained(
-                model.name_or_path,
-                use_safetensors=True,  # no pickle is read
-                dtype=dtype,
-                pad_token_id=tokenizer.pad_token_id,
-                quantization_config=quantization_config(quantization),
-                device_map={"": state.device} if quantization and not on_cpu else None,
-                **({"activation_function": fused} if fused else {}),
-                **where,
-                **task.model_kwargs(labels),
-            )
-    except OSError as error:  # what transformers raises for files that are missing
-        text = f"{model.name_or_path!r} cannot be loaded: {error}"
-        raise RecipeError([Problem("model.name_or_path", text)]) from error
+    name, given = model.name_or_path, read_config(model, task, path)
+    base, loading = read_weights(
+        task,
+        model,
+        labels,
+        given,
+        quantization=quantization,
+        tokenizer=tokenizer,
+        dtype=dtype,
+        path=path,
+    )
+    new_head = task.head is not None and head != "own"
+    check_weights(base, loading, name=name, path=path, new_head=new_head)
+    check_finite(base, name=name, path=path)
+    check_special_tokens(tokenizer, num_embeddings(base), path=path)
+    positions = num_positions(base.config)
+    if task.length > positions:
+        text = f"{task.length} is above the model's {positions}."
+        raise RecipeError([Problem(f"task.{task.length_field}", text)])
     if on_cpu:
         prepare_cpu()
         use_plain_attention(base, task.length)
     keep_4bit_layout(base)
-    positions = int(getattr(base.config, "max_position_embeddings", task.length))
-    if task.length > positions:
-        text = f"{task.length} is above the model's {positions}."
-        raise RecipeError([Problem(f"task.{task.length_field}", text)])
+    try_model(base, causal=task.head is None, name=name, path=path)
+    guard_embeddings(base, tokenizer)
+    if head == "new":
+        for note in loading_notes(base, loading, given, labels):
+            console().print(f"  {note}", markup=False)
     return base
+
+
+def read_weights(
+    task: Task,
+    model: Model,
+    labels: tuple[str, ...],
+    given: Any,
+    *,
+    quantization: Int8 | NF4 | None,
+    tokenizer: PreTrainedTokenizerBase,
+    dtype: torch.dtype,
+    path: str,
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Return a checkpoint's model and what transformers reports of loading it.
+
+    `given` is its config.
+    """
+    state = PartialState()
+    on_gpu = state.device.type != "cpu"
+    loader = getattr(transformers, task.auto_class)
+    fused = FUSED.get(getattr(given, "activation_function", ""))
+    try:
+        with tensors_read_singly() if quantization else nullcontext():
+            return loader.from_pretrained(
+                model.name_or_path,
+                revision=model.revision,
+                trust_remote_code=False,
+                use_safetensors=True,  # no pickle is read
+                ignore_mismatched_sizes=True,  # `check_weights` names them
+                output_loading_info=True,
+                dtype=dtype,
+                pad_token_id=tokenizer.pad_token_id,
+                quantization_config=quantization_config(quantization),
+                device_map={"": state.device} if quantization and on_gpu else None,
+                **({"activation_function": fused} if fused else {}),
+                **task.model_kwargs(labels),
+            )
+    except (OSError, SafetensorError) as error:  # files that are missing, or damaged
+        text = f"{model.name_or_path!r} cannot be loaded: {error}"
+        raise RecipeError([Problem(path, text)]) from error
 
 
 @contextmanager

@@ -189,7 +189,8 @@ def portable(recipe: Recipe) -> Recipe:
     source = replace(task.dataset, path=public_name(task.dataset.path))
     model: Model | Scratch = recipe.model
     if isinstance(model, Model):
-        model = replace(model, name_or_path=public_name(model.name_or_path))
+        named = None if model.tokenizer is None else public_name(model.tokenizer)
+        model = replace(model, name_or_path=public_name(model.name_or_path), tokenizer=named)
     elif isinstance(model.tokenizer, Model):
         name = public_name(model.tokenizer.name_or_path)
         model = replace(model, tokenizer=replace(model.tokenizer, name_or_path=name))

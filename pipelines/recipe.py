@@ -35,6 +35,17 @@ class Model:
     """Hub id or local folder."""
     revision: str | None = None
     """Commit, branch or tag on the Hub."""
+    tokenizer: str | None = None
+    """Hub id or local folder of the tokenizer, where the checkpoint has none."""
+    tokenizer_revision: str | None = None
+    """Commit, branch or tag of the tokenizer on the Hub."""
+
+    @property
+    def tokenizer_source(self) -> tuple[str, str | None]:
+        """Where the tokenizer is, and its revision."""
+        if self.tokenizer is None:
+            return self.name_or_path, self.revision
+        return self.tokenizer, self.tokenizer_revision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,6 +224,13 @@ class Recipe:
                 f"{self.lora.init_lora_weights!r} starts from the base's weights, which are "
                 f"quantised. Allowed: {', '.join(PLAIN_INITS)}.",
             )
+        if isinstance(self.model, Model):
+            if self.model.tokenizer is None and self.model.tokenizer_revision is not None:
+                text = "a revision of no tokenizer. Set model.tokenizer too."
+                yield Problem("model.tokenizer_revision", text)
+        elif isinstance(self.model.tokenizer, Model) and self.model.tokenizer.tokenizer:
+            text = "a tokenizer has no other tokenizer. Name that one as name_or_path."
+            yield Problem("model.tokenizer.tokenizer", text)
         if self.train.optim == "muon" and not isinstance(self.model, Scratch):
             text = "'muon' is for weights from scratch. Did you mean adamw_torch_fused?"
             yield Problem("train.optim", text)

@@ -25,11 +25,17 @@ from pipelines.checkpoints import (
     newest_verified,
 )
 from pipelines.cpu import slow_precision
-from pipelines.data import check_splits, check_vocabulary, detected, load_splits, num_skipped
+from pipelines.data import check_splits, detected, load_splits, num_skipped
 from pipelines.errors import NonFiniteError, Preempted
 from pipelines.hub import pin, save
 from pipelines.log import logged
 from pipelines.models import build_model, load_tokenizer
+from pipelines.pretrained import (
+    check_recipe_model,
+    check_tokenizer,
+    check_vocabulary,
+    num_embeddings,
+)
 from pipelines.publish import check_destination, check_reload, publish
 from pipelines.recipe import Recipe
 from pipelines.report import print_report, print_score, quiet
@@ -59,6 +65,7 @@ def run(recipe: Recipe) -> dict[str, Any]:
 def run_in_folder(recipe: Recipe, world_size: int, started: float) -> dict[str, Any]:
     """Do what `run` does, in a folder that no other run uses."""
     set_seed(recipe.train.seed)
+    check_recipe_model(recipe)
     rejected = recipe.folder / "rejected.jsonl" if PartialState().is_main_process else None
     raw = load_splits(recipe.task.dataset)
     task = recipe.task.resolved(raw.train)
@@ -70,17 +77,19 @@ def run_in_folder(recipe: Recipe, world_size: int, started: float) -> dict[str, 
         max_length=task.length,
         chat_template=task.chat_template,
     )
+    unknown = [*check_tokenizer(tokenizer, task, splits.train)]
     train = task.features(splits.train, tokenizer, labels, training=True)
     held_out = task.features(splits.held_out, tokenizer, labels, training=False)
     task.check_scorable(held_out)
     found = [*detected(task.dataset), *cautions(recipe, splits, labels, train, held_out)]
+    found += unknown
     if PartialState().device.type == "cpu":
         found += slow_precision()
     print_report(recipe, world_size, splits, train, held_out, found)
 
     model = build_model(recipe, tokenizer, labels)
-    for examples in (splits.train, splits.held_out):
-        check_vocabulary(examples, tokenizer, model.get_input_embeddings().num_embeddings)
+    for features in (train, held_out):
+        check_vocabulary(features, tokenizer, num_embeddings(model))
     check_space(recipe, model)
     identity = identity_of(recipe, splits, world_size)
     checkpoints = recipe.folder / "checkpoints"

@@ -19,7 +19,12 @@ from transformers import (
 )
 
 from pipelines.errors import Problem, RecipeError
-from pipelines.loss_head import LanguageModelTrainer, with_loss_head
+from pipelines.loss_head import (
+    LanguageModelTrainer,
+    gives_logits_of_head,
+    token_losses,
+    with_loss_head,
+)
 from pipelines.optimizers import muon_factory
 from pipelines.packing import PackedTrainer, Packing, keeps_rows_apart, with_plan
 from pipelines.recipe import Recipe, Train
@@ -56,9 +61,25 @@ def build_trainer(
     if task.auto_class == "AutoModelForCausalLM":
         inner.loss_type = "ForCausalLM"  # so that the Trainer counts shifted labels
     inner.config.use_cache = False
+    isolated = isinstance(task, CausalLM | InstructionTuning) and task.packing in (
+        True,
+        "bfd_split",
+    )
+    if isolated and not keeps_rows_apart(inner.base_model):
+        text = f"{inner.config.model_type} does not keep documents of a row apart."
+        raise RecipeError([Problem("task.packing", text)])
+
+    at_head = isinstance(task, CausalLM) and gives_logits_of_head(inner)
+    from_logits = isinstance(task, CausalLM) and not at_head
 
     def loss(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        if from_logits:
+            return token_losses(outputs.logits, labels).sum() / num_items_in_batch
         return task.loss(outputs, labels, num_items_in_batch)
+
+    def reduce_logits(logits: Any, labels: Any) -> Any:
+        losses = token_losses(logits, labels) if from_logits else logits
+        return task.reduce_logits(losses, labels)
 
     longest_first = sorted(
         range(len(held_out.dataset)), key=lambda i: -task.num_tokens(held_out.dataset[i])
@@ -92,10 +113,8 @@ def build_trainer(
         pad_token_id = int(tokenizer.pad_token_id or 0)
         in_training = task.collate(pad_token_id, task.pad_to_multiple_of)
         if isinstance(task, CausalLM):
-            if task.packing == "bfd_split" and not keeps_rows_apart(inner.base_model):
-                text = f"{inner.config.model_type} does not keep documents of a row apart."
-                raise RecipeError([Problem("task.packing", text)])
-            kind = partial(LanguageModelTrainer, head=with_loss_head(inner))
+            if at_head:
+                kind = partial(LanguageModelTrainer, head=with_loss_head(inner))
         elif train is not None and keeps_rows_apart(inner.base_model):
             kind = partial(PackedTrainer, packing=Packing(inner.base_model))
             in_training = with_plan(in_training)
@@ -104,7 +123,7 @@ def build_trainer(
             data_collator=task.collate(pad_token_id),
             train_collator=in_training,
             compute_loss_func=loss,
-            preprocess_logits_for_metrics=task.reduce_logits,
+            preprocess_logits_for_metrics=reduce_logits,
             **options,
         )
     trainer.remove_callback(PrinterCallback)

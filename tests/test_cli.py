@@ -313,10 +313,13 @@ def test_questions_that_cannot_be_used_name_file_and_line(tmp_path, tokenizer):
 
 
 def test_a_token_beyond_the_vocabulary_names_the_row(tokenizer):
-    from pipelines.data import check_vocabulary
+    from pipelines.pretrained import check_vocabulary
+    from pipelines.tasks import TextClassification
     from pipelines.tasks.base import Examples
 
-    rows = Examples([{"text": "!"}, {"text": "Hello zzz"}], "a.jsonl", [1, 2])
+    task = TextClassification(dataset=ANYWHERE)
+    given = Examples([{"text": "!"}, {"text": "Hello zzz"}], "a.jsonl", [1, 2])
+    rows = task.features(given, tokenizer, (), training=False, labelled=False)
     check_vocabulary(rows, tokenizer, len(tokenizer))
     most = max(tokenizer("Hello zzz")["input_ids"])
     with pytest.raises(DataError, match=f"a.jsonl:2: .* is token {most}, beyond .* of {most}"):

@@ -30,10 +30,27 @@ def launch(config: str, recipes: dict[str, Recipe], folder) -> dict[str, list[di
 
 
 APART = ("documents_apart", "full")
+SCALED = ("scaled_logits", "full")
 
 
 @pytest.fixture(scope="module")
-def logs(tmp_path_factory, checkpoint, helpdesk):
+def scaled(tmp_path_factory, tokenizer):
+    """A model that scales its logits after the head, from which its loss is then taken."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64}
+    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": len(tokenizer)}
+    config = AutoConfig.for_model("granite", logits_scaling=8.0, initializer_range=0.2, **sizes)
+    folder = tmp_path_factory.mktemp("scaled")
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory, checkpoint, scaled, helpdesk):
     """The logs of every task and method in the three layouts."""
     tasks = make_tasks(helpdesk)
     folder = tmp_path_factory.mktemp("equivalence")
@@ -63,6 +80,8 @@ def logs(tmp_path_factory, checkpoint, helpdesk):
         )
         for task, name in [*CASES, APART]
     }
+    unscaled = base["causal_lm full"]
+    base[" ".join(SCALED)] = replace(unscaled, model=Model(name_or_path=str(scaled)))
     accumulated = {
         f"{name} accumulated": replace(
             recipe, train=replace(recipe.train, per_device_train_batch_size=1)
@@ -74,7 +93,7 @@ def logs(tmp_path_factory, checkpoint, helpdesk):
     return found | {f"{name} two": rows for name, rows in two.items()}
 
 
-@pytest.mark.parametrize(("task", "name"), [*CASES, APART])
+@pytest.mark.parametrize(("task", "name"), [*CASES, APART, SCALED])
 @pytest.mark.parametrize("layout", ["accumulated", "two"])
 def test_loss_and_gradient_norm_do_not_depend_on_the_layout(logs, task, name, layout):
     whole, split = logs[f"{task} {name}"], logs[f"{task} {name} {layout}"]

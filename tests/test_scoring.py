@@ -147,7 +147,7 @@ def test_no_pickle_and_no_code_of_a_repository_runs(results, checkpoint, tmp_pat
     config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig"}}
     (coded / "config.json").write_text(json.dumps(config))
     (coded / "own.py").write_text(f"import os; os.mkdir({str(tmp_path / 'canary')!r})")
-    with pytest.raises(ValueError, match="trust_remote_code"):
+    with pytest.raises(RecipeError, match="auto_map.* which is never run here"):
         load_adapter(results / "causal_lm", base=str(coded))
     assert not (tmp_path / "canary").exists()
 

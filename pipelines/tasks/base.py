@@ -186,6 +186,8 @@ class Task:
     auto_class: ClassVar[str]
     head: ClassVar[str | None] = None
     peft_task_type: ClassVar[str]
+    needs_offsets: ClassVar[bool] = False
+    """Whether the tokenizer must tell the characters of each token, as fast ones do."""
     length_field: ClassVar[str] = "max_length"
     """Name of the option that bounds a row."""
     cut_field: ClassVar[str] = "max_length"

@@ -83,6 +83,7 @@ class QuestionAnswering(Task):
     peft_task_type: ClassVar[str] = "QUESTION_ANS"
     cut_field: ClassVar[str] = "max_question_length"
     grouped_by: ClassVar[str] = "context"
+    needs_offsets: ClassVar[bool] = True
 
     def inputs(self, row):
         return row[self.question_column], row[self.context_column]
