@@ -1,0 +1,343 @@
+"""A result is written whole, never mixed and never overwritten in silence; stops lose nothing."""
+
+import os
+import random
+import shutil
+import signal
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from test_resume import cut, flip
+
+from pipelines.checkpoints import locked, reading
+from pipelines.errors import RecipeError
+from pipelines.hub import load_adapter
+from pipelines.merge import merge
+from pipelines.publish import read_result as read_published
+from pipelines.result import (
+    STAGE,
+    damage,
+    files_of,
+    read_sidecar,
+    settle,
+    swap_in,
+    unchanging,
+    write_manifest,
+)
+from pipelines.run import run
+from pipelines.selftest import Bench, Scoring
+
+
+@dataclass(frozen=True)
+class Calling:
+    """A fault that is a function: `act` is called, in the run's process, before `module.name`."""
+
+    module: str
+    name: str
+    act: str
+    count: int = 1
+
+    def arrange(self) -> None:
+        """Wrap it."""
+        import importlib
+
+        module = importlib.import_module(self.module)
+        inner, calls = getattr(module, self.name), []
+
+        def wrapped(*arguments, **options):
+            calls.append(1)
+            if len(calls) == self.count:
+                ACTS[self.act]()
+            return inner(*arguments, **options)
+
+        setattr(module, self.name, wrapped)
+
+
+def fill_disk() -> None:
+    """Let no file of this process grow beyond 10 kB."""
+    import resource
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))
+
+
+def fail_rename() -> None:
+    """Let renames of files of a result fail."""
+    real = os.replace
+
+    def refusing(source, target):
+        if STAGE in str(source) and not str(source).endswith(".tmp"):
+            raise OSError(5, "Input/output error")
+        return real(source, target)
+
+    os.replace = refusing
+
+
+def fail_fsync() -> None:
+    """Let fsync fail."""
+
+    def refusing(descriptor):
+        raise OSError(5, "Input/output error")
+
+    os.fsync = refusing
+
+
+ACTS = {
+    "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "SIGTERM": lambda: os.kill(os.getpid(), signal.SIGTERM),
+    "SIGHUP": lambda: os.kill(os.getpid(), signal.SIGHUP),
+    "full disk": fill_disk,
+    "rename": fail_rename,
+    "fsync": fail_fsync,
+}
+
+
+@dataclass(frozen=True)
+class KillAt:
+    """The process is killed at the nth rename or removal of a file while a result is swapped in."""
+
+    count: int
+
+    def arrange(self) -> None:
+        """Watch the renames and removals inside `swap_in`."""
+        import pipelines.hub
+
+        real = pipelines.hub.swap_in
+
+        def swap_in(folder):
+            kill_at(self.count)
+            real(folder)
+
+        pipelines.hub.swap_in = swap_in
+
+
+def kill_at(count: int) -> None:
+    """Kill this process at the nth rename or removal from now on."""
+    seen = []
+
+    def watch(event, arguments):
+        if event in ("os.rename", "os.remove", "os.rmdir", "shutil.rmtree"):
+            seen.append(event)
+            if len(seen) == count:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(watch)
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory) -> Bench:
+    """A bench with a base, an adapter and a fully tuned classifier that nothing interrupted."""
+    bench = Bench(tmp_path_factory.mktemp("bench"))
+    bench.expect(bench.base(), None, 0)
+    bench.expect(bench.adapter("uninterrupted"), None, 0)
+    bench.expect(full(bench, "full"), None, 0)
+    return bench
+
+
+def full(bench: Bench, name: str):
+    """Return a recipe that tunes all weights."""
+    return replace(bench.adapter(name), lora=None, quantization=None)
+
+
+def names(folder: Path) -> set[str]:
+    """Return the names of the files that belong to a result."""
+    return {file.name for file in files_of(folder)}
+
+
+def same_result(folder: Path, other: Path) -> bool:
+    """Tell whether two results have the same weights and the same files, and are whole."""
+    assert damage(folder) == []
+    [weights], [wanted] = (list(f.glob("*model.safetensors")) for f in (folder, other))
+    return weights.read_bytes() == wanted.read_bytes() and names(folder) == names(other)
+
+
+def copy_of(bench: Bench, source: str, name: str) -> Path:
+    """Copy a finished result to a folder of its own, as if a run of that name had left it."""
+    folder = shutil.copytree(bench.folder / source, bench.folder / name)
+    return folder
+
+
+def test_full_tuning_after_lora_under_one_name_leaves_no_adapter(bench):
+    folder = copy_of(bench, "uninterrupted", "kinds")
+    recipe = replace(full(bench, "kinds"), overwrite=True)
+    bench.expect(recipe, None, 0)
+    assert same_result(folder, bench.folder / "full")
+    assert not list(folder.glob("adapter*"))
+    assert '"overwrite": false' in (folder / "recipe.json").read_text()
+
+
+def test_other_values_under_a_finished_name_are_refused_field_by_field(bench):
+    folder = copy_of(bench, "uninterrupted", "other")
+    recipe = replace(bench.adapter("uninterrupted"), output_dir=str(folder))
+    bench.expect(recipe, None, 0, "holds the finished result of this run", "accuracy")
+    before = {file.name: file.read_bytes() for file in folder.glob("*.*s*")}
+    log = (folder / "run.log").read_bytes()
+    changed = replace(recipe, train=replace(recipe.train, learning_rate=5e-3, seed=1))
+    bench.expect(
+        changed,
+        None,
+        2,
+        "--train.learning-rate: the result in",
+        "has 0.01, this run has 0.005",
+        "--train.seed: the result in",
+        "--overwrite",
+    )
+    bench.expect(full(bench, "other"), None, 2, "--lora: the result in")
+    data = shutil.copytree(bench.folder, bench.folder / "data", ignore=only_rows)
+    source = replace(recipe.task.dataset, path=str(data))
+    moved = replace(recipe, task=replace(recipe.task, dataset=source))
+    bench.expect(moved, None, 2, "--task.dataset.path: the result in")
+    original = (bench.folder / "train.jsonl").read_text()
+    try:
+        (bench.folder / "train.jsonl").write_text(original.replace("late", "gone"))
+        bench.expect(recipe, None, 2, "--data.train: the result in")
+    finally:
+        (bench.folder / "train.jsonl").write_text(original)
+    assert {file.name: file.read_bytes() for file in folder.glob("*.*s*")} == before
+    assert (folder / "run.log").read_bytes().startswith(log)
+
+
+def only_rows(folder: str, entries: list[str]) -> list[str]:
+    """Ignore all but the rows of the bench."""
+    return [name for name in entries if not name.endswith(".jsonl")]
+
+
+def write_result(folder: Path, files: dict[str, str], run: str) -> None:
+    """Write a small result by hand."""
+    folder.mkdir(parents=True)
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    write_manifest(folder, {"run": run, "labels": []})
+
+
+OLD = {"recipe.json": "a", "adapter_model.safetensors": "b", "adapter_config.json": "c"}
+NEW = {"recipe.json": "d", "model.safetensors": "e", "config.json": "f"}
+
+
+def test_killed_at_each_instant_of_the_swap_it_is_the_old_or_the_new_result(tmp_path):
+    states = []
+    for count in range(1, 100):
+        folder = tmp_path / str(count)
+        write_result(folder, OLD, "old")
+        write_result(folder / STAGE, NEW, "new")
+        if (child := os.fork()) == 0:
+            kill_at(count)
+            swap_in(folder)
+            os._exit(0)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if (folder / "task.json").exists():
+            assert damage(folder) == []
+            states.append(read_sidecar(folder)["run"])
+        else:
+            states.append("none")
+        settle(folder)
+        assert damage(folder) == []
+        assert read_sidecar(folder)["run"] == "new"
+        assert {file.name for file in folder.iterdir()} == {*NEW, "task.json"}
+        if status == 0:
+            break
+        assert status == -signal.SIGKILL
+    changes = [state for i, state in enumerate(states) if i == 0 or state != states[i - 1]]
+    assert changes == ["old", "none", "new"]
+    assert states.count("none") == 3 + 3 + 1  # removals, renames, and that of task.json
+
+
+def test_a_stage_that_is_not_whole_is_removed_and_the_old_result_stays(tmp_path):
+    for spoil in (
+        lambda stage: (stage / "task.json").unlink(),
+        lambda stage: (stage / "model.safetensors").unlink(),
+        lambda stage: (stage / "config.json").write_text("g"),
+        lambda stage: (stage / "task.json").write_text("[]"),
+        lambda stage: (stage / "task.json").write_text('{"files": {"../x": {}}}'),
+    ):
+        write_result(tmp_path / "run", OLD, "old")
+        write_result(tmp_path / "run" / STAGE, NEW, "new")
+        spoil(tmp_path / "run" / STAGE)
+        settle(tmp_path / "run")
+        assert damage(tmp_path / "run") == []
+        assert {file.name for file in (tmp_path / "run").iterdir()} == {*OLD, "task.json"}
+        shutil.rmtree(tmp_path / "run")
+
+
+def test_a_run_killed_in_its_swap_or_after_it_is_finished_by_the_same_command(bench):
+    folder = copy_of(bench, "uninterrupted", "swap")
+    recipe = replace(full(bench, "swap"), overwrite=True)
+    bench.expect(recipe, KillAt(4), -signal.SIGKILL)
+    assert damage(folder) == ["has no task.json: no finished run left a result there."]
+    code, said = bench.wait(bench.start(Scoring(folder)))
+    assert code == 2
+    assert "has no task.json" in said
+    bench.expect(recipe, None, 0, "holds the finished result of this run")
+    assert same_result(folder, bench.folder / "full")
+    run = read_sidecar(folder)["run"]
+    bench.expect(recipe, Calling("pipelines.run", "delete_checkpoints", "kill", 2), -9)
+    assert read_sidecar(folder)["run"] != run  # the finished result was trained again
+    run = read_sidecar(folder)["run"]
+    bench.expect(recipe, None, 0, "holds the finished result of this run")
+    assert read_sidecar(folder)["run"] == run
+    assert not bench.checkpoints("swap").exists()
+
+
+def test_a_result_with_other_files_than_its_own_is_refused_by_name(bench, tmp_path):
+    full_weights = bench.folder / "full" / "model.safetensors"
+    spoilt = {
+        "model.safetensors does not belong": lambda f: shutil.copy(full_weights, f),
+        "pytorch_model.bin does not belong": lambda f: (f / "pytorch_model.bin").write_text(""),
+        "vocab.json does not belong": lambda f: (f / "vocab.json").write_text("{}"),
+        "recipe.json has": lambda f: (f / "recipe.json").write_text(other_recipe(f)),
+        "adapter_model.safetensors has changed": lambda f: flip(f / "adapter_model.safetensors"),
+        "tokenizer.json is missing": lambda f: (f / "tokenizer.json").unlink(),
+        "task.json is damaged": lambda f: cut(f / "task.json"),
+        "task.json does not list": lambda f: (f / "task.json").write_text('{"metrics": {}}'),
+        "has no task.json": lambda f: (f / "task.json").unlink(),
+    }
+    recipe = bench.adapter("uninterrupted")
+    for number, (message, spoil) in enumerate(spoilt.items()):
+        folder = shutil.copytree(bench.folder / "uninterrupted", tmp_path / str(number))
+        (folder / "README.md").write_text("the user's own")
+        (folder / "notes.txt").write_text("the user's own")
+        assert load_adapter(folder).labels
+        spoil(folder)
+        for use in (load_adapter, read_published, lambda f: merge(f, tmp_path / "out")):
+            with pytest.raises(RecipeError, match=message.split(" is missing")[0]):
+                use(folder)
+        with pytest.raises(RecipeError, match="--overwrite"):
+            run(replace(recipe, output_dir=str(folder)))
+
+
+def other_recipe(folder: Path) -> str:
+    """Return a result's recipe with another learning rate."""
+    return (
+        (folder / "recipe.json").read_text().replace('"learning_rate": 0.01', '"learning_rate": 1')
+    )
+
+
+def test_a_result_that_is_replaced_while_it_is_read_is_told(tmp_path):
+    write_result(tmp_path / "run", OLD, "old")
+    with unchanging(tmp_path / "run", "x") as sidecar:
+        assert sidecar["run"] == "old"
+    for act in (lambda: None, lambda: (tmp_path / "run" / "gone").read_text()):
+        write_result(tmp_path / "run" / STAGE, NEW, "new" * random.randint(1, 99))
+        with pytest.raises(RecipeError, match="was replaced"), unchanging(tmp_path / "run", "x"):
+            swap_in(tmp_path / "run")
+            act()
+    with pytest.raises(FileNotFoundError), unchanging(tmp_path / "run", "x"):
+        (tmp_path / "run" / "gone").read_text()
+
+
+def test_publish_and_runs_keep_out_of_each_others_way(tmp_path):
+    folder = tmp_path / "run"
+    write_result(folder, OLD, "old")
+    with locked(folder):
+        (folder / ".publish-killed").mkdir()
+        with reading(folder):  # the run itself publishes
+            assert (folder / ".publish-killed").exists()
+    with reading(folder), reading(folder):
+        assert not (folder / ".publish-killed").exists()
+        with pytest.raises(RecipeError, match="another command is reading"), locked(folder):
+            pass
+    (folder / ".publish-killed").mkdir()
+    with locked(folder):
+        assert not (folder / ".publish-killed").exists()
