@@ -1,6 +1,7 @@
 """A result is written whole, never mixed and never overwritten in silence; stops lose nothing."""
 
 import os
+import pty
 import random
 import shutil
 import signal
@@ -11,11 +12,13 @@ from pathlib import Path
 import pytest
 from test_resume import cut, flip
 
-from pipelines.checkpoints import locked, reading
-from pipelines.errors import RecipeError
+from pipelines.checkpoints import all_checkpoints, locked, reading, step_of, what_is_wrong
+from pipelines.errors import CheckpointError, RecipeError
 from pipelines.hub import load_adapter
+from pipelines.log import FILE, LOG, logged
 from pipelines.merge import merge
 from pipelines.publish import read_result as read_published
+from pipelines.recipe import Recipe
 from pipelines.result import (
     STAGE,
     damage,
@@ -27,7 +30,7 @@ from pipelines.result import (
     write_manifest,
 )
 from pipelines.run import run
-from pipelines.selftest import Bench, Scoring
+from pipelines.selftest import Bench, Scoring, SignalAt
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class Calling:
     name: str
     act: str
     count: int = 1
+    folder: Path | None = None
 
     def arrange(self) -> None:
         """Wrap it."""
@@ -49,7 +53,7 @@ class Calling:
         def wrapped(*arguments, **options):
             calls.append(1)
             if len(calls) == self.count:
-                ACTS[self.act]()
+                ACTS[self.act](*([self.folder] if self.folder else []))
             return inner(*arguments, **options)
 
         setattr(module, self.name, wrapped)
@@ -84,7 +88,15 @@ def fail_fsync() -> None:
     os.fsync = refusing
 
 
+def put_file_in_place(folder: Path) -> None:
+    """Remove a run's folder and put a file there, so that it cannot be made again."""
+    shutil.rmtree(folder)
+    folder.write_text("")
+
+
 ACTS = {
+    "vanish": shutil.rmtree,
+    "no folder": put_file_in_place,
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "SIGTERM": lambda: os.kill(os.getpid(), signal.SIGTERM),
     "SIGHUP": lambda: os.kill(os.getpid(), signal.SIGHUP),
@@ -325,6 +337,168 @@ def test_a_result_that_is_replaced_while_it_is_read_is_told(tmp_path):
             act()
     with pytest.raises(FileNotFoundError), unchanging(tmp_path / "run", "x"):
         (tmp_path / "run" / "gone").read_text()
+
+
+@pytest.mark.parametrize("save_steps", [2, None])
+def test_a_signal_in_the_last_evaluation_costs_only_that(save_steps, bench):
+    recipe = bench.adapter(f"last-{save_steps}")
+    recipe = replace(recipe, train=replace(recipe.train, save_steps=save_steps))
+    fault = Calling("pipelines.training", "as_metrics", "SIGTERM")
+    said = "stopped in the last evaluation, with a checkpoint of step 6"
+    bench.expect(recipe, fault, 75, said)
+    assert what_is_wrong(bench.checkpoints(recipe.name) / "checkpoint-6") is None
+    assert not (bench.folder / recipe.name / "task.json").exists()
+    code, said = bench.run(recipe)
+    assert code == 0, said
+    assert "resuming from checkpoint-6" in said
+    assert "step 6 of 6" not in said  # no step was trained again
+    bench.same_bytes(recipe.name)
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "act"),
+    [
+        ("pipelines.run", "load_splits", "SIGTERM"),
+        ("pipelines.run", "build_model", "SIGHUP"),
+        ("pipelines.training", "as_metrics", "SIGTERM"),  # in the evaluation before training
+    ],
+)
+def test_a_signal_before_the_first_step_ends_the_run_at_once(module, name, act, bench):
+    recipe = replace(bench.base(), name="early", output_dir=str(bench.folder / f"early-{name}"))
+    bench.expect(recipe, Calling(module, name, act), 75, "stopped", "run the same command again")
+    assert not all_checkpoints(bench.folder / f"early-{name}" / "checkpoints")
+
+
+def test_a_signal_while_the_result_is_written_lets_it_be_finished(bench):
+    for number, (name, act) in enumerate((("write_result", "SIGTERM"), ("swap_in", "SIGHUP"))):
+        recipe = bench.adapter(f"saving-{number}")
+        bench.expect(recipe, Calling("pipelines.hub", name, act), 0)
+        assert damage(bench.folder / recipe.name) == []
+        assert not bench.checkpoints(recipe.name).exists()
+
+
+@dataclass(frozen=True)
+class InTerminal:
+    """Run a recipe in a terminal of its own."""
+
+    recipe: str
+    terminal: str
+    ignored: bool
+
+    def __call__(self) -> None:
+        """Take the terminal as the controlling one."""
+        os.setsid()
+        terminal = os.open(self.terminal, os.O_RDWR)
+        for descriptor in (0, 1, 2):
+            os.dup2(terminal, descriptor)
+        if self.ignored:
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        run(Recipe.from_json(self.recipe))
+
+
+def test_a_terminal_that_is_closed_stops_the_run_with_a_checkpoint(bench):
+    recipe = bench.adapter("terminal")
+    recipe = replace(recipe, train=replace(recipe.train, max_steps=100_000, save_steps=None))
+    ours, theirs = pty.openpty()
+    process = bench.start(InTerminal(recipe.to_json(), os.ttyname(theirs), ignored=False))
+    shown = b""
+    while b"step 2 of" not in shown:
+        shown += os.read(ours, 4096)
+    os.close(theirs)
+    os.close(ours)
+    code, _ = bench.wait(process)
+    assert code == 75
+    [checkpoint] = all_checkpoints(bench.checkpoints("terminal"))
+    assert what_is_wrong(checkpoint) is None
+    log = (bench.folder / "terminal" / FILE).read_text()
+    assert f"stopped at step {step_of(checkpoint):,}" in log
+
+
+@dataclass(frozen=True)
+class Nohup:
+    """SIGHUP is ignored, as under nohup, and arrives before a step."""
+
+    def arrange(self) -> None:
+        """Ignore it and send it."""
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        SignalAt(2, signal.SIGHUP).arrange()
+
+
+def test_a_hangup_stops_with_a_checkpoint_unless_it_is_ignored(bench):
+    recipe = bench.adapter("hangup")
+    bench.expect(recipe, SignalAt(2, signal.SIGHUP), 75, "stopped at step 3 with a checkpoint")
+    bench.expect(recipe, None, 0, "resuming from checkpoint-3")
+    bench.same_bytes("hangup")
+    bench.expect(bench.adapter("nohup"), Nohup(), 0)
+
+
+ERRORS = [
+    ("pipelines.hub", "write_result", "full disk", "MB are free there. A result that was there"),
+    ("pipelines.hub", "write_result", "fsync", "Input/output error"),
+    ("pipelines.hub", "swap_in", "rename", "puts the new result in place"),
+]
+
+
+@pytest.mark.parametrize(("module", "name", "act", "message"), ERRORS)
+def test_an_error_of_the_disk_at_the_last_save_loses_nothing(module, name, act, message, bench):
+    label = f"{name}-{act}".replace(" ", "-")
+    folder = copy_of(bench, "full", label)
+    recipe = replace(bench.adapter(label), overwrite=True)
+    fault = Calling(module, name, act)
+    bench.expect(recipe, fault, 5, "could not be written", "It needs about", message)
+    if act != "rename":
+        assert same_result(folder, bench.folder / "full")
+    assert what_is_wrong(bench.checkpoints(label) / "checkpoint-6") is None
+    bench.expect(recipe, None, 0)
+    assert same_result(folder, bench.folder / "uninterrupted")
+
+
+def test_an_error_of_the_disk_at_a_marker_leaves_the_checkpoint_before(bench):
+    recipe = bench.adapter("marker")
+    fault = Calling("pipelines.trainer", "mark_complete", "fsync", 2)
+    bench.expect(recipe, fault, 5, "checkpoint-4 could not be written: Input/output error")
+    bench.expect(recipe, None, 0, "resuming from checkpoint-2")
+    bench.same_bytes("marker")
+
+
+@pytest.mark.parametrize(("name", "count"), [("mark_complete", 2), ("save", 1)])
+def test_a_folder_that_vanishes_is_made_again_or_told(name, count, bench):
+    module = "pipelines.trainer" if name == "mark_complete" else "pipelines.run"
+    for act, code in (("vanish", 0 if name == "save" else 5), ("no folder", 5)):
+        recipe = bench.adapter(f"{name}-{act}".replace(" ", "-"))
+        fault = Calling(module, name, act, count, bench.folder / recipe.name)
+        bench.expect(recipe, fault, code, *(["could not be written"] if code else []))
+        if code == 0:
+            assert same_result(recipe.folder, bench.folder / "uninterrupted")
+
+
+def test_a_full_disk_under_the_log_hides_no_error(tmp_path):
+    (tmp_path / FILE).symlink_to("/dev/full")
+    with pytest.raises(CheckpointError, match="what ended it"), logged(tmp_path):
+        LOG.info("a line that the disk does not take")
+        raise CheckpointError("what ended it")
+    (tmp_path / "other" / FILE).mkdir(parents=True)
+    with pytest.raises(RecipeError, match="cannot be written"), logged(tmp_path / "other"):
+        pass
+
+
+def test_a_score_that_is_not_finite_says_how_to_score_again(bench):
+    recipe = bench.adapter("constant")
+    data = bench.folder / "targets"
+    data.mkdir()
+    rows = [f'{{"text": "ticket {n}", "label": {n % 4}.5}}' for n in range(48)]
+    (data / "train.jsonl").write_text("\n".join(rows))
+    (data / "test.jsonl").write_text("\n".join('{"text": "a", "label": 3.0}' for _ in range(4)))
+    source = replace(recipe.task.dataset, path=str(data))
+    task = replace(recipe.task, dataset=source, problem_type="regression")
+    recipe = replace(recipe, task=task)
+    code, said = bench.run(recipe)
+    if code != 4:
+        pytest.skip("constant targets are refused before training")
+    assert "--allow-changed data.eval" in said
+    (data / "test.jsonl").write_text("\n".join(rows[:8]))
+    allowed = replace(recipe, allow_changed=("data.eval",))
+    bench.expect(allowed, None, 0, "resuming from checkpoint-6", "data.eval changes from")
 
 
 def test_publish_and_runs_keep_out_of_each_others_way(tmp_path):
