@@ -1,89 +1,59 @@
-"""Checkpoints that are known to be whole, and the signals that ask for one.
+"""Checkpoints that are known to be whole, the lock of a run's folder, and disks that are full.
 
-A checkpoint is complete when COMPLETE.json stands in it: written last, with the size and SHA-256
-of every file and what the run must have in common with one that resumes from it.
+A checkpoint is complete when COMPLETE.json is in it: written last, with the size and SHA-256 of
+every file and what a run must have in common with this one to resume from it.
 """
 
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 import shutil
-import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
-from importlib.metadata import version
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-import torch
 from accelerate import PartialState
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from safetensors import SafetensorError
 
-from pipelines.data import Splits, Stream
 from pipelines.errors import CheckpointError, Problem, RecipeError
-from pipelines.fields import plain
 from pipelines.recipe import Recipe
 from pipelines.report import console
+from pipelines.result import (
+    PUBLISH_STAGE,
+    damage_of_file,
+    entries,
+    is_list_of_files,
+    write_whole,
+)
 
 MARKER = "COMPLETE.json"
 KEPT = 2  # verified checkpoints that rotation leaves
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
-
-
-def identity_of(recipe: Recipe, splits: Splits, world_size: int) -> dict[str, Any]:
-    """Return what two runs must have in common for one to go on where the other stopped."""
-    bare = replace(recipe, output_dir=None, push_to=None, public=False, allow_changed=())
-    train = splits.train
-    read = train.rows if isinstance(train.rows, Stream) else train
-    return {
-        "recipe": plain(bare),
-        "data": {
-            "train": read.fingerprint(),
-            "eval": splits.held_out.fingerprint(),
-        },
-        "world_size": world_size,
-        "versions": {name: version(name) for name in LIBRARIES},
-    }
-
-
-def differences(before: Any, now: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Yield path and both values of every leaf that differs."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        for key in sorted(before.keys() | now.keys()):
-            where = f"{path}.{key}".lstrip(".")
-            yield from differences(before.get(key), now.get(key), where)
-    elif before != (list(now) if isinstance(now, tuple) else now):
-        yield path.removeprefix("recipe."), before, now
+RECORDED = {"recipe": dict, "data": dict, "world_size": int, "versions": dict, "run": str}
 
 
 def mark_complete(checkpoint: Path, identity: dict[str, Any]) -> None:
-    """Write the marker: after it stands there, everything else does."""
-    files = {
-        file.name: {"size": file.stat().st_size, "sha256": sha256(file)}
-        for file in sorted(checkpoint.iterdir())
-        if file.name != MARKER
-    }
-    for name in files:
-        with (checkpoint / name).open("rb") as written:
-            os.fsync(written.fileno())
-    text = json.dumps(identity | {"step": step_of(checkpoint), "files": files}, indent=2)
-    unfinished = checkpoint / f"{MARKER}.tmp"
-    with unfinished.open("w", encoding="utf-8") as out:
-        out.write(text)
-        out.flush()
-        os.fsync(out.fileno())
-    os.replace(unfinished, checkpoint / MARKER)
+    """Write the marker, after everything else has reached the disk."""
+    files = entries(checkpoint, without=(MARKER,))
+    write_whole(checkpoint / MARKER, identity | {"step": step_of(checkpoint), "files": files})
 
 
-def sha256(file: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+def read_marker(checkpoint: Path) -> dict[str, Any] | None:
+    """Return the content of a checkpoint's marker, or None where it is not what a run writes."""
+    try:
+        marker = json.loads((checkpoint / MARKER).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(marker, dict) or not is_list_of_files(marker.get("files")):
+        return None
+    if any(not isinstance(marker.get(name), kind) for name, kind in RECORDED.items()):
+        return None
+    changed = marker.get("changed")
+    if not isinstance(changed, list) or marker.get("step") != step_of(checkpoint):
+        return None
+    return marker
 
 
 def step_of(checkpoint: Path) -> int:
@@ -101,35 +71,24 @@ def what_is_wrong(checkpoint: Path) -> str | None:
     """Return why a checkpoint is not what its run wrote, or None."""
     if not (checkpoint / MARKER).is_file():
         return "its writing was interrupted"
-    try:
-        files = json.loads((checkpoint / MARKER).read_text(encoding="utf-8"))["files"]
-    except (json.JSONDecodeError, KeyError, UnicodeDecodeError):
+    marker = read_marker(checkpoint)
+    if marker is None:
         return f"{MARKER} is damaged"
-    for name, recorded in files.items():
-        file = checkpoint / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if file.stat().st_size != recorded["size"]:
-            return f"{name} has {file.stat().st_size} bytes, not {recorded['size']}"
-        if sha256(file) != recorded["sha256"]:
-            return f"{name} has changed since it was written"
+    for name, recorded in marker["files"].items():
+        if text := damage_of_file(checkpoint / name, recorded):
+            return text
     return None
 
 
-def newest_verified(
-    folder: Path, identity: dict[str, Any], allow_changed: tuple[str, ...]
-) -> Path | None:
+def newest_verified(folder: Path) -> Path | None:
     """Return the newest whole checkpoint, and say which were passed over and why.
 
-    Raise CheckpointError when there are complete ones but all are damaged, and RecipeError with
-    the differences when the run that wrote it was another. Nothing is deleted.
+    Raise CheckpointError when there are complete ones but all are damaged. Nothing is deleted.
     """
     damaged = []
     for checkpoint in all_checkpoints(folder):
         reason = what_is_wrong(checkpoint)
         if reason is None:
-            check_identity(checkpoint, identity, allow_changed)
-            say(f"  resuming from {checkpoint.name}")
             return checkpoint
         if (checkpoint / MARKER).is_file():
             damaged.append(f"{checkpoint.name}: {reason}")
@@ -146,25 +105,6 @@ def newest_verified(
 def say(line: str) -> None:
     """Print a line from rank 0."""
     console().print(line, markup=False)
-
-
-def check_identity(
-    checkpoint: Path, identity: dict[str, Any], allow_changed: tuple[str, ...]
-) -> None:
-    """Raise RecipeError with every difference that is not allowed."""
-    marker = json.loads((checkpoint / MARKER).read_text(encoding="utf-8"))
-    before = {name: marker.get(name) for name in identity}
-    problems = [
-        Problem(
-            path,
-            f"the run in {checkpoint.parent.parent} had {was!r}, this one has {now!r}. Use another "
-            f"--output-dir, or --allow-changed {path}.",
-        )
-        for path, was, now in differences(before, identity)
-        if path not in allow_changed
-    ]
-    if problems:
-        raise RecipeError(problems)
 
 
 def rotate(folder: Path) -> None:
@@ -198,47 +138,34 @@ def check_space(recipe: Recipe, model: Any) -> None:
     say(f"  checkpoints: about {needed / 1e6:,.0f} MB, of {free / 1e6:,.0f} MB free")
 
 
-class StopSignals(TrainerCallback):
-    """Finish the step, write a checkpoint and stop, on every rank, when a signal asks for it.
+@contextmanager
+def promised(target: Path, num_bytes: int, message: str) -> Iterator[None]:
+    """Turn an error of the disk inside into CheckpointError: what is needed, free and still whole.
 
-    SIGTERM, SIGUSR1 and the first Ctrl-C do; the second Ctrl-C ends the process at once, with 130.
+    torch raises RuntimeError for a file that it cannot write, and safetensors an error of its own.
     """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        text = f"{target} could not be written: {reason}. It needs about {megabytes(num_bytes)}; "
+        text += f"{megabytes(free_space(target))} are free there. {message}"
+        raise CheckpointError(text) from error
 
-    def __init__(self) -> None:
-        self.asked = False
-        self.stopped = False
 
-    def receive(self, number: int, frame: Any) -> None:
-        """Note a signal."""
-        if self.asked and number == signal.SIGINT:
-            os._exit(130)
-        self.asked = True
+def free_space(path: Path) -> int:
+    """Return the free bytes of the disk that a path is on, or would be."""
+    while not path.is_dir():
+        path = path.absolute().parent
+    return shutil.disk_usage(path).free
 
-    @contextmanager
-    def caught(self) -> Iterator[None]:
-        """Catch the signals inside."""
-        before = {number: signal.signal(number, self.receive) for number in STOP_SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
-    def on_step_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
-    ) -> None:
-        asked = self.asked
-        process = PartialState()
-        if process.num_processes > 1:
-            every = torch.tensor(int(asked), device=process.device)
-            torch.distributed.all_reduce(every, op=torch.distributed.ReduceOp.MAX)
-            asked = bool(every.item())
-        if asked and state.global_step < state.max_steps:
-            self.stopped = control.should_save = control.should_training_stop = True
+def megabytes(num_bytes: int) -> str:
+    """Return a number of bytes in MB, as text."""
+    return f"{num_bytes / 1e6:,.0f} MB" if num_bytes >= 1e7 else f"{num_bytes / 1e6:,.1f} MB"
+
+
+_held: set[Path] = set()  # folders that this process holds
 
 
 @contextmanager
@@ -246,6 +173,7 @@ def locked(folder: Path) -> Iterator[None]:
     """Hold a folder for this run. Raise RecipeError, naming the process, when another has it.
 
     Every rank makes the folder, since any may be the first to look at its disk; the first holds it.
+    What a killed `publish` left behind is removed.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -257,13 +185,53 @@ def locked(folder: Path) -> Iterator[None]:
         if not PartialState().is_main_process:
             yield
             return
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            text = f"process {lock.read().strip()} is running in {folder}."
-            raise RecipeError([Problem("output_dir", text)]) from None
+        take(lock, fcntl.LOCK_EX, folder, "output_dir")
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
+        remove_leftovers(folder)
+        _held.add(folder.resolve())
+        try:
+            yield
+        finally:
+            _held.discard(folder.resolve())
+            with suppress(OSError):  # a full disk is told by what needed it
+                lock.truncate(0)
+
+
+@contextmanager
+def reading(folder: Path) -> Iterator[None]:
+    """Keep runs out of a folder while its result is read; others may read it too.
+
+    Nothing is to be kept out of a folder where no run has been or may write, nor by the run itself.
+    """
+    lock = folder / ".lock"
+    if folder.resolve() in _held or not lock.is_file() or not os.access(lock, os.W_OK):
         yield
+        return
+    with lock.open("a+") as held:
+        with suppress(RecipeError):
+            take(held, fcntl.LOCK_EX, folder, str(folder))
+            remove_leftovers(folder)
+            held.truncate(0)  # the number of a process that was killed
+        take(held, fcntl.LOCK_SH, folder, str(folder))
+        yield
+
+
+def take(lock: IO[str], kind: int, folder: Path, name: str) -> None:
+    """Lock an open file. Raise RecipeError when another process has it."""
+    try:
+        fcntl.flock(lock, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.seek(0)
+        owner = lock.read().strip()
+        text = f"process {owner} is running in {folder}."
+        if not owner:
+            text = f"another command is reading the result in {folder}. Wait until it has ended."
+        raise RecipeError([Problem(name, text)]) from None
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the stages of `publish` that a kill left in a folder that nobody else holds."""
+    for stage in folder.glob(f"{PUBLISH_STAGE}*"):
+        shutil.rmtree(stage, ignore_errors=True)

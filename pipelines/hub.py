@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import platform
 from dataclasses import dataclass, replace
@@ -28,37 +26,19 @@ from huggingface_hub.errors import (
 )
 from transformers import AutoConfig, PreTrainedTokenizerBase, Trainer
 
+from pipelines.checkpoints import promised
 from pipelines.data import Splits, is_local
 from pipelines.errors import Problem, RecipeError
 from pipelines.models import load_base
 from pipelines.pretrained import load_adapter_weights, read_config, read_tokenizer
 from pipelines.recipe import NF4, Int8, Model, Recipe, Scratch
 from pipelines.report import plot_training
+from pipelines.result import FILES as FILES
+from pipelines.result import digest, new_stage, swap_in, unchanging, write_manifest
+from pipelines.trainer import RecipeTrainer
 
 Precision = Literal["fp32", "bf16", "8bit", "4bit"]
 SHAPE = ("hidden_size", "num_hidden_layers", "vocab_size")
-FILES = (  # all that a repository may hold; nothing else is ever uploaded or downloaded
-    "README.md",
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "config.json",
-    "generation_config.json",
-    "merges.txt",
-    "model*.safetensors",
-    "model.safetensors.index.json",
-    "recipe.json",
-    "special_tokens_map.json",
-    "spiece.model",
-    "task.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "training_curve.png",
-    "vocab.json",
-    "vocab.txt",
-)
 LIBRARIES = ("torch", "transformers", "datasets", "accelerate", "peft", "evaluate", "bitsandbytes")
 
 
@@ -147,60 +127,79 @@ class Loaded:
 
     @property
     def sha256(self) -> str:
-        """Hash of its weights, its recipe and its labels."""
-        digest = hashlib.sha256()
-        names = (
-            n for n in FILES if n.endswith(".safetensors") or n in ("recipe.json", "task.json")
-        )
-        for name in names:
-            for file in sorted(self.recipe.folder.glob(name)):
-                with file.open("rb") as content:
-                    digest.update(hashlib.file_digest(content, "sha256").digest())
-        return digest.hexdigest()
+        """Hash of its weights, its recipe, its tokenizer and its labels."""
+        return digest(self.sidecar)
 
 
 def save(
-    trainer: Trainer,
+    trainer: RecipeTrainer,
     recipe: Recipe,
     tokenizer: PreTrainedTokenizerBase,
     labels: tuple[str, ...],
     metrics: dict[str, Any],
     splits: Splits,
 ) -> Path:
-    """Write adapter or model, tokenizer, recipe.json, task.json and the curve; rank 0 alone."""
+    """Write a result and swap it in whole; rank 0 alone.
+
+    It holds the adapter or the model, the tokenizer, recipe.json, task.json and the curve. Raise
+    CheckpointError when the disk does not take it; the result before it is then still whole.
+    """
     folder = recipe.folder
     if trainer.accelerator.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
         model = trainer.accelerator.unwrap_model(trainer.model)
-        if recipe.lora is None:
-            model.config.use_cache = True
-        model.save_pretrained(folder)
-        (folder / "README.md").unlink(missing_ok=True)  # PEFT's; `publish` writes the card
-        tokenizer.save_pretrained(folder)
-        compact(tokenizer, folder)
-        (folder / "recipe.json").write_text(recipe.to_json(), encoding="utf-8")
-        sidecar = {
-            "task": type(recipe.task).__name__,
-            "labels": list(labels),
-            "pad_token_id": tokenizer.pad_token_id,
-            "max_length": tokenizer.model_max_length,
-            "base": base_of(recipe, model),
-            "dataset": {
-                "path": public_name(recipe.task.dataset.path),
-                "name": recipe.task.dataset.name,
-                "revision": recipe.task.dataset.revision,
-                "eval_rows_sha256": splits.held_out.fingerprint(),
-                "splits": splits.record,
-            },
-            "hardware": hardware(trainer),
-            "versions": {name: version(name) for name in LIBRARIES},
-            "metrics": metrics,
-        }
-        text = json.dumps(sidecar, indent=2, ensure_ascii=False) + "\n"
-        (folder / "task.json").write_text(text, encoding="utf-8")
-        plot_training(trainer.state.log_history, folder / "training_curve.png")
+        saved = [p for p in model.parameters() if recipe.lora is None or p.requires_grad]
+        size = sum(p.numel() * p.element_size() for p in saved)
+        told = "A result that was there before, and the last checkpoint, are whole. Make room and "
+        with promised(folder, size, f"{told}run the same command again to resume."):
+            stage = new_stage(folder)
+            write_result(stage, trainer, recipe, tokenizer, labels, metrics, splits)
+        with promised(folder, 0, "The same command puts the new result in place."):
+            swap_in(folder)
     trainer.accelerator.wait_for_everyone()
     return folder
+
+
+def write_result(
+    stage: Path,
+    trainer: RecipeTrainer,
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase,
+    labels: tuple[str, ...],
+    metrics: dict[str, Any],
+    splits: Splits,
+) -> None:
+    """Write the files of a result to an empty folder, task.json last."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if recipe.lora is None:
+        model.config.use_cache = True
+    model.save_pretrained(stage)
+    (stage / "README.md").unlink(missing_ok=True)  # PEFT's; `publish` writes the card
+    tokenizer.save_pretrained(stage)
+    compact(tokenizer, stage)
+    text = replace(recipe, overwrite=False).to_json()
+    (stage / "recipe.json").write_text(text, encoding="utf-8")
+    plot_training(trainer.state.log_history, stage / "training_curve.png")
+    sidecar = {
+        "task": type(recipe.task).__name__,
+        "labels": list(labels),
+        "pad_token_id": tokenizer.pad_token_id,
+        "max_length": tokenizer.model_max_length,
+        "base": base_of(recipe, model),
+        "dataset": {
+            "path": public_name(recipe.task.dataset.path),
+            "name": recipe.task.dataset.name,
+            "revision": recipe.task.dataset.revision,
+            "train_rows_sha256": trainer.identity["data"]["train"],
+            "eval_rows_sha256": splits.held_out.fingerprint(),
+            "splits": splits.record,
+        },
+        "run": trainer.identity["run"],
+        "changed_on_resume": trainer.identity["changed"],
+        "hardware": hardware(trainer),
+        "versions": {name: version(name) for name in LIBRARIES},
+        "metrics": metrics,
+    }
+    write_manifest(stage, sidecar)
 
 
 def compact(tokenizer: Any, folder: Path) -> None:
@@ -259,15 +258,41 @@ def load_adapter(
     another base than the adapter's.
     """
     folder = result_folder(repo, revision)
+    Recipe.from_file(folder / "recipe.json")  # names wrong fields, not only the changed file
+    with unchanging(folder, str(repo)) as sidecar:
+        return load_folder(
+            folder,
+            sidecar,
+            name=str(repo),
+            base=base,
+            base_revision=base_revision,
+            precision=precision,
+            device=device,
+        )
+
+
+def load_folder(
+    folder: Path,
+    sidecar: dict[str, Any],
+    *,
+    name: str,
+    base: str | None,
+    base_revision: str | None,
+    precision: Precision | None,
+    device: str | torch.device | None,
+) -> Loaded:
+    """Do what `load_adapter` does, for a folder whose files are known to belong together.
+
+    `name` is what the user calls it, for messages.
+    """
     recipe = Recipe.from_file(folder / "recipe.json")
-    sidecar = json.loads((folder / "task.json").read_text(encoding="utf-8"))
     labels = tuple(sidecar["labels"])
-    tokenizer = read_tokenizer(str(folder), None, path=str(repo))
-    source, path = Model(name_or_path=str(folder)), str(repo)
+    tokenizer = read_tokenizer(str(folder), None, path=name)
+    source, path = Model(name_or_path=str(folder)), name
     if recipe.lora is not None:
         assert isinstance(recipe.model, Model)
         if not (folder / "adapter_model.safetensors").is_file():
-            raise RecipeError([Problem(str(repo), "has no adapter_model.safetensors.")])
+            raise RecipeError([Problem(name, "has no adapter_model.safetensors.")])
         source, path = recipe.model, "base"
         if base is not None:
             problems: list[Problem] = []
@@ -290,7 +315,7 @@ def load_adapter(
         path=path,
     )
     if recipe.lora is not None:
-        model = load_adapter_weights(model, folder, path=str(repo))
+        model = load_adapter_weights(model, folder, path=name)
     if quantization is None:
         model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     recipe = replace(recipe, output_dir=str(folder))

@@ -6,8 +6,10 @@ import logging
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from pipelines.errors import Problem, RecipeError
 
 FILE = "run.log"
 LOG = logging.getLogger("pipelines.run")
@@ -35,11 +37,23 @@ class LogFile(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
         return
 
+    def close(self) -> None:
+        """Close the file. What is still in its buffer may find the disk full, as `handleError`."""
+        with suppress(OSError):
+            super().close()
+
 
 @contextmanager
 def logged(folder: Path) -> Iterator[None]:
-    """Append what is said inside to the folder's run.log, and the trace of what ends it."""
-    handler = LogFile(folder / FILE, encoding="utf-8", errors="backslashreplace")
+    """Append what is said inside to the folder's run.log, and the trace of what ends it.
+
+    Raise RecipeError where the file cannot be opened.
+    """
+    try:
+        handler = LogFile(folder / FILE, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        text = f"{folder / FILE} cannot be written: {error.strerror}."
+        raise RecipeError([Problem("output_dir", text)]) from None
     handler.setFormatter(Scrubbing("%(asctime)s %(message)s"))
     LOG.setLevel(logging.INFO)
     LOG.propagate = False

@@ -20,6 +20,7 @@ from pipelines.hub import FILES, Loaded, load_adapter, public_name, result_folde
 from pipelines.publish import check_destination, publish
 from pipelines.recipe import Recipe
 from pipelines.report import console, print_score, quiet
+from pipelines.result import unchanging, write_manifest
 from pipelines.scoring import score
 from pipelines.tasks import DataError
 from pipelines.tasks.base import Examples
@@ -90,16 +91,19 @@ def merge(
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".merge-") as name:
         stage = Path(name) / "merged"
         model.save_pretrained(stage)
-        copy_rest(folder, stage)
+        with unchanging(folder, str(repo)) as unchanged:
+            if unchanged != loaded.sidecar:
+                raise RecipeError([Problem(str(repo), "was replaced while it was merged.")])
+            copy_rest(folder, stage)
         (stage / "recipe.json").write_text(plain_recipe.to_json(), encoding="utf-8")
-        write_sidecar(stage, sidecar)
+        write_manifest(stage, sidecar)
         again = load_adapter(stage)
         moved = (logits_of(again.model, batch) - logits).abs().max().item()
         largest = logits.abs().max().item()
         if not moved <= 1e-3 * max(1.0, largest):
             raise RuntimeError(f"the merged model gives other logits, by {moved:.3g}.")
         if rows is not None and rescore:
-            write_sidecar(stage, scored_again(again, rows))
+            write_manifest(stage, scored_again(again, rows))
         os.replace(stage, out)
     from_quantized = None
     if recipe.quantization:
@@ -187,12 +191,6 @@ def copy_rest(folder: Path, stage: Path) -> None:
         listed = any(fnmatch(file.name, pattern) for pattern in FILES)
         if file.is_file() and listed and not any(fnmatch(file.name, p) for p in NOT_COPIED):
             shutil.copyfile(file, stage / file.name)
-
-
-def write_sidecar(folder: Path, sidecar: dict[str, Any]) -> None:
-    """Write task.json."""
-    text = json.dumps(sidecar, indent=2, ensure_ascii=False) + "\n"
-    (folder / "task.json").write_text(text, encoding="utf-8")
 
 
 def print_merged(loaded: Loaded, merged: Merged, out: Path) -> None:

@@ -51,7 +51,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
                 fused=True,
             ),
         )
-        super().__init__(self.groups(), {})
+        super().__init__(self.groups(), {"lr": train.learning_rate})  # which schedules read
 
     def groups(self) -> list[dict[str, Any]]:
         """Return the groups of both parts, the same objects."""

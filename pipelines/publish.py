@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -34,10 +33,13 @@ from huggingface_hub.hf_api import RepoFile
 from transformers import Trainer
 
 from pipelines.card import model_card
+from pipelines.checkpoints import reading
 from pipelines.errors import Problem, PublishError, RecipeError
 from pipelines.hub import FILES, load_adapter, public_name
 from pipelines.recipe import Model, Recipe, Scratch, wrong_repo_id
 from pipelines.report import console
+from pipelines.result import PUBLISH_STAGE, write_manifest
+from pipelines.result import read_result as read_whole_result
 
 TOKEN = re.compile(rb"hf_[A-Za-z0-9]{30,}")
 PAUSES = (0.5, 1.0, 2.0, 4.0)  # seconds before each further attempt
@@ -144,9 +146,15 @@ def publish(folder: str | Path, repo: str, *, public: bool = False) -> str:
     arrived is not sent again.
     """
     folder = Path(folder)
+    with reading(folder):
+        return publish_held(folder, repo, public=public)
+
+
+def publish_held(folder: Path, repo: str, *, public: bool) -> str:
+    """Do what `publish` does, in a folder that no run changes meanwhile."""
     recipe, sidecar = read_result(folder)
     api = HfApi()
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".publish-") as name:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=PUBLISH_STAGE) as name:
         stage = Path(name)
         fill(stage, folder, portable(recipe), sidecar, repo)
         check_contents(stage)
@@ -175,7 +183,7 @@ def read_result(folder: Path) -> tuple[Recipe, dict[str, Any]]:
     if needed:
         raise RecipeError([Problem(str(folder), f"has no {' and no '.join(needed)}.")])
     recipe = Recipe.from_file(folder / "recipe.json")
-    sidecar = json.loads((folder / "task.json").read_text(encoding="utf-8"))
+    sidecar = read_whole_result(folder, str(folder))
     metrics = sidecar["metrics"]
     if not math.isfinite(metrics[metrics["primary"]]):
         text = f"its {metrics['primary']} is {metrics[metrics['primary']]}."
@@ -215,6 +223,7 @@ def fill(stage: Path, folder: Path, recipe: Recipe, sidecar: dict[str, Any], rep
     ):
         (stage / name).unlink(missing_ok=True)
         (stage / name).write_text(text, encoding="utf-8")
+    write_manifest(stage)
 
 
 def check_contents(stage: Path) -> None:

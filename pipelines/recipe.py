@@ -190,6 +190,8 @@ class Recipe:
     """Publish for everybody to see."""
     allow_changed: tuple[str, ...] = ()
     """Fields that may differ from those of the run whose checkpoint is resumed."""
+    overwrite: bool = False
+    """Replace a finished result in the folder; it stays there until the new one is complete."""
 
     def __post_init__(self) -> None:
         problems = [*wrong_values(self, ""), *self.wrong_combinations()]

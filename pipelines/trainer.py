@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 import signal
 from collections.abc import Callable, Sized
 from functools import partial
@@ -12,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from accelerate.utils import gather_object
-from safetensors import SafetensorError
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from pipelines.checkpoints import MARKER, STOP_SIGNALS, mark_complete, rotate
-from pipelines.errors import CheckpointError, NonFiniteError
+from pipelines.checkpoints import MARKER, mark_complete, promised, rotate
+from pipelines.errors import NonFiniteError, Problem, RecipeError
 from pipelines.sampling import RowOrder
+from pipelines.signals import STOP_SIGNALS, Stopped, StopSignals
 
 NAMED = 16  # rows of a failed step that a message names
 
@@ -89,22 +89,68 @@ class RecipeTrainer(Trainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(self.args.output_dir or ".")
         checkpoint = folder / f"checkpoint-{self.state.global_step}"
-        if self.accelerator.is_main_process:
-            (checkpoint / MARKER).unlink(missing_ok=True)
-        self.accelerator.wait_for_everyone()
-        try:
+        unwrapped: Any = self.model
+        trained = sum(p.numel() for p in unwrapped.parameters() if p.requires_grad)
+        told = "The checkpoint before it is whole; the same command goes on from it."
+        with promised(checkpoint, 3 * 4 * trained, told):
+            if self.accelerator.is_main_process:
+                (checkpoint / MARKER).unlink(missing_ok=True)
+            self.accelerator.wait_for_everyone()
             super()._save_checkpoint(model, trial)
-        except (OSError, RuntimeError, SafetensorError) as error:
-            free = shutil.disk_usage(folder).free
-            raise CheckpointError(
-                f"{checkpoint} could not be written: {error}. {free / 1e6:,.0f} MB are free there. "
-                "The checkpoint before it is whole; the same command goes on from it."
-            ) from error
+            self.accelerator.wait_for_everyone()
+            if self.accelerator.is_main_process:
+                mark_complete(checkpoint, self.identity)
+                rotate(folder)
         self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            mark_complete(checkpoint, self.identity)
-            rotate(folder)
-        self.accelerator.wait_for_everyone()
+
+    def keep_last_step(self) -> None:
+        """Write a checkpoint of the last step, unless there is one."""
+        if not self.has_checkpoint():
+            self._save_checkpoint(self.model, None)
+
+    def has_checkpoint(self) -> bool:
+        """Tell whether there is a complete checkpoint of the last step."""
+        folder = Path(self.args.output_dir or ".")
+        return (folder / f"checkpoint-{self.state.global_step}" / MARKER).is_file()
+
+    def _init_training_state(self, *arguments: Any, **options: Any) -> Any:
+        """Take the step and the log from the checkpoint, the end and the intervals from the recipe.
+
+        Raise RecipeError for a checkpoint that is beyond the end.
+        """
+        places = super()._init_training_state(*arguments, **options)
+        self.state.compute_steps(self.args, self.state.max_steps)
+        step, end = self.state.global_step, self.state.max_steps
+        if step > end:
+            name = "max_steps" if self.args.max_steps > 0 else "num_train_epochs"
+            text = f"the run would end at step {end:,}, but its checkpoint is of step {step:,}."
+            raise RecipeError([Problem(f"train.{name}", text)])
+        return places
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Take moments and step from the checkpoint, and every hyper-parameter from the recipe."""
+        optimizer, scheduler = self.optimizer, self.lr_scheduler
+        assert optimizer is not None and scheduler is not None
+        groups = [
+            {name: value for name, value in group.items() if name != "params"}
+            for group in optimizer.param_groups
+        ]
+        rates = scheduler.state_dict()["base_lrs"]
+        super()._load_optimizer_and_scheduler(checkpoint)
+        for group, options in zip(optimizer.param_groups, groups, strict=True):
+            group.update(options)
+        step = scheduler.last_epoch
+        found = [rate * at(step) for rate, at in zip(rates, scheduler.lr_lambdas, strict=True)]
+        scheduler.load_state_dict(scheduler.state_dict() | {"base_lrs": rates, "_last_lr": found})
+        for group, rate in zip(optimizer.param_groups, found, strict=True):
+            group["lr"] = rate
+
+    def _run_epoch(self, *arguments: Any, **options: Any) -> None:
+        """Do nothing where the checkpoint was of the last step: Trainer would train one more."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*arguments, **options)
 
     def _clip_grad_norm(self, model: Any) -> Any:
         norm = super()._clip_grad_norm(model)
@@ -124,6 +170,62 @@ class RecipeTrainer(Trainer):
                 + (f"\nIt was the step of {named}{more}." if rows else "")
             )
         return norm
+
+
+class StopAtSignal(TrainerCallback):
+    """Finish the step, write a checkpoint and stop, on every rank, when a signal asks for it.
+
+    Before the first step nothing would be lost: there, a signal ends the process at once.
+    """
+
+    def __init__(self, signals: StopSignals):
+        self.signals = signals
+        self.stopped = False
+        self.ended = False
+
+    def asked(self) -> bool:
+        """Tell whether a signal has reached any rank; every rank must ask."""
+        process = PartialState()
+        if process.num_processes == 1:
+            return self.signals.asked
+        every = torch.tensor(int(self.signals.asked), device=process.device)
+        torch.distributed.all_reduce(every, op=torch.distributed.ReduceOp.MAX)
+        return bool(every.item())
+
+    def check(self) -> None:
+        """Raise Stopped on every rank if a signal has reached any."""
+        if self.asked():
+            raise Stopped
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if args.eval_on_start:
+            self.signals.immediate = True
+            self.signals.check()
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.signals.immediate = False
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.asked() and state.global_step < state.max_steps:
+            self.stopped = control.should_save = control.should_training_stop = True
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Leave the last evaluation on several ranks; on one, the signal itself does."""
+        if self.ended and PartialState().num_processes > 1:
+            self.check()
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.ended = True
 
 
 def without_signals(start: Callable[[], Any]) -> Any:

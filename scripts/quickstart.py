@@ -116,7 +116,7 @@ def train_and_use(environment: dict[str, str]) -> dict[str, str]:
     launch = ("launch", "--config_file", "accelerate_configs/cpu.yaml")
     for name, recipe in RUNS.items():
         base = () if name == BASE else ("--model.name-or-path", ids[BASE])
-        run("accelerate", *launch, recipe, *base, "--push-to", ids[name])
+        run("accelerate", *launch, recipe, *base, "--push-to", ids[name], "--overwrite")
 
     console = Console(highlight=False)
     for name, column in (("classify", "text"), ("answer", "context")):

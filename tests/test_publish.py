@@ -10,6 +10,7 @@ import pytest
 from conftest import ROOT, SECRET, client, environment
 
 from pipelines.recipe import Lora, Model, Recipe, Scratch, Tokenizer, Train
+from pipelines.result import write_manifest
 from pipelines.tasks import DatasetSource, TextClassification
 
 CLI = ("-c", "from pipelines.cli import console; console()")
@@ -224,12 +225,14 @@ def test_a_base_that_others_cannot_load_is_refused(hub, publisher, result, tmp_p
     recipe = Recipe.from_json((copy / "recipe.json").read_text())
     gone = replace(recipe, model=Model(name_or_path="local/gone"), lora=Lora())
     (copy / "recipe.json").write_text(gone.to_json())
+    write_manifest(copy)
     code, said = publisher.publish(copy, "local/orphan")
     assert code == 2
     assert "the base 'local/gone' is not on the Hub" in said
     assert publisher.publish(result, "local/hidden") == (0, "")
     hidden = replace(gone, model=Model(name_or_path="local/hidden"))
     (copy / "recipe.json").write_text(hidden.to_json())
+    write_manifest(copy)
     code, said = publisher.publish(copy, "local/orphan2", public=True)
     assert code == 2
     assert "the base local/hidden is private" in said

@@ -13,6 +13,7 @@ import pytest
 from pipelines import selftest
 from pipelines.checkpoints import MARKER, all_checkpoints, what_is_wrong
 from pipelines.recipe import Model
+from pipelines.result import STAGE
 from pipelines.selftest import Bench, KillAtWrite, Running
 from pipelines.tasks import DatasetSource
 
@@ -66,8 +67,8 @@ def test_killed_in_the_middle_of_each_file_it_goes_on_to_the_same_bytes(bench):
     assert sorted(f.name for f in newest.iterdir()) == sorted(CHECKPOINT)
     said = "resuming from checkpoint-2"
     bench.expect(recipe, KillAtWrite("checkpoint-6/optimizer.pt"), -signal.SIGKILL, said)
-    for name in ("adapter_model.safetensors", "recipe.json", "task.json"):
-        bench.expect(recipe, KillAtWrite(f"files/{name}"), -signal.SIGKILL)
+    for name in ("adapter_model.safetensors", "recipe.json", "task.json.tmp"):
+        bench.expect(recipe, KillAtWrite(f"files/{STAGE}/{name}"), -signal.SIGKILL)
     bench.expect(recipe, None, 0, "resuming from checkpoint-6")
     bench.same_bytes("files")
 
@@ -76,13 +77,14 @@ def test_killed_in_the_middle_of_each_file_it_goes_on_to_the_same_bytes(bench):
     ("count", "said"),
     [
         (1, "resuming from checkpoint-6"),  # by rotation
-        (2, "checkpoint-6 passed over: its writing was interrupted"),  # after the result
+        (2, "holds the finished result of this run"),  # after the result
     ],
 )
 def test_killed_while_it_deletes_a_checkpoint_it_goes_on_to_the_same_bytes(count, said, bench):
     recipe = bench.adapter(f"deleting-{count}")
     bench.expect(recipe, KillAtDelete(count), -signal.SIGKILL)
     bench.expect(recipe, None, 0, said)
+    assert not bench.checkpoints(recipe.name).exists()
     bench.same_bytes(recipe.name)
 
 

@@ -193,7 +193,12 @@ def test_another_run_does_not_resume(stopped, helpdesk, tmp_path):
     paths = [problem.path for problem in caught.value.problems]
     assert paths == ["train.learning_rate", "train.seed"]
     assert "had 0.01, this one has 0.001" in str(caught.value)
-    run(replace(changed, allow_changed=("train.learning_rate", "train.seed")))
+    assert "--allow-changed train.learning_rate" in str(caught.value)
+    assert "--allow-changed train.seed" not in str(caught.value)
+    with pytest.raises(RecipeError, match="train.seed cannot change when a run resumes: the rows"):
+        run(replace(changed, allow_changed=("train.learning_rate", "train.seed")))
+    slower = replace(stopped, train=replace(stopped.train, learning_rate=1e-3))
+    run(replace(slower, allow_changed=("train.learning_rate",)))
 
 
 def test_other_data_do_not_resume(stopped, helpdesk, tmp_path):
