@@ -29,6 +29,7 @@ from transformers import AutoConfig, PreTrainedTokenizerBase, Trainer
 from pipelines.checkpoints import promised
 from pipelines.data import Splits, is_local
 from pipelines.errors import Problem, RecipeError
+from pipelines.local_files import nearest_path
 from pipelines.models import load_base
 from pipelines.pretrained import load_adapter_weights, read_config, read_tokenizer
 from pipelines.recipe import NF4, Int8, Model, Recipe, Scratch
@@ -56,7 +57,12 @@ def pin(recipe: Recipe) -> Recipe:
         model = replace(model, tokenizer=pin_model(model.tokenizer, "model.tokenizer", problems))
     source = recipe.task.dataset
     if not is_local(source):
+        num_problems = len(problems)
         commit = commit_of(source.path, source.revision, "dataset", "task.dataset.path", problems)
+        nearest = nearest_path(Path(source.path))
+        if len(problems) > num_problems and nearest is not None:
+            text = f"did you mean the local {nearest}?"
+            problems.append(Problem("task.dataset.path", text))
         source = replace(source, revision=commit)
     if problems:
         raise RecipeError(problems)

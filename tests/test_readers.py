@@ -674,6 +674,23 @@ def test_a_hub_id_is_a_hub_id(tmp_path, monkeypatch):
     assert not is_local(DatasetSource(path="squad"))
 
 
+def test_a_hub_id_that_is_not_found_names_a_local_path(tmp_path, monkeypatch):
+    from pipelines import hub
+    from pipelines.errors import Problem, RecipeError
+    from pipelines.recipe import Recipe, Scratch
+    from pipelines.tasks import CausalLM
+
+    def not_found(name, revision, kind, path, problems):
+        problems.append(Problem(path, f"{name!r} is no folder and no {kind} on the Hub."))
+
+    monkeypatch.setattr(hub, "commit_of", not_found)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / "helpdesk").mkdir(parents=True)
+    task = CausalLM(dataset=DatasetSource(path="dta/helpdesk"))
+    with pytest.raises(RecipeError, match="dataset on the Hub.*\n.*did you mean the local data/h"):
+        hub.pin(Recipe(name="a", task=task, model=Scratch()))
+
+
 def test_what_a_run_detected_is_in_its_report(tmp_path):
     from pipelines.data import detected
 
