@@ -93,8 +93,8 @@ def check_adapter_folder(model: Model, path: str) -> None:
         message = f"{name!r} holds both a model (config.json) and an adapter "
         message += "(adapter_config.json). Move the files of one of them away."
     else:
-        message = f"{name!r} is an adapter, not a whole model. Merge it into its base with "
-        message += f"`gpt2-recipes merge {name} OUT` and name OUT."
+        message = f"{name!r} is an adapter, not a whole model. Merge it into its base, with "
+        message += f"`gpt2-recipes merge {name} OUT` if a run wrote it, and name OUT."
     raise RecipeError([Problem(path, message)])
 
 
@@ -138,7 +138,7 @@ def check_weights(
         name,
         "its config.json",
         missing=[k for k in loading["missing_keys"] if not (new_head and in_head(base, k))],
-        unknown=[k for k in loading["unexpected_keys"] if is_dropped_weight(base, k)],
+        unknown=dropped_weights(base, loading["unexpected_keys"]),
         misshapen=[
             f"{key} {tuple(found)}, not {tuple(expected)}"
             for key, found, expected in misshapen
@@ -146,7 +146,7 @@ def check_weights(
         ],
     )
     if problems:
-        text = "The copy is not complete, or it has the config of another."
+        text = "The copy is not complete, or config.json is that of another model."
         raise RecipeError([Problem(path, f"{problem}. {text}") for problem in problems])
 
 
@@ -179,16 +179,19 @@ def in_head(model: PreTrainedModel, key: str) -> bool:
     return model.base_model is not model and not key.startswith(f"{model.base_model_prefix}.")
 
 
-def is_dropped_weight(model: PreTrainedModel, key: str) -> bool:
-    """Tell whether a tensor that is not loaded is a weight of the body.
+def dropped_weights(model: PreTrainedModel, keys: Collection[str]) -> list[str]:
+    """Return which of the tensors that are not loaded are weights of the body.
 
     Checkpoints of a body alone name its tensors without the prefix.
     """
-    if STALE_BUFFERS.search(key) or key in dict(model.named_buffers()):
-        return False
-    body = model.base_model
-    parts = {name.split(".")[0] for name in body.state_dict()}
-    return not in_head(model, key) or key.split(".")[0] in parts
+    parts = {name.split(".")[0] for name in model.base_model.state_dict()}
+    buffers = {name for name, _ in model.named_buffers()}
+    return [
+        key
+        for key in keys
+        if not (key in buffers or STALE_BUFFERS.search(key))
+        and (key.split(".")[0] in parts or not in_head(model, key))
+    ]
 
 
 def misshapen_quantized(model: PreTrainedModel) -> Iterator[tuple[str, Any, Any]]:
