@@ -41,7 +41,7 @@ NEXT = """\
 Go on with
     .venv/bin/python recipes/helpdesk_classify_lora_8bit.py --help
     .venv/bin/accelerate launch --config_file accelerate_configs/cpu_2_processes.yaml \\
-        recipes/helpdesk_pretrain.py --train.learning-rate 1e-3\
+        recipes/helpdesk_pretrain.py --name faster --train.learning-rate 1e-3\
 """
 NEXT_LOCAL = f"""
 and, beside `.venv/bin/gpt2-recipes hub --folder {HUB}`, which serves what was published,

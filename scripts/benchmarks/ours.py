@@ -113,7 +113,8 @@ def recipe_for(case: str, data: Path, work: Path, flags: dict[str, str]) -> Reci
             raise SystemExit(f"no case {case!r}")
     steps, batch = int(flags.get("steps", steps)), int(flags.get("batch", batch))
     options["train"] = replace(options["train"], max_steps=steps, global_batch_size=batch)
-    return Recipe(name="ours", task=task, model=model, output_dir=str(work / case), **options)
+    options |= {"output_dir": str(work / case), "overwrite": True}
+    return Recipe(name="ours", task=task, model=model, **options)
 
 
 def leave_out(means: str) -> None:

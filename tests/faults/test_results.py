@@ -211,6 +211,18 @@ def test_other_values_under_a_finished_name_are_refused_field_by_field(bench):
     assert (folder / "run.log").read_bytes().startswith(log)
 
 
+def test_the_same_command_publishes_a_finished_result_that_was_not(bench, monkeypatch):
+    recipe = bench.adapter("uninterrupted")
+    run_before = read_sidecar(recipe.folder)["run"]
+    sent = []
+    monkeypatch.setattr("pipelines.run.check_destination", lambda *a, **o: None)
+    monkeypatch.setattr("pipelines.run.publish", lambda *a, **o: sent.append((a, o)))
+    metrics = run(replace(recipe, push_to="me/result"))
+    assert metrics == read_sidecar(recipe.folder)["metrics"]
+    assert sent == [((recipe.folder, "me/result"), {"public": False})]
+    assert read_sidecar(recipe.folder)["run"] == run_before
+
+
 def only_rows(folder: str, entries: list[str]) -> list[str]:
     """Ignore all but the rows of the bench."""
     return [name for name in entries if not name.endswith(".jsonl")]

@@ -345,6 +345,17 @@ t.StepLog = Signalling
 """
 
 
+IN_LAST_EVALUATION = """
+import os, signal, pipelines.training as t
+real = t.as_metrics
+def signalling(score):
+    if os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGHUP)
+    return real(score)
+t.as_metrics = signalling
+"""
+
+
 SLOW_RANK_0 = """
 import os, time, pipelines.run as r
 pin = r.pin
@@ -394,9 +405,19 @@ def test_two_processes_resume_to_the_same_bytes(checkpoint, helpdesk, tmp_path):
 
     with pytest.raises(RecipeError, match="world_size: the run in .* had 2, this one has 1"):
         run(stopped)
+    moved = shutil.copytree(tmp_path / "stopped", tmp_path / "moved")
+    run(replace(stopped, output_dir=str(moved), allow_changed=("world_size",)))
+    [change] = json.loads((moved / "task.json").read_text())["changed_on_resume"]
+    assert change == {"field": "world_size", "before": 2, "now": 1, "step": 4}
+
+    done = launch_two(stopped, tmp_path, IN_LAST_EVALUATION)
+    assert done.returncode != 0
+    assert "resuming from checkpoint-4" in done.stdout
+    assert "stopped in the last evaluation, with a checkpoint of step 6" in done.stderr
+    assert not (tmp_path / "stopped" / "task.json").exists()
     done = launch_two(stopped, tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "resuming from checkpoint-4" in done.stdout
+    assert "resuming from checkpoint-6" in done.stdout
     assert weights(tmp_path / "stopped") == weights(tmp_path / "whole")
 
 
