@@ -285,8 +285,8 @@ def _expand_squad(file: Path, items: list[Any]) -> list[Any]:
 def _squad_row(context: Any, question: Any) -> dict[str, Any] | Unreadable:
     """Return a question of a nested SQuAD file as a row."""
     try:
-        answers = question.get("answers", [])
-        return {
+        answers = question.get("answers") or []
+        row = {
             "id": question["id"],
             "question": question["question"],
             "context": context,
@@ -295,6 +295,9 @@ def _squad_row(context: Any, question: Any) -> dict[str, Any] | Unreadable:
                 "answer_start": [answer["answer_start"] for answer in answers],
             },
         }
+        if "is_impossible" in question:
+            row["is_impossible"] = question["is_impossible"]
+        return row
     except (AttributeError, KeyError, TypeError) as error:
         return Unreadable(f"not a question of SQuAD: {error!r}.", question)
 

@@ -196,3 +196,12 @@ def test_replies_that_rouge_does_not_see_are_cautioned():
     [text] = task.label_cautions(Examples(rows, "rows"))
     assert text.startswith("2 of 3 replies have no Latin letter or digit")
     assert not list(task.label_cautions(Examples(rows[1:], "rows")))
+
+
+def test_columns_beside_a_chat_that_are_not_read_are_cautioned():
+    rows = [
+        {"messages": [*ASKED, YES], "system": "Be brief.", "tools": []},
+        {"messages": [*ASKED, YES], "system": None},
+    ]
+    [text] = MESSAGES.label_cautions(Examples(rows, "rows"))
+    assert text.startswith("column 'system' of 1 rows is not read")

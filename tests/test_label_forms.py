@@ -117,6 +117,8 @@ def test_a_wrong_vector_names_its_row_and_what_is_wrong():
     for index, text in enumerate(["1: .*2 values for 3 labels", "2: 2 is neither", "3: no value"]):
         with pytest.raises(DataError, match=f"a.jsonl:{text}"):
             task.names(examples, index, examples.rows[index])
+    with pytest.raises(DataError, match="0.3 is not one label.*not probabilities"):
+        read(SEVERAL, [[0.3, 0.7], [0.1, 0.9]])
     # one mistake between many vectors makes no list of ids of them
     assert SEVERAL.resolved(rows_of([*VECTORS, [0, 2, 0]])).label_form == "multi_hot"
 
@@ -366,6 +368,10 @@ def test_equal_predictions_have_a_correlation_of_0_and_their_squared_error():
     score = scored(NUMBER, [2.0, 2.0, 2.0, 2.0], [1.0, 2.0, 3.0, 6.0])
     assert score.metrics == {"pearsonr": 0.0, "spearmanr": 0.0, "mse": 4.5, "loss": 4.5}
     assert score.interval == (0.0, 0.0)
+    rounded = scored(NUMBER, np.float32(0.3) + np.float32([0, 3e-8, 6e-8, 9e-8]), [1, 2, 3, 4])
+    assert rounded.metrics["pearsonr"] == 0.0  # not the correlation of what rounding left
+    narrow = scored(NUMBER, [1000.0, 1000.1, 1000.2, 1000.3], [1, 2, 3, 4])
+    assert narrow.metrics["pearsonr"] == pytest.approx(1.0, abs=1e-3)
     with pytest.raises(NonFiniteError, match="1 of 4 predictions are not finite"):
         scored(NUMBER, [1, 1, 1, math.nan], [1, 2, 3, 4])
 

@@ -153,6 +153,15 @@ def test_squad_is_read_nested_or_flat(tmp_path):
             assert rows_of(tmp_path / "a.json") == [row]
 
 
+def test_nested_squad_keeps_that_a_question_has_no_answer(tmp_path):
+    question = {"id": "1", "question": "What?", "answers": None, "is_impossible": True}
+    document = {"data": [{"paragraphs": [{"context": "a ticket", "qas": [question]}]}]}
+    (tmp_path / "a.json").write_text(json.dumps(document))
+    [row] = rows_of(tmp_path / "a.json")
+    assert row["answers"] == {"text": [], "answer_start": []}
+    assert row["is_impossible"] is True
+
+
 def test_one_bad_item_of_an_array_costs_that_item(tmp_path):
     file = tmp_path / "rows.json"
     file.write_text(r'[{"text": "a"}, {"text": "a\u0000"}, 3, {"a": 1, "a": 2}, {"text": "b"}]')

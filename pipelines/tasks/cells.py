@@ -7,6 +7,7 @@ import json
 import re
 from typing import Any
 
+PLAIN = {str, int, float, bool}
 NUMPY_VALUE = re.compile(r"\d+(?:\.\d*)?|True|False")
 TWO_STRINGS = re.compile(r"""['"]\s+['"]""")
 INTEGRAL = re.compile(r"([+-]?\d+)\.0*")
@@ -14,6 +15,8 @@ INTEGRAL = re.compile(r"([+-]?\d+)\.0*")
 
 def to_python(value: Any) -> Any:
     """Return numpy's arrays and scalars, nested ones too, as lists and numbers."""
+    if value is None or type(value) in PLAIN:
+        return value
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, list | tuple):

@@ -67,7 +67,8 @@ class InstructionTuning(ReplyTask):
         return said[0][0], [reply for _, reply in said]
 
     def label_cautions(self, train):
-        """Yield a caution where ROUGE-L, which counts Latin letters and digits, sees no reply."""
+        """Add a caution where ROUGE-L, which counts Latin letters and digits, sees no reply."""
+        yield from super().label_cautions(train)
         replies = [
             reply
             for index, row in enumerate(train.rows)

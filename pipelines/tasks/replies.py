@@ -19,6 +19,7 @@ from pipelines.tasks.chat_forms import begins_with_turn, looks_like_turns, read_
 
 Prompt = str | list[dict[str, str]]
 """A text, or the turns of a chat that ends with the user's."""
+BESIDE_CHATS = ("system", "tools", "functions")
 IGNORED = -100  # the label of a token that is not learned
 
 CHAT_TEMPLATE = """\
@@ -187,6 +188,19 @@ class ReplyTask(Task):
                 f"{where}: column {column!r} holds turns of Human: and Assistant:. Use --task.chat."
             )
         return fill(self.prompt_format, row, where), reply.strip()
+
+    def label_cautions(self, train):
+        """Yield a caution about columns that often belong to a chat and are not read."""
+        counts = {
+            name: sum(bool(row.get(name)) for row in train.rows) if self.chat else 0
+            for name in BESIDE_CHATS
+        }
+        for name, count in counts.items():
+            if count and name not in columns_of(self.prompt_format):
+                yield (
+                    f"column {name!r} of {count:,} rows is not read: what belongs to a chat goes "
+                    "into its messages"
+                )
 
     def prompts(self, examples, tokenizer):
         asked = [self.prompt(row, examples.where(i)) for i, row in enumerate(examples.rows)]

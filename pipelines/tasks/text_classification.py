@@ -170,7 +170,7 @@ class TextClassification(Task):
         if self.problem_type == "regression":
             return
         task, rows = self.resolved(train), enumerate(train.rows)
-        counts = Counter(name for i, row in rows for name in task.names(train, i, row))
+        counts = Counter(name for i, row in rows for name in set(task.names(train, i, row)))
         yield from label_forms.name_cautions(counts)
         if self.several:
             num_rows = len(list(train.rows))
@@ -202,11 +202,12 @@ class TextClassification(Task):
         known = examples.label_names.get(self.label_column)
         if known is None:
             return [self.name(examples, index, value) for value in values]
-        for value in values:
-            if not 0 <= value < len(known):
+        ids = [whole_number(value) for value in values]
+        for value, number in zip(values, ids, strict=True):
+            if number is None or not 0 <= number < len(known):
                 where = examples.where(index)
                 raise DataError(f"{where}: label {value} is outside 0 to {len(known) - 1}.")
-        return [known[value] for value in values]
+        return [known[number] for number in ids if number is not None]
 
     def listed(self, examples: Examples, index: int, value: Any) -> list[Any]:
         """Return the list of labels in a cell. Raise DataError if it holds none."""
@@ -242,7 +243,9 @@ class TextClassification(Task):
         name = str(value if number is None else number)
         if not isinstance(value, str | int | float) or (number is None and is_fraction(value)):
             hint = "For numbers use --task.problem-type regression."
-            if isinstance(value, list):
+            if self.several:
+                hint = "Labels are names, ids, or vectors of 0 and 1, not probabilities."
+            elif isinstance(value, list):
                 hint = "For several use --task.problem-type multi_label_classification."
             raise DataError(f"{examples.where(index)}: {value!r} is not one label. {hint}")
         if name == "-1":
@@ -520,13 +523,16 @@ def join(parts: list[list[int]], separator: int, max_length: int) -> tuple[list[
 def correlations(predictions: Any, references: Any) -> dict[str, Any]:
     """Return Pearson's and Spearman's correlation, 0.0 where all predictions are equal.
 
-    scipy gives NaN there. A model that predicts one number for all rows explains nothing of the
-    targets, which is what 0 says; its mean squared error is a score as any other.
+    scipy gives NaN there, or the correlation of 32 bits' rounding. A model that predicts one number
+    for all rows explains nothing of the targets, which is what 0 says; its mean squared error is a
+    score as any other.
     """
+    import numpy as np
+
     from pipelines import metrics
 
     names = ("pearsonr", "spearmanr")
-    if (predictions == predictions[0]).all():
+    if np.ptp(predictions) <= 1e-6 * np.abs(predictions).max():
         return dict.fromkeys(names, 0.0)
     found: dict[str, Any] = {}
     for name in names:
