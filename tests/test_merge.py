@@ -14,6 +14,7 @@ from pipelines.fields import plain
 from pipelines.hub import load_adapter
 from pipelines.merge import merge
 from pipelines.recipe import NF4, Int8, Lora, Model, Recipe, Train
+from pipelines.result import write_manifest
 from pipelines.scoring import evaluate_adapter
 
 METHODS = {"lora": None, "8bit": Int8(), "4bit": NF4()}
@@ -203,6 +204,7 @@ def test_rows_that_moved_away_leave_the_adapters_score(merged, tmp_path, capsys)
     value = json.loads((adapter / "recipe.json").read_text())
     value["task"]["dataset"]["path"] = "./elsewhere"
     (adapter / "recipe.json").write_text(json.dumps(value))
+    write_manifest(adapter)
     said = merge(adapter, tmp_path / "out")
     assert said.moved < 1e-5 * said.of
     assert "this is the adapter's score" in capsys.readouterr().out

@@ -17,6 +17,7 @@ from pipelines.errors import RecipeError
 from pipelines.hub import load_adapter
 from pipelines.predict import Pipeline
 from pipelines.recipe import Int8, Lora, Model, Recipe, Train
+from pipelines.result import write_manifest
 from pipelines.scoring import evaluate_adapter
 from pipelines.tasks import DataError
 
@@ -133,6 +134,9 @@ def test_no_pickle_and_no_code_of_a_repository_runs(results, checkpoint, tmp_pat
     adapter = shutil.copytree(results / "causal_lm", tmp_path / "adapter")
     (adapter / "adapter_model.safetensors").unlink()
     (adapter / "adapter_model.bin").write_bytes(pickle.dumps(Canary()))
+    with pytest.raises(RecipeError, match="adapter_model.bin does not belong to the result"):
+        load_adapter(adapter)
+    write_manifest(adapter)
     with pytest.raises(RecipeError, match="has no adapter_model.safetensors"):
         load_adapter(adapter)
 
@@ -166,6 +170,7 @@ def test_a_base_that_is_gone_is_named_and_a_copy_of_it_serves(results, checkpoin
     recipe = json.loads((folder / "recipe.json").read_text())
     recipe["model"]["name_or_path"] = "runs/gone"
     (folder / "recipe.json").write_text(json.dumps(recipe))
+    write_manifest(folder)
     said = command("evaluate", folder, cwd=tmp_path, code=2, HF_HUB_OFFLINE="1")
     assert "--base: the adapter's base, 'runs/gone', is no folder here" in said
     command("evaluate", folder, "--base", checkpoint, cwd=tmp_path)
@@ -213,6 +218,7 @@ def test_rows_that_are_not_here_are_told(results, tmp_path):
     source = replace(recipe.task.dataset, path="./data/elsewhere")
     moved = replace(recipe, task=replace(recipe.task, dataset=source))
     (folder / "recipe.json").write_text(moved.to_json())
+    write_manifest(folder)
     with pytest.raises(DataError, match="./data/elsewhere: no such .* --data FILE"):
         evaluate_adapter(folder)
 
