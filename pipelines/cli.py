@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import runpy
 import sys
 import traceback
 from collections.abc import Callable
@@ -271,14 +270,15 @@ def lm_eval(
 def hub(folder: Path = Path("runs/hub"), port: int = 8643) -> None:
     """Serve a Hub on this machine, for trying and testing.
 
+    The folder's random token is printed, and is in its file `token`, which only you can read.
+
     Args:
-        folder: Where it keeps the repositories.
+        folder: Folder of the repositories and the token.
         port: Port on loopback; 0 takes a free one.
     """
-    script = Path(__file__).parents[1] / "scripts" / "local_hub.py"
-    if not script.is_file():
-        stop([f"{script} is not there: the Hub for trying needs a checkout of the project."], 2)
-    runpy.run_path(str(script))["main"](folder=folder, port=port)
+    from pipelines.local_hub import main as serve
+
+    serve(folder, port)
 
 
 def selftest() -> None:

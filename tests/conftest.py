@@ -196,9 +196,10 @@ def client(hub, home, *arguments, cwd, token=SECRET, code=0):
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory):
-    """A Hub with two accounts, which keeps what it is asked."""
-    local_hub = load_module(ROOT / "scripts" / "local_hub.py")
-    with local_hub.LocalHub(tmp_path_factory.mktemp("hub"), record=True) as served:
+    """A Hub with two accounts that records its requests."""
+    from local_hub import LocalHub
+
+    with LocalHub(tmp_path_factory.mktemp("hub")) as served:
         served.tokens = {SECRET: ("local", "write"), "hf_reader": ("local", "read")}
         served.tokens["hf_stranger"] = ("stranger", "write")
         yield served

@@ -262,7 +262,7 @@ def test_files_of_an_earlier_result_go_and_others_stay(hub, publisher, result):
     repo = hub.repos["models", "local/plain"]
     files = dict(repo.commit("main")["files"])
     files |= {"vocab.json": hub.blob(b"{}", lfs=False), "notes.md": hub.blob(b"mine", lfs=False)}
-    repo.add("main", files, "by hand", "", "local")
+    hub.store(repo, **repo.with_commit("main", files, "by hand", "", "local"))
     assert publisher.publish(result, "local/plain") == (0, "")
     files = repo.commit("main")["files"]
     assert "vocab.json" not in files
