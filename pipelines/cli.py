@@ -363,7 +363,8 @@ def as_typed(problem: Problem) -> str:
     """Name a field as the command line does: flags in small letters, TEXT and OUT as they are."""
     name = problem.path
     flag = name.isidentifier() or "." in name
-    if flag and name != "recipe.json" and "/" not in name and not name.isupper():
+    file = Path(name).suffix in (".json", ".safetensors", ".jinja")
+    if flag and not file and "/" not in name and not name.isupper():
         name = "--" + name.replace("_", "-")
     return f"{name}: {problem.message}"
 

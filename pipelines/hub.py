@@ -26,8 +26,14 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, Trainer
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase, Trainer
 
+from pipelines.check_result import (
+    check_adapter_fits,
+    check_fetches_nothing,
+    check_result,
+    load_result_tokenizer,
+)
 from pipelines.data import is_local
 from pipelines.errors import Problem, RecipeError
 from pipelines.models import load_base
@@ -233,19 +239,16 @@ def load_adapter(
     say by a copy on disk; it must have the same width, depth, vocabulary and revision. The base is
     loaded as it was trained on, or in another `precision`. Full models load the same way.
 
-    Raise RecipeError for a repository that is not there or was not written by a run, and for
-    another base than the adapter's.
+    Raise RecipeError for a repository that is not there, for one that `check_result` refuses, and
+    for another base than the adapter's; NonFiniteError for weights that are not finite.
     """
     folder = result_folder(repo, revision)
-    recipe = Recipe.from_file(folder / "recipe.json")
-    sidecar = json.loads((folder / "task.json").read_text(encoding="utf-8"))
+    recipe, sidecar = check_result(folder)
     labels = tuple(sidecar["labels"])
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    tokenizer = load_result_tokenizer(folder, sidecar)
     source = Model(name_or_path=str(folder))
     if recipe.lora is not None:
         assert isinstance(recipe.model, Model)
-        if not (folder / "adapter_model.safetensors").is_file():
-            raise RecipeError([Problem(str(repo), "has no adapter_model.safetensors.")])
         source = recipe.model
         if base is not None:
             problems: list[Problem] = []
@@ -268,6 +271,7 @@ def load_adapter(
     if recipe.lora is not None:
         from peft import PeftModel
 
+        check_adapter_fits(folder, model, recipe)
         model = PeftModel.from_pretrained(model, str(folder))
     if quantization is None:
         model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -295,6 +299,8 @@ def result_folder(repo: str | Path, revision: str | None) -> Path:
 def check_base(source: Model, recorded: dict[str, Any]) -> None:
     """Raise RecipeError for a base that is not there, or, with both values, for another one."""
     try:
+        given, _ = PreTrainedConfig.get_config_dict(source.name_or_path, revision=source.revision)
+        check_fetches_nothing(given, "config.json of the base", but=("quantization_config",))
         config = AutoConfig.from_pretrained(
             source.name_or_path, revision=source.revision, trust_remote_code=False
         )
