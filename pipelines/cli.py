@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import runpy
 import sys
 import traceback
 from collections.abc import Callable
@@ -271,14 +270,15 @@ def lm_eval(
 def hub(folder: Path = Path("runs/hub"), port: int = 8643) -> None:
     """Serve a Hub on this machine, for trying and testing.
 
+    The folder's random token is printed, and is in its file `token`, which only you can read.
+
     Args:
-        folder: Where it keeps the repositories.
+        folder: Folder of the repositories and the token.
         port: Port on loopback; 0 takes a free one.
     """
-    script = Path(__file__).parents[1] / "scripts" / "local_hub.py"
-    if not script.is_file():
-        stop([f"{script} is not there: the Hub for trying needs a checkout of the project."], 2)
-    runpy.run_path(str(script))["main"](folder=folder, port=port)
+    from pipelines.local_hub import main as serve
+
+    serve(folder, port)
 
 
 def selftest() -> None:
@@ -363,7 +363,8 @@ def as_typed(problem: Problem) -> str:
     """Name a field as the command line does: flags in small letters, TEXT and OUT as they are."""
     name = problem.path
     flag = name.isidentifier() or "." in name
-    if flag and name != "recipe.json" and "/" not in name and not name.isupper():
+    file = Path(name).suffix in (".json", ".safetensors", ".jinja")
+    if flag and not file and "/" not in name and not name.isupper():
         name = "--" + name.replace("_", "-")
     return f"{name}: {problem.message}"
 

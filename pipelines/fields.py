@@ -30,6 +30,11 @@ def nearest(name: str, known: list[str]) -> str:
     return f"did you mean {close[0]}?" if close else f"allowed: {', '.join(known)}."
 
 
+def shortened(text: str) -> str:
+    """Return the start and the end of a message that may quote a value of any length."""
+    return text if len(text) <= 300 else f"{text[:200]} … {text[-80:]}"
+
+
 def choices(hint: Any) -> list[Any]:
     """Return the members of a union, or the type itself, without Annotated."""
     if typing.get_origin(hint) is Annotated:
@@ -54,12 +59,15 @@ def build(hint: Any, value: Any, path: str, problems: list[Problem]) -> Any:
         problems.extend(wrong_value(leaf, hint, path))
         return leaf
     if not isinstance(value, dict):
-        problems.append(Problem(path or "recipe.json", f"{value!r} is not an object."))
+        text = f"{shortened(repr(value))} is not an object."
+        problems.append(Problem(path or "recipe.json", text))
         return None
     said = value.get("type")
     if not isinstance(said, str) or said not in kinds:
         help_text = nearest(str(said), list(kinds))
-        problems.append(Problem(f"{path}.type".lstrip("."), f"{said!r}: {help_text}"))
+        problems.append(
+            Problem(f"{path}.type".lstrip("."), f"{shortened(repr(said))}: {help_text}")
+        )
         return None
     kind = kinds[value["type"]]
     hints = typing.get_type_hints(kind, include_extras=True)
@@ -108,13 +116,15 @@ def wrong_value(item: Any, hint: Any, path: str) -> Iterator[Problem]:
     except TypeCheckError:
         fits = False
     if not fits:
-        yield Problem(path, f"{item!r} is not allowed; {allowed(hint, item)}")
+        yield Problem(path, f"{shortened(repr(item))} is not allowed; {allowed(hint, item)}")
         return
     if item is None or isinstance(item, (str, bool, tuple)):
         return
     for limit in limits(hint):
         if not in_range(item, limit):
-            yield Problem(path, f"{item!r} is out of range; it must be {describe(limit)}.")
+            yield Problem(
+                path, f"{shortened(repr(item))} is out of range; it must be {describe(limit)}."
+            )
 
 
 def allowed(hint: Any, item: Any) -> str:

@@ -24,14 +24,15 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from transformers import AutoConfig, PreTrainedTokenizerBase, Trainer
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase, Trainer
 
+from pipelines.check_result import check_fetches_nothing, check_result, load_result_tokenizer
 from pipelines.checkpoints import promised
 from pipelines.data import Splits, is_local
 from pipelines.errors import Problem, RecipeError
 from pipelines.local_files import nearest_path
 from pipelines.models import load_base
-from pipelines.pretrained import load_adapter_weights, read_config, read_tokenizer
+from pipelines.pretrained import load_adapter_weights, read_config
 from pipelines.recipe import NF4, Int8, Model, Recipe, Scratch
 from pipelines.report import plot_training
 from pipelines.result import FILES as FILES
@@ -260,15 +261,13 @@ def load_adapter(
     say by a copy on disk; it must have the same width, depth, vocabulary and revision. The base is
     loaded as it was trained on, or in another `precision`. Full models load the same way.
 
-    Raise RecipeError for a repository that is not there or was not written by a run, and for
-    another base than the adapter's.
+    Raise RecipeError for a repository that is not there, for one that `check_result` refuses, and
+    for another base than the adapter's; NonFiniteError for weights that are not finite.
     """
     folder = result_folder(repo, revision)
-    Recipe.from_file(folder / "recipe.json")  # names wrong fields, not only the changed file
-    with unchanging(folder, str(repo)) as sidecar:
+    with unchanging(folder, str(repo)):
         return load_folder(
             folder,
-            sidecar,
             name=str(repo),
             base=base,
             base_revision=base_revision,
@@ -279,7 +278,6 @@ def load_adapter(
 
 def load_folder(
     folder: Path,
-    sidecar: dict[str, Any],
     *,
     name: str,
     base: str | None,
@@ -291,14 +289,12 @@ def load_folder(
 
     `name` is what the user calls it, for messages.
     """
-    recipe = Recipe.from_file(folder / "recipe.json")
+    recipe, sidecar = check_result(folder)
     labels = tuple(sidecar["labels"])
-    tokenizer = read_tokenizer(str(folder), None, path=name)
+    tokenizer = load_result_tokenizer(folder, sidecar)
     source, path = Model(name_or_path=str(folder)), name
     if recipe.lora is not None:
         assert isinstance(recipe.model, Model)
-        if not (folder / "adapter_model.safetensors").is_file():
-            raise RecipeError([Problem(name, "has no adapter_model.safetensors.")])
         source, path = recipe.model, "base"
         if base is not None:
             problems: list[Problem] = []
@@ -348,6 +344,8 @@ def result_folder(repo: str | Path, revision: str | None) -> Path:
 def check_base(source: Model, recorded: dict[str, Any]) -> None:
     """Raise RecipeError for a base that is not there, or, with both values, for another one."""
     try:
+        given, _ = PreTrainedConfig.get_config_dict(source.name_or_path, revision=source.revision)
+        check_fetches_nothing(given, "config.json of the base", but=("quantization_config",))
         config = (
             read_config(source, None, "base")
             if Path(source.name_or_path).is_dir()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import transformers
@@ -45,6 +45,9 @@ from pipelines.recipe import NF4, Int8, Lora, Model, Recipe, Scratch
 from pipelines.report import console
 from pipelines.tasks import Task
 from pipelines.tasks.spans import CONTRACTION_OR_SYMBOL
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 HEADS = ["lm_head", "embed_out", "output_projection", "cls", "score", "qa_outputs", "classifier"]
 """Kept in full precision."""
@@ -325,20 +328,30 @@ def quantization_config(quantization: Int8 | NF4 | None) -> BitsAndBytesConfig |
 
 def add_adapter(base: PreTrainedModel, recipe: Recipe) -> Any:
     """Put a LoRA adapter on every target module; the head is trained beside it."""
-    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+    from peft import get_peft_model, prepare_model_for_kbit_training
 
-    lora, task = recipe.lora, recipe.task
-    assert lora is not None and isinstance(recipe.model, Model)
+    lora = recipe.lora
+    assert lora is not None
     check_targets(base, lora)
     if recipe.quantization:
         base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
-    every = lora.target_modules == ("all-linear",)
     initial = lora.init_lora_weights
     transposed = any(isinstance(module, Conv1D) for module in base.modules())
     if initial == "olora" and transposed:
         text = "'olora' does not know GPT-2's Conv1D layers; did you mean pissa?"
         raise RecipeError([Problem("lora.init_lora_weights", text)])
-    config = LoraConfig(
+    config = lora_config(recipe, fan_in_fan_out=transposed)
+    return get_peft_model(base, config)
+
+
+def lora_config(recipe: Recipe, *, fan_in_fan_out: bool = False) -> LoraConfig:
+    """Return PEFT's configuration of a recipe's adapter."""
+    from peft import LoraConfig
+
+    lora, task = recipe.lora, recipe.task
+    assert lora is not None and isinstance(recipe.model, Model)
+    every = lora.target_modules == ("all-linear",)
+    return LoraConfig(
         task_type=task.peft_task_type,
         r=lora.r,
         lora_alpha=lora.lora_alpha,
@@ -348,11 +361,10 @@ def add_adapter(base: PreTrainedModel, recipe: Recipe) -> Any:
         modules_to_save=[task.head] if task.head else None,
         use_rslora=lora.use_rslora,
         use_dora=lora.use_dora,
-        init_lora_weights=True if initial == "default" else initial,
-        fan_in_fan_out=transposed,
+        init_lora_weights=True if lora.init_lora_weights == "default" else lora.init_lora_weights,
+        fan_in_fan_out=fan_in_fan_out,
         revision=recipe.model.revision,
     )
-    return get_peft_model(base, config)
 
 
 def check_targets(base: PreTrainedModel, lora: Lora) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import tempfile
@@ -33,6 +32,7 @@ from huggingface_hub.hf_api import RepoFile
 from transformers import Trainer
 
 from pipelines.card import model_card
+from pipelines.check_result import check_result
 from pipelines.checkpoints import reading
 from pipelines.errors import Problem, PublishError, RecipeError
 from pipelines.hub import FILES, load_adapter, public_name
@@ -182,13 +182,8 @@ def read_result(folder: Path) -> tuple[Recipe, dict[str, Any]]:
         needed.append(weights[0])
     if needed:
         raise RecipeError([Problem(str(folder), f"has no {' and no '.join(needed)}.")])
-    recipe = Recipe.from_file(folder / "recipe.json")
-    sidecar = read_whole_result(folder, str(folder))
-    metrics = sidecar["metrics"]
-    if not math.isfinite(metrics[metrics["primary"]]):
-        text = f"its {metrics['primary']} is {metrics[metrics['primary']]}."
-        raise RecipeError([Problem(str(folder), text)])
-    return recipe, sidecar
+    read_whole_result(folder, str(folder))
+    return check_result(folder)
 
 
 def portable(recipe: Recipe) -> Recipe:

@@ -130,7 +130,7 @@ def write_manifest(folder: Path, sidecar: dict[str, Any] | None = None) -> None:
     write_whole(folder / "task.json", sidecar | {"files": listed})
 
 
-def read_sidecar(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> dict[str, Any]:
     """Return the content of task.json. Raise ValueError where it is not what a run writes."""
     try:
         value = json.loads((folder / "task.json").read_text(encoding="utf-8"))
@@ -148,7 +148,7 @@ def damage(folder: Path) -> list[str]:
     if not (folder / "task.json").is_file():
         return ["has no task.json: no finished run left a result there."]
     try:
-        listed = read_sidecar(folder)["files"]
+        listed = read_manifest(folder)["files"]
     except ValueError as error:
         return [f"{error}."]
     found = [damage_of_file(folder / name, entry) for name, entry in listed.items()]
@@ -167,7 +167,7 @@ def read_result(folder: Path, name: str) -> dict[str, Any]:
     """
     if problems := [Problem(name, text) for text in damage(folder)]:
         raise RecipeError(problems)
-    return read_sidecar(folder)
+    return read_manifest(folder)
 
 
 @contextmanager
@@ -193,7 +193,7 @@ def unchanging(folder: Path, name: str) -> Iterator[dict[str, Any]]:
 def was_replaced(folder: Path, before: dict[str, Any]) -> bool:
     """Tell whether task.json has another content, or is gone."""
     try:
-        return read_sidecar(folder) != before
+        return read_manifest(folder) != before
     except (OSError, ValueError):
         return True
 
@@ -220,7 +220,7 @@ def swap_in(folder: Path) -> None:
     Killed at any instant and called again, it ends in the same files.
     """
     stage = folder / STAGE
-    listed = read_sidecar(stage)["files"]
+    listed = read_manifest(stage)["files"]
     (folder / "task.json").unlink(missing_ok=True)
     sync(folder)
     for file in files_of(folder):
@@ -250,7 +250,7 @@ def is_ready(folder: Path) -> bool:
     """Tell whether a folder's stage, with what was moved out of it, is a whole result."""
     stage = folder / STAGE
     try:
-        listed = read_sidecar(stage)["files"]
+        listed = read_manifest(stage)["files"]
     except (OSError, ValueError):
         return False
     return all(

@@ -52,7 +52,7 @@ from pipelines.pretrained import (
 from pipelines.publish import check_destination, check_reload, publish
 from pipelines.recipe import Recipe
 from pipelines.report import print_report, print_score, quiet
-from pipelines.result import damage, files_of, read_sidecar, settle
+from pipelines.result import damage, files_of, read_manifest, settle
 from pipelines.signals import AGAIN, Stopped, StopSignals
 from pipelines.tasks.base import Examples, Features
 from pipelines.tasks.chat_forms import texts_of
@@ -242,7 +242,7 @@ def result_in(recipe: Recipe) -> dict[str, Any] | None:
         text = "Bring back the files of the result, or replace it with --overwrite."
         problems = [Problem(str(folder), each) for each in wrong]
         raise RecipeError([*problems, Problem("output_dir", text)])
-    sidecar = read_sidecar(folder)
+    sidecar = read_manifest(folder)
     delete_checkpoints(folder, run=sidecar.get("run"))  # which a kill left there
     before = comparable(Recipe.from_file(folder / "recipe.json"))
     if recipe.overwrite:

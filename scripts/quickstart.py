@@ -45,7 +45,7 @@ Go on with
 """
 NEXT_LOCAL = f"""
 and, beside `.venv/bin/gpt2-recipes hub --folder {HUB}`, which serves what was published,
-    export HF_ENDPOINT=http://127.0.0.1:8643 HF_TOKEN=hf_local_trial HF_HUB_DISABLE_XET=1
+    export HF_ENDPOINT=http://127.0.0.1:8643 HF_TOKEN=$(cat {HUB}/token) HF_HUB_DISABLE_XET=1
     .venv/bin/gpt2-recipes evaluate local/helpdesk-answer-lora-8bit
     .venv/bin/gpt2-recipes predict local/helpdesk-answer-lora-8bit runs/quickstart/answer.jsonl\
 """
@@ -57,11 +57,13 @@ def hub() -> Iterator[dict[str, str]]:
     if "HF_ENDPOINT" in os.environ:
         yield {}
         return
-    arguments = ["scripts/local_hub.py", "--folder", str(HUB), "--port", "0"]
-    served = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.PIPE, text=True)
+    arguments = ["hub", "--folder", str(HUB), "--port", "0"]
+    served = subprocess.Popen([BIN / "gpt2-recipes", *arguments], stdout=subprocess.PIPE, text=True)
     try:
         assert served.stdout is not None
         lines = [served.stdout.readline() for _ in range(2)]
+        if not lines[1]:
+            raise SystemExit(served.wait())
         exports = shlex.split(lines[1])[1:]
         cache = str(Path("runs/quickstart/cache").absolute())
         yield dict(pair.split("=", 1) for pair in exports) | {"HF_HOME": cache}

@@ -165,6 +165,16 @@ def first_logits(task, model, tokenizer, rows):
     return torch.cat([v.flatten() for k, v in outputs.items() if k.endswith("logits")])
 
 
+def list_files_again(folder: Path) -> None:
+    """Let task.json list the files as they are now, as somebody could who changed them."""
+    from pipelines.result import write_manifest
+
+    try:
+        write_manifest(folder)
+    except (OSError, ValueError, TypeError, RecursionError):
+        return  # task.json itself is damaged
+
+
 def environment(hub, home, token=SECRET) -> dict[str, str]:
     """Return the environment of a client with an empty cache."""
     kept = {name: value for name, value in os.environ.items() if name != "HF_TOKEN"}
@@ -196,9 +206,10 @@ def client(hub, home, *arguments, cwd, token=SECRET, code=0):
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory):
-    """A Hub with two accounts, which keeps what it is asked."""
-    local_hub = load_module(ROOT / "scripts" / "local_hub.py")
-    with local_hub.LocalHub(tmp_path_factory.mktemp("hub"), record=True) as served:
+    """A Hub with two accounts that records its requests."""
+    from local_hub import LocalHub
+
+    with LocalHub(tmp_path_factory.mktemp("hub")) as served:
         served.tokens = {SECRET: ("local", "write"), "hf_reader": ("local", "read")}
         served.tokens["hf_stranger"] = ("stranger", "write")
         yield served

@@ -220,20 +220,29 @@ def test_two_processes_publish_once(hub, place, helpdesk):
     assert len(hub.repos["models", "local/two"].commits) == 2
 
 
-def test_a_base_that_others_cannot_load_is_refused(hub, publisher, result, tmp_path):
-    copy = shutil.copytree(result, tmp_path / "copy")
-    recipe = Recipe.from_json((copy / "recipe.json").read_text())
-    gone = replace(recipe, model=Model(name_or_path="local/gone"), lora=Lora())
-    (copy / "recipe.json").write_text(gone.to_json())
-    write_manifest(copy)
-    code, said = publisher.publish(copy, "local/orphan")
+def test_a_base_that_others_cannot_load_is_refused(hub, publisher, result, checkpoint, tmp_path):
+    from pipelines.run import run
+
+    recipe = Recipe.from_json((result / "recipe.json").read_text())
+    adapter = tmp_path / "adapter"
+    recipe = replace(recipe, model=Model(name_or_path=str(checkpoint)), lora=Lora(r=2))
+    run(replace(recipe, output_dir=str(adapter)))
+
+    def name_base(name: str) -> None:
+        for file in ("recipe.json", "task.json", "adapter_config.json"):
+            text = (adapter / file).read_text().replace(json.dumps(named[-1]), json.dumps(name))
+            (adapter / file).write_text(text)
+        write_manifest(adapter)
+        named.append(name)
+
+    named = [str(checkpoint)]
+    name_base("local/gone")
+    code, said = publisher.publish(adapter, "local/orphan")
     assert code == 2
     assert "the base 'local/gone' is not on the Hub" in said
     assert publisher.publish(result, "local/hidden") == (0, "")
-    hidden = replace(gone, model=Model(name_or_path="local/hidden"))
-    (copy / "recipe.json").write_text(hidden.to_json())
-    write_manifest(copy)
-    code, said = publisher.publish(copy, "local/orphan2", public=True)
+    name_base("local/hidden")
+    code, said = publisher.publish(adapter, "local/orphan2", public=True)
     assert code == 2
     assert "the base local/hidden is private" in said
 
@@ -265,7 +274,7 @@ def test_files_of_an_earlier_result_go_and_others_stay(hub, publisher, result):
     repo = hub.repos["models", "local/plain"]
     files = dict(repo.commit("main")["files"])
     files |= {"vocab.json": hub.blob(b"{}", lfs=False), "notes.md": hub.blob(b"mine", lfs=False)}
-    repo.add("main", files, "by hand", "", "local")
+    hub.store(repo, **repo.with_commit("main", files, "by hand", "", "local"))
     assert publisher.publish(result, "local/plain") == (0, "")
     files = repo.commit("main")["files"]
     assert "vocab.json" not in files

@@ -23,7 +23,7 @@ from pipelines.result import (
     STAGE,
     damage,
     files_of,
-    read_sidecar,
+    read_manifest,
     settle,
     swap_in,
     unchanging,
@@ -213,14 +213,14 @@ def test_other_values_under_a_finished_name_are_refused_field_by_field(bench):
 
 def test_the_same_command_publishes_a_finished_result_that_was_not(bench, monkeypatch):
     recipe = bench.adapter("uninterrupted")
-    run_before = read_sidecar(recipe.folder)["run"]
+    run_before = read_manifest(recipe.folder)["run"]
     sent = []
     monkeypatch.setattr("pipelines.run.check_destination", lambda *a, **o: None)
     monkeypatch.setattr("pipelines.run.publish", lambda *a, **o: sent.append((a, o)))
     metrics = run(replace(recipe, push_to="me/result"))
-    assert metrics == read_sidecar(recipe.folder)["metrics"]
+    assert metrics == read_manifest(recipe.folder)["metrics"]
     assert sent == [((recipe.folder, "me/result"), {"public": False})]
-    assert read_sidecar(recipe.folder)["run"] == run_before
+    assert read_manifest(recipe.folder)["run"] == run_before
 
 
 def only_rows(folder: str, entries: list[str]) -> list[str]:
@@ -253,12 +253,12 @@ def test_killed_at_each_instant_of_the_swap_it_is_the_old_or_the_new_result(tmp_
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         if (folder / "task.json").exists():
             assert damage(folder) == []
-            states.append(read_sidecar(folder)["run"])
+            states.append(read_manifest(folder)["run"])
         else:
             states.append("none")
         settle(folder)
         assert damage(folder) == []
-        assert read_sidecar(folder)["run"] == "new"
+        assert read_manifest(folder)["run"] == "new"
         assert {file.name for file in folder.iterdir()} == {*NEW, "task.json"}
         if status == 0:
             break
@@ -295,12 +295,12 @@ def test_a_run_killed_in_its_swap_or_after_it_is_finished_by_the_same_command(be
     assert "has no task.json" in said
     bench.expect(recipe, None, 0, "holds the finished result of this run")
     assert same_result(folder, bench.folder / "full")
-    run = read_sidecar(folder)["run"]
+    run = read_manifest(folder)["run"]
     bench.expect(recipe, Calling("pipelines.run", "delete_checkpoints", "kill", 2), -9)
-    assert read_sidecar(folder)["run"] != run  # the finished result was trained again
-    run = read_sidecar(folder)["run"]
+    assert read_manifest(folder)["run"] != run  # the finished result was trained again
+    run = read_manifest(folder)["run"]
     bench.expect(recipe, None, 0, "holds the finished result of this run")
-    assert read_sidecar(folder)["run"] == run
+    assert read_manifest(folder)["run"] == run
     assert not bench.checkpoints("swap").exists()
 
 
