@@ -157,16 +157,14 @@ def _opened(file: Path) -> Iterator[Opened]:
 
 def _read_text(file: Path, lines: TextLines, suffix: str) -> tuple[list[str], Iterator[Numbered]]:
     """Return what a text is beyond its suffix, and its rows."""
-    sample = lines.sample()
-    first = next(filter(str.strip, sample), "")
     if suffix == ".txt":
-        two = [line for line in sample if line.strip()][:2]
+        two = lines.first(2)
         as_json = len(two) == 2 and all(map(is_object, two))
         notes = ["plain text, though it looks like JSON lines"] if as_json else []
         return notes, read_document(lines)
     hint = DELIMITED_SUFFIXES.get(suffix)
-    if _is_delimited(sample, first, hint):
-        dialect = sniff(sample, hint or ",")
+    if _is_delimited(lines, hint):
+        dialect = sniff(lines.sample(), hint or ",")
         notes = ["delimited text"] if hint is None else []
         notes += dialect.notes(hint or "")
         return notes, read_delimited(file, lines, dialect)
@@ -174,14 +172,17 @@ def _read_text(file: Path, lines: TextLines, suffix: str) -> tuple[list[str], It
     return [] if form in USUAL.get(suffix, ()) else [form], rows
 
 
-def _is_delimited(sample: list[str], first: str, hint: str | None) -> bool:
+def _is_delimited(lines: TextLines, hint: str | None) -> bool:
     """Tell delimited text from JSON: by its first line, and if need be by its other lines."""
+    first = "".join(lines.first(1))
     if hint is not None:
         return not starts_json(first)
-    if first.lstrip()[:1] in ("{", "[") or any(map(is_object, sample)):
+    if first.lstrip()[:1] in ("{", "["):
         return False
-    dialect = sniff(sample, ",")
-    return len(sample) > 1 and agreement(dialect, sample) > 0.5
+    sample = lines.sample()
+    if len(sample) < 2 or any(map(is_object, sample)):
+        return False
+    return agreement(sniff(sample, ","), sample) > 0.5
 
 
 def read_document(lines: TextLines) -> Iterator[Numbered]:

@@ -96,6 +96,14 @@ class TextLines(Iterator[str]):
             size += len(line)
         return list(self.ahead)
 
+    def first(self, count: int) -> list[str]:
+        """Return the first lines that are not blank, without consuming or reading further ones."""
+        found = [line for line in self.ahead if line.strip()]
+        while len(found) < count and (line := next(self.lines, None)) is not None:
+            self.ahead.append(line)
+            found += [line] if line.strip() else []
+        return found[:count]
+
     def rest(self) -> str:
         """Consume and return all text."""
         return "".join(self)
