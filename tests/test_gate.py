@@ -187,6 +187,7 @@ def test_an_adapter_config_is_what_the_recipe_makes(copy, values, message):
 def test_fields_of_another_peft_that_are_empty_are_harmless(copy):
     folder = copy("classifier")
     edit(folder, "adapter_config.json", new_field=None, other={}, peft_version="9.0")
+    list_files_again(folder)
     use(folder)
 
 
@@ -315,6 +316,7 @@ def test_shards_are_files_of_the_result(copy):
     model.save_pretrained(folder, max_shard_size="50KB")
     shards = sorted(folder.glob("model-*.safetensors"))
     assert len(shards) > 1
+    list_files_again(folder)
     torch.testing.assert_close(use(folder)[0], logits)
     index = folder / "model.safetensors.index.json"
     text = index.read_text()
