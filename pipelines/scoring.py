@@ -136,6 +136,9 @@ def metric_module(name: str) -> Any:
         known = ", ".join(metrics.NAMES)
         text = f"no such metric here or on the Hub. Here: {known}."
         raise RecipeError([Problem(name, text)]) from None
+    except OSError as error:
+        text = f"{name} is copied into HF_HOME, which cannot be written: {error}. Set HF_HOME."
+        raise RecipeError([Problem("metric", text)]) from None
 
 
 def metric_inputs(module: Any, loaded: Loaded, rows: Examples) -> dict[str, list[Any]]:
