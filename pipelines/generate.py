@@ -21,6 +21,7 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from pipelines.errors import Problem, RecipeError
+from pipelines.report import quietly
 from pipelines.tasks.base import DataError, Generation
 
 
@@ -32,6 +33,7 @@ class Continuation:
     ended: bool
 
 
+@quietly()
 def continue_prompts(
     model: Any,
     tokenizer: Any,

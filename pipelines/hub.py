@@ -32,7 +32,7 @@ from pipelines.data import is_local
 from pipelines.errors import Problem, RecipeError
 from pipelines.models import load_base
 from pipelines.recipe import NF4, Int8, Model, Recipe, Scratch
-from pipelines.report import plot_training
+from pipelines.report import plot_training, quietly
 from pipelines.tasks.base import Examples
 
 Precision = Literal["fp32", "bf16", "8bit", "4bit"]
@@ -218,6 +218,7 @@ def hardware(trainer: Trainer) -> str:
     return f"{os.cpu_count()} CPU cores, {platform.machine()}"
 
 
+@quietly()
 def load_adapter(
     repo: str | Path,
     revision: str | None = None,

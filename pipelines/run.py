@@ -30,16 +30,16 @@ from pipelines.log import logged
 from pipelines.models import build_model, load_tokenizer
 from pipelines.publish import check_destination, check_reload, publish
 from pipelines.recipe import Recipe
-from pipelines.report import print_report, print_score, quiet
+from pipelines.report import print_report, print_score, quietly
 from pipelines.tasks.base import Examples
 from pipelines.training import build_trainer, check_world_size, score_of
 
 
+@quietly()
 def run(recipe: Recipe) -> dict[str, Any]:
     """Train, evaluate, save and publish; return the metrics."""
     started = time.perf_counter()
     world_size = check_world_size()
-    quiet()
     recipe = pin(recipe)
     if recipe.push_to and PartialState().is_main_process:
         check_destination(recipe, recipe.push_to, public=recipe.public)

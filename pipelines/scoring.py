@@ -13,7 +13,7 @@ from pipelines.data import check_splits, is_local, load_splits, read_file, refus
 from pipelines.errors import Problem, RecipeError
 from pipelines.hub import Loaded, load_adapter
 from pipelines.predict import predict
-from pipelines.report import console, print_score, quiet
+from pipelines.report import console, print_score, quietly
 from pipelines.tasks import DataError, QuestionAnswering, TextClassification
 from pipelines.tasks.base import Examples
 from pipelines.training import build_trainer, score_of
@@ -39,6 +39,7 @@ class Evaluation:
         )
 
 
+@quietly()
 def evaluate_adapter(
     repo: str | Path,
     revision: str | None = None,
@@ -55,7 +56,6 @@ def evaluate_adapter(
     go to its `compute`, and what it finds is `metrics["added"]`. Raise RecipeError when it refuses
     them, and DataError when the rows of the recipe are not on this machine.
     """
-    quiet()
     loaded = load_adapter(repo, revision, base=base)
     module = None if metric is None else metric_module(metric)
     rows = file_rows(loaded, data) if data else evaluation_rows(loaded)
