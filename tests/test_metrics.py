@@ -227,6 +227,9 @@ def test_a_text_of_a_script_without_spaces_is_one_word_to_bleu_and_said_to_be():
     guess, gold = "今天天气很好啊", ["今天天气很好呀"]
     with pytest.warns(UserWarning, match='tokenize="zh"'):
         assert BLEU.compute(predictions=[guess], references=[gold])["score"] == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a name in an English text, or what a model babbles
+        BLEU.compute(predictions=[guess], references=["We meet in Beijing (北京) at noon."])
     found = BLEU.compute(predictions=[guess], references=[gold], tokenize="zh")
     assert found["score"] == pytest.approx(100 * (6 / 7 * 5 / 6 * 4 / 5 * 3 / 4) ** 0.25)
 

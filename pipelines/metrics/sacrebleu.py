@@ -9,6 +9,11 @@ from pipelines.metrics import base
 from pipelines.metrics.words import UNSPACED
 
 
+def is_unspaced(text):
+    """Tell whether more than half of a text is in a script that writes no spaces."""
+    return not text.isascii() and 2 * len(UNSPACED.findall(text)) > len(text)
+
+
 class Sacrebleu(base.TextMetric):
     """Corpus BLEU, from 0 to 100, with sacrebleu's tokenisation and its options.
 
@@ -16,11 +21,11 @@ class Sacrebleu(base.TextMetric):
     """
 
     def _compute(self, predictions, references, tokenize=None, **options):
-        if tokenize is None and any(map(UNSPACED.search, chain(predictions, *references))):
+        if tokenize is None and any(map(is_unspaced, chain(*references))):
             warnings.warn(
                 "BLEU counts a Chinese, Japanese or Thai text as one word, unless it is given "
                 'tokenize="zh", "ja-mecab" or "char".',
-                stacklevel=2,
+                stacklevel=3,
             )
         most = max(map(len, references))
         # None is no reference; "" would be one of length 0, and take the brevity penalty away
