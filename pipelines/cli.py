@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
-from logging import ERROR, getLogger
+from dataclasses import asdict, dataclass
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -21,16 +24,80 @@ from pipelines.tasks import DataError
 
 def main(recipe: Recipe) -> None:
     """Run a recipe with the values of the command line in place of its own."""
-    config = (tyro.conf.AvoidSubcommands,)
     with reported():
-        chosen = tyro.cli(Recipe, default=recipe, config=config, description=recipe.name)
+        chosen = parse(recipe, sys.argv)
         from pipelines.run import run
 
         run(chosen)
 
 
+def parse(recipe: Recipe, command: list[str]) -> Recipe:
+    """Return a recipe with the values of a command line, whose first word is the program."""
+    return tyro.cli(
+        Recipe,
+        prog=Path(command[0]).name,
+        args=command[1:],
+        default=recipe,
+        config=(tyro.conf.AvoidSubcommands,),
+        description=recipe.name,
+    )
+
+
+EXITS = "GPT2_RECIPES_EXITS"
+"""Environment variable of the processes of a run: the folder in which they leave their exits."""
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How a process ended: its exit code, and the lines to show."""
+
+    code: int
+    lines: list[str]
+
+
 Precision = Literal["fp32", "bf16", "8bit", "4bit"]
 Repo = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="REPO")]
+
+
+def train(
+    recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")],
+    /,
+    *flags: Annotated[str, tyro.conf.Positional],
+    config_file: Path | None = None,
+    num_processes: int | None = None,
+) -> None:
+    """Run a recipe, in as many processes as an Accelerate config asks for.
+
+    It ends with the run's own exit code, and shows its message last.
+
+    Args:
+        recipe: Python file with a RECIPE, a recipe.json, or the name of a shipped recipe.
+        flags: Flags of the recipe: `gpt2-recipes train RECIPE --help` lists them.
+        config_file: Accelerate config; without one, what `accelerate config` wrote, or one process.
+        num_processes: Processes, in place of the config's.
+    """
+    from pipelines.train import train as run_recipe
+
+    run_recipe(recipe, flags, config_file=config_file, num_processes=num_processes)
+
+
+def train_words(words: list[str]) -> None:
+    """Call `train` with the words after it."""
+    own, others = launcher_flags(words)
+    if not others or others[0].startswith("-"):
+        stop(["train takes a RECIPE before the recipe's flags."], 2)
+    if own["num_processes"] is not None:
+        at_least_one("num-processes", own["num_processes"])
+    train(*others, **own)
+
+
+def launcher_flags(words: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """Part the two flags of `train`, which may be anywhere, from the recipe and its flags."""
+    parser = argparse.ArgumentParser("gpt2-recipes train", add_help=False, allow_abbrev=False)
+    parser.add_argument("--config-file", "--config_file", type=Path)
+    parser.add_argument("--num-processes", "--num_processes", type=int)
+    own, others = parser.parse_known_args(words)
+    return vars(own), others
 
 
 def evaluate(
@@ -158,6 +225,7 @@ def predict(
     /,
     *,
     out: Path | None = None,
+    keep: str | None = None,
     revision: str | None = None,
     base: str | None = None,
     precision: Precision | None = None,
@@ -165,12 +233,15 @@ def predict(
 ) -> None:
     """Print labels, or answers, with their scores for the rows of a file, as JSON lines.
 
+    An --out that ends in .csv or .tsv is a table.
+
     The same command finishes an --out that a stopped one has begun.
 
     Args:
         repo: Folder of a run, or Hub id.
         file: JSONL or CSV; its rows need no labels.
         out: File to write to instead.
+        keep: Columns of the file to put before what is predicted, as id,text; by default its id.
         revision: Commit, branch or tag on the Hub.
         base: Folder or Hub id of an adapter's base, in place of the one that it names.
         precision: Of the base, in place of what the adapter was trained on.
@@ -188,6 +259,7 @@ def predict(
         base=base,
         precision=precision,
         batch_size=batch_size,
+        keep=None if keep is None else column_names(keep),
     )
 
 
@@ -295,6 +367,7 @@ def selftest() -> None:
 def console() -> None:
     """Entry point of `gpt2-recipes`."""
     verbs: dict[str, Callable[..., Any]] = {
+        "train": train,
         "evaluate": evaluate,
         "predict": predict,
         "generate": generate,
@@ -304,8 +377,11 @@ def console() -> None:
         "hub": hub,
         "selftest": selftest,
     }
+    words = sys.argv[1:]
     with reported():
-        tyro.extras.subcommand_cli_from_dict(verbs, description="Use and publish results.")
+        if words[:1] == ["train"] and words[1:2] not in ([], ["-h"], ["--help"]):
+            return train_words(words[1:])
+        tyro.extras.subcommand_cli_from_dict(verbs, description="Train, use and publish.")
 
 
 def check_result(repo: str | Path) -> None:
@@ -319,8 +395,9 @@ class reported:  # noqa: N801 - a context manager, used as a word
     """Show what ends a run as a few lines and an exit code."""
 
     def __enter__(self) -> None:
-        # It warns at import, before `quiet` can be imported, of kernels that are not installed.
-        getLogger("bitsandbytes").setLevel(ERROR)
+        for stream in (sys.stdout, sys.stderr):  # what a terminal cannot show becomes an escape
+            if isinstance(stream, TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, RecipeError):
@@ -349,13 +426,10 @@ def unexpected(error: Exception) -> list[str]:
     if notes:
         lines = [f"{type(error).__name__}: {error}".splitlines()[0], *notes]
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        rank = os.environ["RANK"]
-        lines = [
-            f"rank {rank}: {lines[0]}",
-            *lines[1:],
-            "If another rank ended first, the launcher names it below as the root cause. The same "
-            "command goes on from the last checkpoint.",
-        ]
+        lines = [f"rank {os.environ['RANK']}: {lines[0]}", *lines[1:]]
+        if EXITS not in os.environ:
+            lines.append("If another rank ended first, the launcher names it below as root cause.")
+        lines.append("Run the same command again to resume from the last checkpoint.")
     return "\n".join(lines).splitlines()
 
 
@@ -369,6 +443,14 @@ def as_typed(problem: Problem) -> str:
     return f"{name}: {problem.message}"
 
 
+def column_names(text: str) -> list[str]:
+    """Return the names in a list with commas. Stop for an empty name and for one given twice."""
+    names = [name.strip() for name in text.split(",")]
+    if not all(names) or len(set(names)) < len(names):
+        stop([f"--keep: {text!r} is not a list of different columns, as id,text."], 2)
+    return names
+
+
 def at_least_one(flag: str, value: int) -> None:
     """Stop, naming the flag, for a number below 1."""
     if value < 1:
@@ -376,7 +458,20 @@ def at_least_one(flag: str, value: int) -> None:
 
 
 def stop(lines: list[str], code: int, *, everywhere: bool = False) -> NoReturn:
-    """Print the lines, once from the first process or from each, and exit."""
-    if everywhere or os.environ.get("RANK", "0") == "0":
+    """Print the lines, once from the first process or from each, and exit.
+
+    A process that `gpt2-recipes train` has started leaves them to it.
+    """
+    if folder := os.environ.get(EXITS):
+        leave(Exit(code, lines), Path(folder))
+    elif everywhere or os.environ.get("RANK", "0") == "0":
         print(scrubbed("\n".join(lines)), file=sys.stderr)
     raise SystemExit(code)
+
+
+def leave(exit_: Exit, folder: Path) -> None:
+    """Write how this process ends to a file whose name sorts by time."""
+    name = f"{time.time_ns()}-{os.environ.get('RANK', '0')}"
+    unfinished = folder / f"{name}.tmp"
+    unfinished.write_text(json.dumps(asdict(exit_)), encoding="utf-8")
+    unfinished.rename(folder / f"{name}.json")

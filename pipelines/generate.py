@@ -22,6 +22,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from pipelines.errors import Problem, RecipeError
 from pipelines.pretrained import num_positions
+from pipelines.report import quietly
 from pipelines.tasks.base import DataError, Generation
 
 
@@ -33,6 +34,7 @@ class Continuation:
     ended: bool
 
 
+@quietly()
 def continue_prompts(
     model: Any,
     tokenizer: Any,

@@ -8,10 +8,11 @@ from typing import Any
 
 from pipelines.errors import Problem, RecipeError
 from pipelines.hub import load_adapter
-from pipelines.report import console, quiet
+from pipelines.report import console, quietly
 from pipelines.tasks import CausalLM
 
 
+@quietly()
 def evaluate_with_harness(
     repo: str | Path,
     tasks: Sequence[str],
@@ -33,7 +34,6 @@ def evaluate_with_harness(
     except ImportError:
         text = 'is not installed. Use `pip install -c constraints.txt -e ".[lm-eval]"`.'
         raise RecipeError([Problem("lm-eval", text)]) from None
-    quiet()
     manager = TaskManager(include_path=str(include_path) if include_path else None)
     unknown = [name for name in tasks if name not in manager.all_tasks]
     if unknown:

@@ -34,7 +34,7 @@ from pipelines.local_files import nearest_path
 from pipelines.models import load_base
 from pipelines.pretrained import load_adapter_weights, read_config
 from pipelines.recipe import NF4, Int8, Model, Recipe, Scratch
-from pipelines.report import plot_training
+from pipelines.report import plot_training, quietly
 from pipelines.result import FILES as FILES
 from pipelines.result import digest, new_stage, swap_in, unchanging, write_manifest
 from pipelines.trainer import RecipeTrainer
@@ -246,6 +246,7 @@ def hardware(trainer: Trainer) -> str:
     return f"{os.cpu_count()} CPU cores, {platform.machine()}"
 
 
+@quietly()
 def load_adapter(
     repo: str | Path,
     revision: str | None = None,

@@ -19,7 +19,7 @@ from pipelines.fields import plain
 from pipelines.hub import FILES, Loaded, load_adapter, public_name, result_folder
 from pipelines.publish import check_destination, publish
 from pipelines.recipe import Recipe
-from pipelines.report import console, print_score, quiet
+from pipelines.report import console, print_score, quietly
 from pipelines.result import unchanging, write_manifest
 from pipelines.scoring import score
 from pipelines.tasks import DataError
@@ -42,6 +42,7 @@ class Merged:
     of: float
 
 
+@quietly()
 def merge(
     repo: str | Path,
     out: Path,
@@ -58,7 +59,6 @@ def merge(
     are not on this machine or `rescore` is False: its score is then the adapter's, and its card
     says so. Raise RecipeError for a result that is no adapter, and for an `out` that is not empty.
     """
-    quiet()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RecipeError([Problem("OUT", f"{out} is not empty. Give another folder.")])
     folder = result_folder(repo, revision)

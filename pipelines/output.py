@@ -1,4 +1,4 @@
-"""Answer the rows of a file, a line of JSON for each, so that a stopped command goes on.
+"""Answer the rows of a file, in JSON lines, CSV or TSV, so that a stopped command can resume.
 
 Beside OUT stands OUT.progress.json, replaced after each chunk: how many rows are answered, how many
 bytes of OUT they fill, the hash of these rows and what answers them. The same command cuts OUT back
@@ -7,12 +7,15 @@ to those bytes, so that a kill at any moment loses the work of a chunk at most a
 
 from __future__ import annotations
 
+import codecs
+import csv
 import fcntl
 import hashlib
+import io
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
@@ -59,39 +62,46 @@ def answer_file(
     *,
     chunk_size: int,
     chunk_characters: int = sys.maxsize,
+    keep: Sequence[str] | None = None,
 ) -> None:
     """Write an answer for each row of `file` to `out`, or print it, in the order of the rows.
 
     `answers` gets `chunk_size` rows at once, fewer where they come to `chunk_characters` of text;
-    no more are held. What it says of a row follows the row's `id`, if it has one. An `out` that the
-    same command has begun is finished.
+    no more are held. What it says of a row follows the row's `keep` columns, by default its `id`,
+    if it has one. An `out` that ends in .csv or .tsv is a table; others, and what is printed, are
+    JSON lines. An `out` that the same command has begun is finished.
 
     Raise DataError for a row that cannot be used, after those before it are written, RecipeError
-    for an `out` of other rows or of another `made_by`, and CheckpointError for a full disk.
+    for an `out` of other rows or of another `made_by` and for `keep` columns that the file does not
+    have or the answers do, and CheckpointError for a full disk.
     """
     sizes = (chunk_size, chunk_characters)
     if out is None:
-        for _, lines in answered(chunks(file, *sizes), answers):
-            sys.stdout.write("".join(lines))
+        printed = JsonLines(ascii_only=not is_utf8(sys.stdout))
+        for _, rows in answered(checked(chunks(file, *sizes), keep), answers, keep):
+            sys.stdout.write(printed.text(rows))
             sys.stdout.flush()
         return
+    made_by = made_by | {"keep": None if keep is None else list(keep)}
     with opened(out) as written, progress_bar(file) as advance:
         done = finished(file, out, Done(made_by), chunk_size)
         record(out, done)
         written.truncate(done.num_bytes)
+        form = format_of(out, done.num_bytes > 0)
         written.seek(done.num_bytes)
         advance(done.rows)
-        for examples, lines in answered(chunks(file, *sizes, skip=done.rows), answers):
-            done = keep(written, out, done, examples, lines)
-            advance(len(lines))
+        given = checked(chunks(file, *sizes, skip=done.rows), keep)
+        for examples, rows in answered(given, answers, keep):
+            done = append(written, out, done, examples, form.text(rows))
+            advance(len(rows))
 
 
-def keep(written: IO[bytes], out: Path, done: Done, examples: Examples, lines: list[str]) -> Done:
-    """Put lines on the disk, then the record that they are there, and return it.
+def append(written: IO[bytes], out: Path, done: Done, examples: Examples, text: str) -> Done:
+    """Put a text on the disk, then the record that it is there, and return the record.
 
     Raise CheckpointError where the disk does not take them.
     """
-    left = "".join(lines).encode()
+    left = text.encode()
     try:
         while left:
             left = left[written.write(left) :]
@@ -99,9 +109,76 @@ def keep(written: IO[bytes], out: Path, done: Done, examples: Examples, lines: l
         done = done.and_(examples, written.tell())
         record(out, done)
     except OSError as error:
-        text = f"{out} cannot be written: {error.strerror}. {done.rows:,} rows are; the same "
-        raise CheckpointError(f"{text}command goes on.") from None
+        message = f"{out} cannot be written: {error.strerror}. {done.rows:,} rows are; run the "
+        raise CheckpointError(f"{message}same command again to resume.") from None
     return done
+
+
+@dataclass(frozen=True)
+class JsonLines:
+    """A JSON object for each row."""
+
+    ascii_only: bool = False
+
+    def text(self, rows: list[dict[str, Any]]) -> str:
+        """Return the lines of rows."""
+        return "".join(json.dumps(row, ensure_ascii=self.ascii_only) + "\n" for row in rows)
+
+
+@dataclass
+class Table:
+    """Rows of a CSV or TSV file; `columns` are those of its header, None before it is written."""
+
+    delimiter: str
+    columns: list[str] | None = None
+
+    def text(self, rows: list[dict[str, Any]]) -> str:
+        """Return the lines of rows, after the header if there is none yet.
+
+        Raise DataError for a row with other columns than the header.
+        """
+        flat = [flattened(row) for row in rows]
+        buffer = io.StringIO()
+        columns = self.columns or list(dict.fromkeys(name for row in flat for name in row))
+        table = csv.DictWriter(buffer, columns, delimiter=self.delimiter, lineterminator="\n")
+        if self.columns is None:
+            table.writeheader()
+        self.columns = columns
+        for row in flat:
+            if not row.keys() <= set(columns):
+                others = ", ".join(sorted(row.keys() - set(columns)))
+                raise DataError(f"a row has {others}, which the header of --out has not.")
+            table.writerow(row)
+        return buffer.getvalue()
+
+
+def format_of(out: Path, begun: bool) -> JsonLines | Table:
+    """Return the form that the suffix of `out` names; its header where it is `begun`."""
+    delimiter = {".csv": ",", ".tsv": "\t"}.get(out.suffix.lower())
+    if delimiter is None:
+        return JsonLines()
+    if not begun:
+        return Table(delimiter)
+    with out.open(encoding="utf-8", newline="") as lines:
+        return Table(delimiter, next(csv.reader(lines, delimiter=delimiter)))
+
+
+def flattened(row: dict[str, Any]) -> dict[str, str]:
+    """Return a row as texts: a dictionary as a column for each key, other values in JSON."""
+    flat: dict[str, str] = {}
+    for name, value in row.items():
+        if isinstance(value, dict):
+            flat |= flattened({f"{name}.{key}": each for key, each in value.items()})
+        elif value is None:
+            flat[name] = ""
+        else:
+            flat[name] = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return flat
+
+
+def is_utf8(stream: Any) -> bool:
+    """Tell whether a stream takes every character."""
+    return codecs.lookup(stream.encoding or "utf-8").name == "utf-8"
 
 
 def chunks(
@@ -132,30 +209,69 @@ def chunks(
         raise DataError(f"{file}: no rows.")
 
 
-def answered(given: Iterator[Examples], answers: Answers) -> Iterator[tuple[Examples, list[str]]]:
-    """Yield rows with their lines; of a chunk with a row that cannot be used, those before it."""
+def answered(
+    given: Iterator[Examples], answers: Answers, keep: Sequence[str] | None
+) -> Iterator[tuple[Examples, list[dict[str, Any]]]]:
+    """Yield rows with their answers; of a chunk with a row that cannot be used, those before it."""
     for examples in given:
         try:
             found = answers(examples)
         except DataError:
             if len(examples.lines or ()) < 2:
                 raise
-            yield from answered(halves(examples), answers)
+            yield from answered(parts(examples, len(examples.lines or ()) // 2), answers, keep)
             continue
-        lines = []
-        for row, answer in zip(examples.rows, found, strict=True):
-            known = {"id": row["id"]} if "id" in row else {}
-            lines.append(json.dumps(known | answer, ensure_ascii=False) + "\n")
-        yield examples, lines
+        pairs = list(zip(examples.rows, found, strict=True))
+        if keep:
+            check_clash(keep, pairs[0][1])
+        yield examples, [kept(row, keep) | answer for row, answer in pairs]
 
 
-def halves(examples: Examples) -> Iterator[Examples]:
-    """Yield the first and the second half."""
+def kept(row: dict[str, Any], keep: Sequence[str] | None) -> dict[str, Any]:
+    """Return the columns of a row that stay; None where the row lacks one."""
+    if keep is None:
+        return {"id": row["id"]} if "id" in row else {}
+    return {name: row.get(name) for name in keep}
+
+
+def checked(given: Iterator[Examples], keep: Sequence[str] | None) -> Iterator[Examples]:
+    """Yield the chunks; with `keep`, the first row alone, so that a clash is known after one row.
+
+    Raise RecipeError for a column that no row of the first chunk has.
+    """
+    first = next(given, None) if keep else None
+    if first is not None:
+        columns = list(dict.fromkeys(name for row in first.rows for name in row))
+        problems = [
+            Problem("keep", f"{name!r} is not a column. Columns: {', '.join(columns)}.")
+            for name in keep or ()
+            if name not in columns
+        ]
+        if problems:
+            raise RecipeError(problems)
+        yield from parts(first, 1)
+    yield from given
+
+
+def check_clash(keep: Sequence[str], answer: dict[str, Any]) -> None:
+    """Raise RecipeError for columns that an answer has too."""
+    names = {*answer, *flattened(answer)}
+    problems = [
+        Problem("keep", f"{name!r} is also what an answer has: {', '.join(answer)}. Rename it.")
+        for name in keep
+        if name in names
+    ]
+    if problems:
+        raise RecipeError(problems)
+
+
+def parts(examples: Examples, size: int) -> Iterator[Examples]:
+    """Yield the first `size` rows, and the others if there are any."""
     rows, lines = list(examples.rows), examples.lines
     assert lines is not None
-    middle = len(rows) // 2
-    yield replace(examples, rows=rows[:middle], lines=lines[:middle])
-    yield replace(examples, rows=rows[middle:], lines=lines[middle:])
+    yield replace(examples, rows=rows[:size], lines=lines[:size])
+    if rows[size:]:
+        yield replace(examples, rows=rows[size:], lines=lines[size:])
 
 
 @contextmanager
@@ -188,8 +304,8 @@ def finished(file: Path, out: Path, new: Done, chunk_size: int) -> Done:
     remedy = f"Give another file, or remove {out} and {record_of(out)}."
     problems = [
         Problem("out", f"{out} was begun with {name} {value!r}, not {wanted!r}. {remedy}")
-        for name, value in done.made_by.items()
-        if value != (wanted := new.made_by.get(name))
+        for name in (done.made_by | new.made_by)
+        if (value := done.made_by.get(name)) != (wanted := new.made_by.get(name))
     ]
     if size < done.num_bytes:
         text = f"{out} has {size:,} bytes of the {done.num_bytes:,} that were written. {remedy}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import types
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,12 @@ import torch
 
 from pipelines.hub import Loaded, Precision, load_adapter
 from pipelines.output import answer_file
-from pipelines.report import quiet
+from pipelines.report import quietly
 from pipelines.tasks import QuestionAnswering, TextClassification
 from pipelines.tasks.base import DataError, Examples
 
 
+@quietly()
 def predict(loaded: Loaded, examples: Examples, *, batch_size: int = 32) -> list[dict[str, Any]]:
     """Return a prediction for each row, in order. Raise DataError for a language model."""
     task = loaded.recipe.task
@@ -43,6 +44,7 @@ def predict(loaded: Loaded, examples: Examples, *, batch_size: int = 32) -> list
     return task.predictions([logits[row] for row in sorted(logits)], given, loaded.labels)
 
 
+@quietly()
 def predict_file(
     repo: str,
     file: Path,
@@ -52,12 +54,12 @@ def predict_file(
     base: str | None = None,
     precision: Precision | None = None,
     batch_size: int = 32,
+    keep: Sequence[str] | None = None,
 ) -> None:
     """Answer each row of a file, as `pipelines.output.answer_file` does."""
-    quiet()
     loaded = load_adapter(repo, revision, base=base, precision=precision)
     made_by = {"command": "predict", "result": loaded.sha256, "base": base, "precision": precision}
-    predict_rows(loaded, file, out, made_by, batch_size=batch_size)
+    predict_rows(loaded, file, out, made_by, batch_size=batch_size, keep=keep)
 
 
 def predict_rows(
@@ -67,6 +69,7 @@ def predict_rows(
     made_by: dict[str, Any],
     *,
     batch_size: int = 32,
+    keep: Sequence[str] | None = None,
 ) -> None:
     """Answer each row of a file with what is loaded.
 
@@ -78,7 +81,7 @@ def predict_rows(
         return predict(loaded, examples, batch_size=batch_size)
 
     sizes = {"chunk_size": 64 * batch_size, "chunk_characters": 8192 * batch_size}
-    answer_file(file, answers, out, made_by, **sizes)
+    answer_file(file, answers, out, made_by, keep=keep, **sizes)
 
 
 class Pipeline:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,20 @@ from pipelines.tasks.base import Examples, Features
 
 
 class RunConsole(Console):
-    """A console whose lines stand in run.log too, and that shows no secrets."""
+    """A console whose lines go to run.log too, and that shows no secrets.
+
+    What the terminal cannot show is escaped.
+    """
 
     def print(self, *objects: Any, **options: Any) -> None:
         if not self.quiet:
             LOG.info(" ".join(map(str, objects)))
-        shown = (scrubbed(each) if isinstance(each, str) else each for each in objects)
+        shown = (self.printable(each) if isinstance(each, str) else each for each in objects)
         super().print(*shown, **options)
+
+    def printable(self, text: str) -> str:
+        """Return a text without secrets, in characters that the terminal has."""
+        return scrubbed(text).encode(self.encoding, "backslashreplace").decode(self.encoding)
 
 
 def console() -> Console:
@@ -57,14 +65,30 @@ class StepLog(TrainerCallback):
             console().print(f"{step}{name} {logs[f'eval_{name}']:.4f}", markup=False)
 
 
-def quiet() -> None:
-    """Silence what the libraries say of every model: false alarms and progress bars."""
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Silence what the libraries say of every model inside: false alarms and progress bars."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    bars_of_datasets = not datasets.are_progress_bars_disabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False but")
-    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
-    warnings.filterwarnings("ignore", message="`label_smoothing_factor` is deprecated")
+    if bars_of_datasets:
+        datasets.disable_progress_bars()
+    try:
+        with warnings.catch_warnings():
+            for start in (
+                "fan_in_fan_out is set to False but",
+                "`is_gradient_checkpointing` is deprecated",
+                "`label_smoothing_factor` is deprecated",
+            ):
+                warnings.filterwarnings("ignore", message=start)
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+        if bars_of_datasets:
+            datasets.enable_progress_bars()
 
 
 def print_report(

@@ -51,7 +51,7 @@ from pipelines.pretrained import (
 )
 from pipelines.publish import check_destination, check_reload, publish
 from pipelines.recipe import Recipe
-from pipelines.report import print_report, print_score, quiet
+from pipelines.report import print_report, print_score, quietly
 from pipelines.result import damage, files_of, read_manifest, settle
 from pipelines.signals import AGAIN, Stopped, StopSignals
 from pipelines.tasks.base import Examples, Features
@@ -63,6 +63,7 @@ STARTED = ".started"  # the run that has begun in a folder and not come to its e
 NOT_STARTED = f"stopped before a step was made; {AGAIN}"
 
 
+@quietly()
 def run(recipe: Recipe) -> dict[str, Any]:
     """Train, evaluate, save and publish; return the metrics.
 
@@ -73,7 +74,6 @@ def run(recipe: Recipe) -> dict[str, Any]:
     with StopSignals() as signals:
         with signals.ending(NOT_STARTED):
             world_size = check_world_size()
-            quiet()
             check_allowed(recipe)
             recipe = pin(recipe)
             if recipe.push_to and PartialState().is_main_process:

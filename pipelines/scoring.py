@@ -22,7 +22,7 @@ from pipelines.errors import Problem, RecipeError
 from pipelines.hub import Loaded, load_adapter
 from pipelines.predict import predict
 from pipelines.readers import describe
-from pipelines.report import console, print_score, quiet
+from pipelines.report import console, print_score, quietly
 from pipelines.tasks import DataError, QuestionAnswering, TextClassification
 from pipelines.tasks.base import Examples
 from pipelines.training import build_trainer, score_of
@@ -48,6 +48,7 @@ class Evaluation:
         )
 
 
+@quietly()
 def evaluate_adapter(
     repo: str | Path,
     revision: str | None = None,
@@ -64,7 +65,6 @@ def evaluate_adapter(
     go to its `compute`, and what it finds is `metrics["added"]`. Raise RecipeError when it refuses
     them, and DataError when the rows of the recipe are not on this machine.
     """
-    quiet()
     loaded = load_adapter(repo, revision, base=base)
     module = None if metric is None else metric_module(metric)
     rows = file_rows(loaded, data) if data else evaluation_rows(loaded)
@@ -151,6 +151,9 @@ def metric_module(name: str) -> Any:
         known = ", ".join(metrics.NAMES)
         text = f"no such metric here or on the Hub. Here: {known}."
         raise RecipeError([Problem(name, text)]) from None
+    except OSError as error:
+        text = f"{name} is copied into HF_HOME, which cannot be written: {error}. Set HF_HOME."
+        raise RecipeError([Problem("metric", text)]) from None
 
 
 def metric_inputs(module: Any, loaded: Loaded, rows: Examples) -> dict[str, list[Any]]:

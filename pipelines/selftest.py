@@ -136,7 +136,7 @@ def before_step(step: int, act: Callable[[Any], None]) -> None:
 
 def in_process(target: Callable[[], None], fault: Fault | None, output: Path) -> None:
     """Do something with a fault arranged; what it says goes to a file."""
-    with output.open("w") as out:
+    with output.open("w", encoding="utf-8") as out:
         os.dup2(out.fileno(), 1)
         os.dup2(out.fileno(), 2)
     if fault is not None:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import psutil
 import torch
 from accelerate import PartialState
 from transformers import (
@@ -19,6 +16,7 @@ from transformers import (
 )
 
 from pipelines.errors import Problem, RecipeError
+from pipelines.launcher import check_request, launcher_request
 from pipelines.loss_head import (
     LanguageModelTrainer,
     gives_logits_of_head,
@@ -211,42 +209,19 @@ def split_batch(train: Train, num_processes: int) -> tuple[int, int]:
     return per_device, share // per_device
 
 
-def asked_of_launcher() -> tuple[int | None, bool]:
-    """Return how many processes `accelerate launch` was asked for, if it was, and whether on CPUs.
-
-    Accelerate starts one process where it cannot start more, without a word, and passes on neither
-    that number nor, with several processes, `use_cpu`; the launcher's command line still has both.
-    """
-    from accelerate.commands.config import load_config_from_file
-    from accelerate.commands.launch import launch_command_parser
-
-    command = psutil.Process(os.getppid()).cmdline()
-    names = ("launch", "launch.py", "accelerate-launch", "accelerate.commands.launch")
-    start = next((i for i, part in enumerate(command) if Path(part).name in names), None)
-    if start is None or not any("accelerate" in part for part in command[: start + 1]):
-        return None, False
-    arguments, _ = launch_command_parser().parse_known_args(command[start + 1 :])
-    num_processes, use_cpu = arguments.num_processes, arguments.cpu
-    if arguments.config_file is not None and Path(arguments.config_file).is_file():
-        config = load_config_from_file(arguments.config_file)
-        num_processes = num_processes or config.num_processes
-        use_cpu = use_cpu or config.use_cpu
-    return num_processes, use_cpu
-
-
 def check_world_size() -> int:
     """Return the world size. Raise RecipeError when it is not what the launcher was asked for."""
-    asked, use_cpu = asked_of_launcher()
-    use_cpu = use_cpu or os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
+    request = launcher_request()
+    check_request(request)
     # Unless it is told so, Accelerate takes ranks without a GPU for as many jobs of their own
-    state = PartialState(cpu=use_cpu or not torch.accelerator.is_available())
-    if asked not in (None, 0, state.num_processes):
+    state = PartialState(cpu=request.use_cpu or not torch.accelerator.is_available())
+    if request.num_processes not in (None, 0, state.num_processes):
         raise RecipeError(
             [
                 Problem(
                     "accelerate launch",
-                    f"{asked} processes were asked for, {state.num_processes} started. On a CPU "
-                    "use --config_file accelerate_configs/cpu_2_processes.yaml.",
+                    f"{request.num_processes} processes were asked for, {state.num_processes} "
+                    "started. On a CPU use --config_file accelerate_configs/cpu_2_processes.yaml.",
                 )
             ]
         )

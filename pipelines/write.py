@@ -13,12 +13,13 @@ from pipelines.fields import wrong_values
 from pipelines.generate import check_room, continue_prompts
 from pipelines.hub import Precision, load_adapter
 from pipelines.output import answer_file
-from pipelines.report import quiet
+from pipelines.report import quietly
 from pipelines.tasks import Task
 from pipelines.tasks.base import Examples, Generation
 from pipelines.tasks.replies import ReplyTask
 
 
+@quietly()
 def write_text(
     repo: str,
     text: str,
@@ -34,7 +35,6 @@ def write_text(
     `typed` holds fields of Generation in place of the task's own. Raise RecipeError for options
     that cannot be and for an empty text, and DataError for a task that writes none.
     """
-    quiet()
     if not text.strip():
         raise RecipeError([Problem("TEXT", "is empty. Give its beginning, or what to answer.")])
     loaded = load_adapter(repo, revision, base=base, precision=precision)
@@ -50,6 +50,7 @@ def write_text(
     continue_prompts(loaded.model, tokenizer, prompts, options, seed=seed, streamer=shown)
 
 
+@quietly()
 def write_file(
     repo: str,
     file: Path,
@@ -63,7 +64,6 @@ def write_file(
     batch_size: int = 16,
 ) -> None:
     """Continue each row of a file, as `pipelines.output.answer_file` does."""
-    quiet()
     loaded = load_adapter(repo, revision, base=base, precision=precision)
     task, tokenizer = loaded.recipe.task, loaded.tokenizer
     options = options_of(task, typed)

@@ -1,7 +1,9 @@
 """Files of rows are answered in order, once each, whatever stops the command in between."""
 
+import csv
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -45,13 +47,13 @@ def results(tmp_path_factory, checkpoint, helpdesk):
 
 def write(file, rows):
     """Write rows as JSON lines."""
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return file
 
 
 def lines(file):
     """Read JSON lines."""
-    return [json.loads(line) for line in file.read_text().splitlines()]
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 def count(examples):
@@ -308,3 +310,151 @@ def test_no_more_than_a_chunk_is_read_ahead(tmp_path, capsys):
     child.wait(20)
     assert printed == [4, 4]
     assert capsys.readouterr().out == '{"length": 3}\n' * 8
+
+
+TABLE_ROWS = [
+    {"id": 1, "text": 'a, "b"\nc', "label": "ä"},
+    {"id": 2, "text": "", "label": None},
+    {"id": 3, "text": "=x\ty", "label": "🙂"},
+]
+
+
+def score(examples):
+    """Answer with nested scores, a list, a number and a boolean."""
+    return [
+        {"found": row["text"][:1], "scores": {"ö": 0.25, "b c": 1e-9}, "labels": ["x"], "ok": True}
+        for row in examples.rows
+    ]
+
+
+@pytest.mark.parametrize(("suffix", "delimiter"), [(".csv", ","), (".TSV", "\t")])
+def test_a_table_reads_back_as_it_was_answered(tmp_path, suffix, delimiter):
+    file, out = write(tmp_path / "in.jsonl", TABLE_ROWS), tmp_path / f"out{suffix}"
+    answer_file(file, score, out, MADE_BY, chunk_size=2, keep=["text", "id", "label"])
+    with out.open(encoding="utf-8", newline="") as found:
+        rows = list(csv.DictReader(found, delimiter=delimiter, strict=True))
+    same = {"scores.ö": "0.25", "scores.b c": "1e-09", "labels": '["x"]', "ok": "true"}
+    for row, given in zip(rows, TABLE_ROWS, strict=True):
+        assert list(row) == ["text", "id", "label", "found", *same]
+        asked = {"text": given["text"], "id": str(given["id"]), "label": given["label"] or ""}
+        assert row == asked | {"found": given["text"][:1]} | same
+    if suffix == ".csv":
+        assert [row["text"] for row in read_file(out).rows] == [r["text"] for r in TABLE_ROWS]
+
+
+def test_kept_columns_come_first_and_in_the_order_asked_for(tmp_path):
+    file, out = write(tmp_path / "in.jsonl", TABLE_ROWS), tmp_path / "out.jsonl"
+    answer_file(file, count, out, MADE_BY, chunk_size=2, keep=["label", "id"])
+    assert [list(line.items()) for line in lines(out)] == [
+        [("label", row["label"]), ("id", row["id"]), ("length", len(row["text"]))]
+        for row in TABLE_ROWS
+    ]
+    with pytest.raises(RecipeError, match="begun with keep .'label', 'id'., not None"):
+        answer_file(file, count, out, MADE_BY, chunk_size=2)
+
+
+@pytest.mark.parametrize(
+    ("keep", "answers", "message"),
+    [
+        (["txt", "id"], count, "keep: 'txt' is not a column. Columns: id, text, label."),
+        (["id", "found"], score, "keep: 'found' is also what an answer has: found, scores"),
+        (["scores.ö"], score, "keep: 'scores.ö' is also what an answer has"),
+    ],
+)
+def test_columns_that_cannot_be_kept_are_told_after_one_row(tmp_path, keep, answers, message):
+    rows = [row | ({} if "txt" in keep else dict.fromkeys(keep, 0)) for row in TABLE_ROWS]
+    seen = []
+
+    def watched(examples):
+        seen.extend(examples.rows)
+        return answers(examples)
+
+    with pytest.raises(RecipeError, match=re.escape(message)):
+        file = write(tmp_path / "in.jsonl", rows)
+        answer_file(file, watched, tmp_path / "out.csv", MADE_BY, chunk_size=8, keep=keep)
+    assert len(seen) < 2
+
+
+def test_a_killed_table_is_finished_with_one_header(tmp_path):
+    whole, out = tmp_path / "whole.csv", tmp_path / "out.csv"
+    file = write(tmp_path / "in.jsonl", ROWS)
+    answer_file(file, count, whole, MADE_BY, chunk_size=4)
+
+    def dying(examples):
+        if examples.lines[0] > 8:
+            raise KeyboardInterrupt
+        return count(examples)
+
+    with pytest.raises(KeyboardInterrupt):
+        answer_file(file, dying, out, MADE_BY, chunk_size=4)
+    with out.open("ab") as more:
+        more.write(b'8,"half a')
+    answer_file(file, count, out, MADE_BY, chunk_size=4)
+    assert out.read_bytes() == whole.read_bytes()
+    assert out.read_text(encoding="utf-8").splitlines()[:3] == ["id,length", "0,0", "1,1"]
+    with pytest.raises(DataError, match="a row has extra, which the header of --out has not"):
+        write(file, [*ROWS, {"id": 9, "text": ""}])
+        answer_file(file, lambda e: [{"extra": 1} for _ in e.rows], out, MADE_BY, chunk_size=4)
+
+
+LABELS = ["☹️ sad, very", "ünhappy"]
+
+
+@pytest.mark.parametrize(
+    "terminal",
+    [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}],
+    ids=["ascii", "C"],
+)
+def test_an_ascii_terminal_gets_escapes_and_files_utf8(tmp_path, terminal):
+    rows = [{"id": label, "text": "a"} for label in LABELS]
+    code = (
+        "from pathlib import Path\n"
+        "from pipelines.cli import reported, stop\n"
+        "from pipelines.output import answer_file\n"
+        "from pipelines.report import console\n"
+        "answers = lambda examples: [{'label': row['id']} for row in examples.rows]\n"
+        f"label = {ascii(LABELS[1])}\n"
+        "console().print(label, markup=False)\n"
+        "with reported():\n"
+        "    for out in (None, Path('out.csv'), Path('out.jsonl')):\n"
+        "        answer_file(Path('in.jsonl'), answers, out, {}, chunk_size=8)\n"
+        "    print(label)\n"
+        "    stop([label], 3)\n"
+    )
+    write(tmp_path / "in.jsonl", rows)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        cwd=tmp_path,
+        env=os.environ | terminal | {"COLUMNS": "40", "NO_COLOR": "1", "TERM": "dumb"},
+    )
+    assert done.returncode == 3, done.stderr.decode()
+    escaped, *found, again = done.stdout.decode("ascii").splitlines()
+    message = done.stderr.decode("ascii").splitlines()[-1]
+    assert escaped == again == message == "\\xfcnhappy"
+    assert [json.loads(line)["label"] for line in found] == LABELS
+    text = (tmp_path / "out.csv").read_text(encoding="utf-8")
+    assert [line.rpartition(",")[2] for line in text.splitlines()[2:]] == [LABELS[1]]
+    assert [line["label"] for line in lines(tmp_path / "out.jsonl")] == LABELS
+
+
+def test_a_script_is_quiet_and_its_logging_stays_as_it_was(results):
+    code = (
+        "import logging, sys, warnings\n"
+        "from pipelines.hub import load_adapter\n"
+        "from pipelines.predict import predict\n"
+        "from pipelines.tasks.base import Examples\n"
+        "from transformers.utils import logging as theirs\n"
+        "import datasets\n"
+        "state = lambda: (theirs.get_verbosity(), theirs.is_progress_bar_enabled(),\n"
+        "    datasets.are_progress_bars_disabled(), list(warnings.filters))\n"
+        "before = state()\n"
+        "loaded = load_adapter(sys.argv[1], precision='8bit')\n"
+        "print(predict(loaded, Examples([{'text': 'a lamp'}], 'rows'))[0]['label'])\n"
+        "assert state() == before\n"
+    )
+    command = [sys.executable, "-c", code, str(results / "text_classification")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert len(done.stdout.splitlines()) == 1

@@ -1,22 +1,12 @@
-"""Share of rows whose prediction is right."""
+"""Fraction of rows whose prediction is right."""
 
-import datasets
-import evaluate
 from sklearn.metrics import accuracy_score
 
+from pipelines.metrics import base
 
-class Accuracy(evaluate.Metric):
-    """Share of rows whose prediction is right; every label of the row in config `multilabel`."""
 
-    def _info(self) -> evaluate.MetricInfo:
-        ids = datasets.Value("int64")
-        kind = datasets.Sequence(ids) if self.config_name == "multilabel" else ids
-        return evaluate.MetricInfo(
-            description="Share of rows whose prediction is right.",
-            citation="",
-            inputs_description="Class ids, or for config `multilabel` a 0/1 list for each row.",
-            features=datasets.Features({"predictions": kind, "references": kind}),
-        )
+class Accuracy(base.LabelMetric):
+    """Fraction of rows whose prediction is right: all its labels, in config `multilabel`."""
 
     def _compute(self, predictions, references, normalize=True, sample_weight=None):
         score = accuracy_score(

@@ -1,20 +1,21 @@
-"""Share of texts that equal their reference."""
+"""Fraction of texts that equal their reference."""
 
 import datasets
-import evaluate
+
+from pipelines.metrics import base
 
 
-class ExactMatch(evaluate.Metric):
-    """Share of texts that equal their reference, character by character."""
+class ExactMatch(base.Metric):
+    """Fraction of texts that equal their reference, character by character."""
 
-    def _info(self) -> evaluate.MetricInfo:
-        text = datasets.Value("string")
-        return evaluate.MetricInfo(
-            description="Share of texts that equal their reference.",
-            citation="",
-            inputs_description="Texts, one for each row.",
-            features=datasets.Features({"predictions": text, "references": text}),
-        )
+    inputs = "Texts, one for each row."
+
+    def feature_types(self):
+        value = datasets.Value("string")
+        return datasets.Features({"predictions": value, "references": value})
+
+    def prediction(self, value):
+        return base.text(value)
 
     def _compute(self, predictions, references):
         equal = [guess == gold for guess, gold in zip(predictions, references, strict=True)]

@@ -1,22 +1,15 @@
 """Harmonic mean of precision and recall."""
 
-import datasets
-import evaluate
 from sklearn.metrics import f1_score
 
+from pipelines.metrics import base
 
-class F1(evaluate.Metric):
-    """Harmonic mean of precision and recall, with scikit-learn's options."""
 
-    def _info(self) -> evaluate.MetricInfo:
-        ids = datasets.Value("int64")
-        kind = datasets.Sequence(ids) if self.config_name == "multilabel" else ids
-        return evaluate.MetricInfo(
-            description="Harmonic mean of precision and recall.",
-            citation="",
-            inputs_description="Class ids, or for config `multilabel` a 0/1 list for each row.",
-            features=datasets.Features({"predictions": kind, "references": kind}),
-        )
+class F1(base.LabelMetric):
+    """Harmonic mean of precision and recall, with scikit-learn's options.
+
+    An array with `average=None`: a value for each label.
+    """
 
     def _compute(
         self,
@@ -36,4 +29,4 @@ class F1(evaluate.Metric):
             sample_weight=sample_weight,
             zero_division=0.0,
         )
-        return {"f1": float(score) if getattr(score, "size", 1) == 1 else score}
+        return {"f1": score if average is None else float(score)}

@@ -1,22 +1,13 @@
 """Mean squared error."""
 
-import datasets
-import evaluate
 from sklearn.metrics import mean_squared_error
 
+from pipelines.metrics import base
 
-class MeanSquaredError(evaluate.Metric):
+
+class MeanSquaredError(base.NumberMetric):
     """Mean squared error."""
 
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description="Mean squared error.",
-            citation="",
-            inputs_description="Numbers, one for each row.",
-            features=datasets.Features(
-                {"predictions": datasets.Value("float64"), "references": datasets.Value("float64")}
-            ),
-        )
-
-    def _compute(self, predictions, references):
-        return {"mse": float(mean_squared_error(references, predictions))}
+    def _compute(self, predictions, references, sample_weight=None):
+        score = mean_squared_error(references, predictions, sample_weight=sample_weight)
+        return {"mse": float(score)}

@@ -3,25 +3,38 @@
 import math
 
 import datasets
-import evaluate
+
+from pipelines.metrics import base
 
 
-class Perplexity(evaluate.Metric):
+class Perplexity(base.Metric):
     """Perplexity of rows whose likelihoods are known: no model is loaded here."""
 
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description="Exponential of the mean negative log-likelihood per predicted token.",
-            citation="",
-            inputs_description=(
-                "predictions: summed negative log-likelihood of each row, in nats; "
-                "references: number of predicted tokens of each row."
-            ),
-            features=datasets.Features(
-                {"predictions": datasets.Value("float64"), "references": datasets.Value("int64")}
-            ),
+    inputs = (
+        "predictions: summed negative log-likelihood of each row, in nats; references: number of "
+        "predicted tokens of each row."
+    )
+
+    def feature_types(self):
+        return datasets.Features(
+            {"predictions": datasets.Value("float64"), "references": datasets.Value("int64")}
         )
 
+    def prediction(self, value):
+        return base.number(value)
+
+    def reference(self, value):
+        count = base.whole(value)
+        if count < 0:
+            raise ValueError(f"{count} is not a number of tokens.")
+        return count
+
     def _compute(self, predictions, references):
-        loss = math.fsum(predictions) / sum(references)
-        return {"loss": loss, "perplexity": math.exp(loss)}
+        num_tokens = sum(references)
+        if not num_tokens:
+            raise ValueError("perplexity: the rows have no predicted tokens.")
+        loss = math.fsum(predictions) / num_tokens
+        try:
+            return {"loss": loss, "perplexity": math.exp(loss)}
+        except OverflowError:
+            return {"loss": loss, "perplexity": math.inf}

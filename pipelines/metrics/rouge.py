@@ -1,27 +1,22 @@
 """ROUGE-L of generated texts, by the rouge-score package."""
 
-import datasets
-import evaluate
+from types import SimpleNamespace
+
 from rouge_score import rouge_scorer
 
+from pipelines.metrics import base, words
 
-class Rouge(evaluate.Metric):
-    """F-measure of the longest common subsequence of words, the best over the references."""
 
-    def _info(self) -> evaluate.MetricInfo:
-        text = datasets.Value("string")
-        return evaluate.MetricInfo(
-            description="F-measure of the longest common subsequence, the best over references.",
-            citation="",
-            inputs_description=(
-                "predictions: texts; references: for each a list of texts; "
-                "use_aggregator=False gives a list, one value for each text."
-            ),
-            features=datasets.Features({"predictions": text, "references": [text]}),
-        )
+class Rouge(base.TextMetric):
+    """F-measure of the longest common subsequence of words, the best over the references.
 
-    def _compute(self, predictions, references, use_aggregator=True):
-        scorer = rouge_scorer.RougeScorer(["rougeL"])
+    `tokenizer` splits a text into words. The default takes words of any script; on ASCII text it
+    equals rouge_score's own. `use_aggregator=False` gives a list, one value for each text.
+    """
+
+    def _compute(self, predictions, references, use_aggregator=True, tokenizer=words.split):
+        split = SimpleNamespace(tokenize=tokenizer)
+        scorer = rouge_scorer.RougeScorer(["rougeL"], tokenizer=split)
         values = [
             scorer.score_multi(gold, guess)["rougeL"].fmeasure
             for guess, gold in zip(predictions, references, strict=True)

@@ -1,24 +1,43 @@
 """BLEU of generated texts, from 0 to 100, by the sacrebleu package."""
 
-import datasets
-import evaluate
+import warnings
+from itertools import chain
+
 import sacrebleu
 
+from pipelines.metrics import base
+from pipelines.metrics.words import UNSPACED
 
-class Sacrebleu(evaluate.Metric):
-    """Corpus BLEU with sacrebleu's tokenisation; texts may have different numbers of references."""
 
-    def _info(self) -> evaluate.MetricInfo:
-        text = datasets.Value("string")
-        return evaluate.MetricInfo(
-            description="Corpus BLEU, from 0 to 100.",
-            citation="",
-            inputs_description="predictions: texts; references: for each a list of texts.",
-            features=datasets.Features({"predictions": text, "references": [text]}),
-        )
+def is_unspaced(text):
+    """Tell whether more than half of a text is in a script that writes no spaces."""
+    return not text.isascii() and 2 * len(UNSPACED.findall(text)) > len(text)
 
-    def _compute(self, predictions, references):
+
+class Sacrebleu(base.TextMetric):
+    """Corpus BLEU, from 0 to 100, with sacrebleu's tokenisation and its options.
+
+    Texts may have different numbers of references. Its tokenizer for Chinese is `tokenize="zh"`.
+    """
+
+    def _compute(self, predictions, references, tokenize=None, **options):
+        if tokenize is None and any(map(is_unspaced, chain(*references))):
+            warnings.warn(
+                "BLEU counts a Chinese, Japanese or Thai text as one word, unless it is given "
+                'tokenize="zh", "ja-mecab" or "char".',
+                stacklevel=3,
+            )
         most = max(map(len, references))
-        padded = [[*gold, *([""] * (most - len(gold)))] for gold in references]
+        # None is no reference; "" would be one of length 0, and take the brevity penalty away
+        padded = [[*gold, *([None] * (most - len(gold)))] for gold in references]
         streams = [list(stream) for stream in zip(*padded, strict=True)]
-        return {"score": sacrebleu.corpus_bleu(predictions, streams).score}
+        found = sacrebleu.corpus_bleu(predictions, streams, tokenize=tokenize, **options)
+        return {
+            "score": found.score,
+            "counts": found.counts,
+            "totals": found.totals,
+            "precisions": found.precisions,
+            "bp": found.bp,
+            "sys_len": found.sys_len,
+            "ref_len": found.ref_len,
+        }

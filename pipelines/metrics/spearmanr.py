@@ -1,22 +1,12 @@
-"""Spearman's correlation of ranks."""
+"""Spearman's rank correlation."""
 
-import datasets
-import evaluate
 from scipy.stats import spearmanr
 
+from pipelines.metrics import base
 
-class Spearman(evaluate.Metric):
-    """Spearman's correlation of ranks."""
 
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description="Spearman's correlation of ranks.",
-            citation="",
-            inputs_description="Numbers, one for each row.",
-            features=datasets.Features(
-                {"predictions": datasets.Value("float64"), "references": datasets.Value("float64")}
-            ),
-        )
+class Spearman(base.NumberMetric):
+    """Spearman's rank correlation; NaN where one side is constant."""
 
     def _compute(self, predictions, references):
         return {"spearmanr": float(spearmanr(references, predictions).statistic)}

@@ -1,30 +1,20 @@
 """Exact match and F1 of SQuAD v1, in percent, as the official script gives them."""
 
-import datasets
-import evaluate
-
+from pipelines.metrics import base
 from pipelines.metrics.squad_scoring import exact_match, normalize_answer, word_f1
 
 
-class Squad(evaluate.Metric):
-    """Exact match and F1 of SQuAD v1, in percent."""
+class Squad(base.AnswerMetric):
+    """Exact match and F1 of SQuAD v1, in percent.
 
-    def _info(self) -> evaluate.MetricInfo:
-        text = datasets.Value("string")
-        answers = {"text": [text], "answer_start": [datasets.Value("int32")]}
-        return evaluate.MetricInfo(
-            description="Exact match and F1 of SQuAD v1, in percent.",
-            citation="",
-            inputs_description=(
-                'predictions: {"id", "prediction_text"}; references: {"id", "answers"}.'
-            ),
-            features=datasets.Features(
-                {
-                    "predictions": {"id": text, "prediction_text": text},
-                    "references": {"id": text, "answers": answers},
-                }
-            ),
-        )
+    A question without a prediction scores 0, as in the official script.
+    """
+
+    def reference(self, value):
+        row = super().reference(value)
+        if not row["answers"]["text"]:
+            raise ValueError(f"question {row['id']!r} has no answer. Use squad_v2.")
+        return row
 
     def _compute(self, predictions, references):
         given = {row["id"]: row["prediction_text"] for row in predictions}
@@ -32,7 +22,7 @@ class Squad(evaluate.Metric):
         for row in references:
             guess = given.get(row["id"])
             if guess is None:
-                continue  # an unanswered question scores 0, as in the official script
+                continue
             gold = row["answers"]["text"]
             words = normalize_answer(guess).split()
             exact += max(exact_match(guess, answer) for answer in gold)

@@ -1,8 +1,8 @@
 """Exact match and F1 of SQuAD v2, in percent, as the official script gives them."""
 
 import datasets
-import evaluate
 
+from pipelines.metrics import base
 from pipelines.metrics.squad_scoring import (
     best_over_answers,
     exact_match,
@@ -11,41 +11,45 @@ from pipelines.metrics.squad_scoring import (
 )
 
 
-class SquadV2(evaluate.Metric):
+class SquadV2(base.AnswerMetric):
     """Exact match and F1 of SQuAD v2, in percent, also by answerable and unanswerable rows."""
 
-    def _info(self) -> evaluate.MetricInfo:
-        text = datasets.Value("string")
-        answers = {"text": [text], "answer_start": [datasets.Value("int32")]}
-        return evaluate.MetricInfo(
-            description="Exact match and F1 of SQuAD v2, in percent.",
-            citation="",
-            inputs_description=(
-                'predictions: {"id", "prediction_text", "no_answer_probability"}; '
-                'references: {"id", "answers"}, with empty lists where there is no answer.'
-            ),
-            features=datasets.Features(
-                {
-                    "predictions": {
-                        "id": text,
-                        "prediction_text": text,
-                        "no_answer_probability": datasets.Value("float32"),
-                    },
-                    "references": {"id": text, "answers": answers},
-                }
-            ),
-        )
+    inputs = (
+        'predictions: {"id", "prediction_text", "no_answer_probability"}; references: {"id", '
+        '"answers"}, with empty lists where there is no answer.'
+    )
+
+    def feature_types(self):
+        features = super().feature_types()
+        features["predictions"]["no_answer_probability"] = datasets.Value("float32")
+        return features
+
+    def prediction(self, value):
+        row = super().prediction(value)
+        return row | {"no_answer_probability": base.number(value.get("no_answer_probability"))}
+
+    def check_pairs(self, guesses, gold):
+        """Raise ValueError for a question without a prediction; the order is free."""
+        super().check_pairs(guesses, gold)
+        missing = {row["id"] for row in gold} - {row["id"] for row in guesses}
+        if missing:
+            raise ValueError(f"{self.name}: question {min(missing)!r} has no prediction.")
 
     def _compute(self, predictions, references, no_answer_threshold=1.0):
         given = {row["id"]: row for row in predictions}
-        texts = [given[row["id"]]["prediction_text"] for row in references]
-        nulls = [given[row["id"]]["no_answer_probability"] for row in references]
-        gold = [row["answers"]["text"] for row in references]
-        answerable = [bool(answers) for answers in gold]
+        gold = {row["id"]: row["answers"]["text"] for row in references}
+        # in the order of the predictions, which decides between equal thresholds
+        asked = [identity for identity in given if identity in gold]
+        texts = [given[identity]["prediction_text"] for identity in asked]
+        nulls = [given[identity]["no_answer_probability"] for identity in asked]
+        answerable = [bool(gold[identity]) for identity in asked]
         found: dict[str, float] = {}
         best: dict[str, float] = {}
         for name, score in (("exact", exact_match), ("f1", token_f1)):
-            raw = [best_over_answers(score, t, a) for t, a in zip(texts, gold, strict=True)]
+            raw = [
+                best_over_answers(score, text, gold[identity])
+                for text, identity in zip(texts, asked, strict=True)
+            ]
             final = [
                 float(not has) if null > no_answer_threshold else value
                 for value, null, has in zip(raw, nulls, answerable, strict=True)

@@ -1,0 +1,214 @@
+"""What the metric modules share: each value is checked before Arrow casts it.
+
+`evaluate` casts values to the types of `features` and looks at the first row alone: a probability
+of 0.7 would become class 0, and a list in place of a text its `repr`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from numbers import Integral, Real
+from typing import Any
+
+import datasets
+import evaluate
+
+
+class Metric(evaluate.Metric):
+    """An `evaluate.Metric` that names the row of a value that cannot be scored.
+
+    It needs `prediction` and `reference`, which return a value in the form of `feature_types`, or
+    raise ValueError.
+    """
+
+    inputs = ""
+
+    def prediction(self, value: Any) -> Any:
+        raise NotImplementedError
+
+    def reference(self, value: Any) -> Any:
+        return self.prediction(value)
+
+    def feature_types(self) -> Any:
+        """Return the `datasets.Features` of a row, or a list of those that it may have."""
+        raise NotImplementedError
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=str(type(self).__doc__),
+            citation="",
+            inputs_description=self.inputs,
+            features=self.feature_types(),
+        )
+
+    def add_batch(self, *, predictions=None, references=None, **options):
+        """Add rows. Raise ValueError for no rows, unequal numbers of them and wrong values."""
+        guesses, gold = self.checked(predictions, references)
+        super().add_batch(predictions=guesses, references=gold, **options)
+
+    def add(self, *, prediction=None, reference=None, **options):
+        """Add one row. Raise ValueError for wrong values."""
+        self.add_batch(predictions=[prediction], references=[reference], **options)
+
+    def checked(self, predictions: Any, references: Any) -> tuple[list[Any], list[Any]]:
+        """Return the rows in the form of `feature_types`."""
+        guesses = converted("predictions", predictions, self.prediction)
+        gold = converted("references", references, self.reference)
+        self.check_pairs(guesses, gold)
+        if not guesses:
+            raise ValueError(f"{self.name}: no rows to score.")
+        return guesses, gold
+
+    def check_pairs(self, guesses: list[Any], gold: list[Any]) -> None:
+        """Raise ValueError unless each prediction has its reference."""
+        if len(guesses) != len(gold):
+            raise ValueError(f"{self.name}: {len(guesses)} predictions, {len(gold)} references.")
+
+
+def converted(name: str, column: Any, convert: Callable[[Any], Any]) -> list[Any]:
+    """Return a column with each value converted. Raise ValueError that names the row, from 0."""
+    if column is None or isinstance(column, str | dict):
+        raise ValueError(f"{name}: {column!r} is not a list of rows.")
+    values = []
+    for row, value in enumerate(column):
+        try:
+            # the Python value of a NumPy scalar, an array or a tensor
+            values.append(convert(value.tolist() if hasattr(value, "tolist") else value))
+        except ValueError as error:
+            raise ValueError(f"{name}[{row}]: {error}") from None
+    return values
+
+
+def text(value: Any) -> str:
+    """Return a text. Raise ValueError for anything else."""
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is not a text.")
+    return value
+
+
+def texts(value: Any) -> list[str]:
+    """Return the reference texts of a row, which are a text or a list of them."""
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"{value!r} is neither a text nor a list of texts.")
+    if not value:
+        raise ValueError("no reference. Give the row one, or leave the row out.")
+    return [text(each) for each in value]
+
+
+def number(value: Any) -> float:
+    """Return a number. Raise ValueError for anything else."""
+    if not isinstance(value, Real):
+        raise ValueError(f"{value!r} is not a number.")
+    return float(value)
+
+
+def whole(value: Any) -> int:
+    """Return a whole number. Raise ValueError for anything else, as a fraction."""
+    if not isinstance(value, Integral) and not number(value).is_integer():
+        raise ValueError(f"{value!r} is not a whole number.")
+    return int(value)
+
+
+class LabelMetric(Metric):
+    """A metric of classes by name or by id; in config `multilabel`, of lists of 0 and 1."""
+
+    inputs = "Names or ids of classes, or for config `multilabel` a list of 0 and 1 for each row."
+
+    @property
+    def multilabel(self) -> bool:
+        """Whether a row has any number of labels."""
+        return self.config_name == "multilabel"
+
+    def feature_types(self):
+        ids = datasets.Value("int64")
+        kinds = [datasets.Sequence(ids)] if self.multilabel else [datasets.Value("string"), ids]
+        return [datasets.Features({"predictions": kind, "references": kind}) for kind in kinds]
+
+    def prediction(self, value):
+        if not self.multilabel:
+            return value if isinstance(value, str) else whole(value)
+        if not isinstance(value, list | tuple) or not all(each in (0, 1) for each in value):
+            raise ValueError(f"{value!r} is not a list of 0 and 1, one for each label.")
+        return [int(each) for each in value]
+
+    def check_pairs(self, guesses, gold):
+        """Raise ValueError also for names next to ids, and for rows of unequal widths."""
+        super().check_pairs(guesses, gold)
+        every = [*guesses, *gold]
+        if self.multilabel:
+            widths = sorted({len(row) for row in every})
+            if len(widths) > 1:
+                raise ValueError(f"{self.name}: rows of {widths[0]} and of {widths[-1]} labels.")
+            return
+        names = [value for value in every if isinstance(value, str)]
+        if names and len(names) < len(every):
+            ids = [value for value in every if not isinstance(value, str)]
+            raise ValueError(
+                f"{self.name}: {names[0]!r} is the name of a class, {ids[0]!r} an id. Give names "
+                "or ids on both sides; an evaluator's `label_mapping` maps names to ids."
+            )
+
+
+class NumberMetric(Metric):
+    """A metric of numbers."""
+
+    inputs = "Numbers, one for each row."
+
+    def feature_types(self):
+        value = datasets.Value("float64")
+        return datasets.Features({"predictions": value, "references": value})
+
+    def prediction(self, value):
+        return number(value)
+
+
+class TextMetric(Metric):
+    """A metric of texts with one or more references each."""
+
+    inputs = "predictions: texts; references: for each a text, or a list of at least one."
+
+    def feature_types(self):
+        value = datasets.Value("string")
+        return datasets.Features({"predictions": value, "references": [value]})
+
+    def prediction(self, value):
+        return text(value)
+
+    def reference(self, value):
+        return texts(value)
+
+
+class AnswerMetric(Metric):
+    """A metric of answers to questions, which are matched by their `id`."""
+
+    inputs = 'predictions: {"id", "prediction_text"}; references: {"id", "answers"}.'
+
+    def feature_types(self):
+        value = datasets.Value("string")
+        answers = {"text": [value], "answer_start": [datasets.Value("int32")]}
+        return datasets.Features(
+            {
+                "predictions": {"id": value, "prediction_text": value},
+                "references": {"id": value, "answers": answers},
+            }
+        )
+
+    def prediction(self, value):
+        row = with_keys(value, "id", "prediction_text")
+        return {"id": text(row["id"]), "prediction_text": text(row["prediction_text"])}
+
+    def reference(self, value):
+        row = with_keys(value, "id", "answers")
+        answers = with_keys(row["answers"], "text", "answer_start")
+        found = [text(each) for each in answers["text"]]
+        starts = [whole(each) for each in answers["answer_start"]]
+        return {"id": text(row["id"]), "answers": {"text": found, "answer_start": starts}}
+
+
+def with_keys(value: Any, *keys: str) -> dict[str, Any]:
+    """Return a dictionary. Raise ValueError unless it has the keys."""
+    if not isinstance(value, dict) or not all(key in value for key in keys):
+        raise ValueError(f"{value!r} is not a dictionary with {' and '.join(map(repr, keys))}.")
+    return value

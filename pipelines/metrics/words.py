@@ -1,0 +1,34 @@
+"""The words of a text in any script, for ROUGE."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+from rouge_score.tokenizers import DefaultTokenizer
+
+UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # Thai, Lao; Burmese; Khmer
+    "\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"  # Japanese, Chinese
+    "\U00020000-\U0003ffff]"
+)
+"""Characters of scripts that write no spaces between words."""
+ASCII = DefaultTokenizer()
+
+
+def split(text: str) -> list[str]:
+    """Split a text into lower-case words without punctuation.
+
+    ASCII text is split as by rouge_score's default tokenizer. That one drops all other letters:
+    a Chinese text has no words, and "füllt" equals "fällt". Here letters of any script make words,
+    and each character of a script without spaces is one.
+    """
+    if text.isascii():
+        return ASCII.tokenize(text)
+    letters = []
+    for c in unicodedata.normalize("NFC", text).lower():
+        if UNSPACED.match(c):
+            letters.append(f" {c} ")
+        else:
+            letters.append(c if c.isalnum() or unicodedata.category(c)[0] == "M" else " ")
+    return "".join(letters).split()

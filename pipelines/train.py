@@ -1,0 +1,221 @@
+"""`gpt2-recipes train`: run a recipe in as many processes as its Accelerate config asks for.
+
+One process on the CPU is this process. Everything else goes through Accelerate's own launcher. Its
+trace is shown only where no process left a message. Imports no torch before it must.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import io
+import json
+import os
+import runpy
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NoReturn
+
+from pipelines.cli import EXITS, Exit, main, parse, reported, stop
+from pipelines.errors import Problem, RecipeError
+from pipelines.launcher import check_request, default_config, read_config, read_request
+from pipelines.recipe import Recipe
+
+SHIPPED = Path(__file__).parents[1] / "recipes"
+ONE_ON_CPU = {
+    "compute_environment": "LOCAL_MACHINE",
+    "use_cpu": True,
+    "num_machines": 1,
+    "num_processes": 1,
+    "machine_rank": 0,
+    "debug": False,
+    "enable_cpu_affinity": False,
+    "downcast_bf16": "no",
+    "main_training_function": "main",
+    "rdzv_backend": "static",
+    "same_network": True,
+    "tpu_env": [],
+    "tpu_use_cluster": False,
+    "tpu_use_sudo": False,
+}
+"""What a config may say, next to precision, for a run in this process."""
+
+
+def train(
+    recipe: str, flags: Sequence[str], *, config_file: Path | None, num_processes: int | None
+) -> None:
+    """Run a recipe with its flags, and end with its exit code."""
+    file = recipe_file(recipe)
+    config_file = config_file or default_config()
+    config = read_config(config_file)
+    if {"-h", "--help"} & set(flags):
+        run_file(file, flags)
+    elif num_processes in (None, 1) and is_one_on_cpu(config):
+        if config:
+            set_environment(config)
+        run_file(file, flags)
+    else:
+        parse(load_recipe(file), [str(file), *flags])  # before seconds of imports, and once
+        launch(file, flags, config_file, num_processes)
+
+
+def recipe_file(name: str) -> Path:
+    """Return the file of a recipe, given by its path or by the name of one that is shipped."""
+    if Path(name).is_file():
+        return Path(name)
+    shipped = {file.stem: file for file in SHIPPED.glob("*.py")}
+    stem = Path(name).stem.replace("-", "_")
+    if stem in shipped and Path(name).parent == Path():
+        return shipped[stem]
+    close = difflib.get_close_matches(stem, shipped, n=1)
+    hint = f"Did you mean {close[0]}?" if close else f"Shipped: {', '.join(sorted(shipped))}."
+    raise RecipeError([Problem("RECIPE", f"{name!r} is no file and no shipped recipe. {hint}")])
+
+
+def load_recipe(file: Path) -> Recipe:
+    """Return the RECIPE of a Python file, or the recipe of a recipe.json."""
+    if file.suffix == ".json":
+        return Recipe.from_file(file)
+    sys.path.insert(0, str(file.resolve().parent))  # as Python does for a script
+    recipe = runpy.run_path(str(file), run_name=file.stem).get("RECIPE")
+    if not isinstance(recipe, Recipe):
+        text = f"{file} defines no RECIPE. Write RECIPE = Recipe(...) at its top level."
+        raise RecipeError([Problem("RECIPE", text)])
+    return recipe
+
+
+def run_file(file: Path, flags: Sequence[str]) -> None:
+    """Run the recipe of a file in this process, as if the file had been called with the flags."""
+    recipe = load_recipe(file)
+    sys.argv = [str(file), *flags]
+    main(recipe)
+
+
+def is_one_on_cpu(config: dict[str, Any]) -> bool:
+    """Tell whether a config is for one process on the CPU and nothing else; {} is no config."""
+    if not config:
+        return True
+    others = {k: v for k, v in config.items() if k not in ("distributed_type", "mixed_precision")}
+    return (
+        config.get("use_cpu") is True
+        and config.get("distributed_type") in ("NO", False)  # NO is False in YAML
+        and config.get("mixed_precision") in (None, "no", False, "bf16")
+        and all(k in ONE_ON_CPU and ONE_ON_CPU[k] == v for k, v in others.items())
+    )
+
+
+def set_environment(config: dict[str, Any]) -> None:
+    """Set what `accelerate launch` sets for one process on the CPU."""
+    import psutil
+
+    os.environ["ACCELERATE_USE_CPU"] = "True"
+    os.environ["ACCELERATE_MIXED_PRECISION"] = str(config.get("mixed_precision") or "no")
+    os.environ.setdefault("OMP_NUM_THREADS", str(psutil.cpu_count(logical=False) or 1))
+
+
+def launch(
+    file: Path, flags: Sequence[str], config_file: Path | None, num_processes: int | None
+) -> None:
+    """Run a recipe by Accelerate's launcher, and end as its first process that ends badly.
+
+    Raise RecipeError for what it cannot start.
+    """
+    words = [] if config_file is None else ["--config_file", str(config_file)]
+    words += [] if num_processes is None else ["--num_processes", str(num_processes)]
+    words += ["--module", "pipelines.train", str(file), *flags]
+    trace = io.StringIO()
+    with contextlib.redirect_stderr(trace):  # the processes keep file descriptor 2
+        arguments = validated(words)
+        if not arguments.multi_gpu:
+            replace_process(arguments)
+        exits = start_processes(arguments)
+    if exits is not None:
+        stop(exits.lines or trace.getvalue().splitlines(), exits.code)
+
+
+def validated(words: list[str]) -> Any:
+    """Return the launcher's arguments, with the values of the config filled in."""
+    from accelerate.commands import launch as launcher
+
+    request = read_request(words)
+    check_request(request)
+    if request.use_cpu:  # which Accelerate passes on to one process only
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+    try:
+        # private; `launch_command` would not say whether it starts several processes
+        arguments = launcher._validate_launch_command(
+            launcher.launch_command_parser().parse_args(words)
+        )[0]
+    except ValueError as error:
+        raise RecipeError([Problem("config_file", str(error))]) from None
+    if not arguments.multi_gpu and arguments.num_processes > 1:
+        text = f"{arguments.num_processes} processes need a config that starts them. On a CPU use "
+        text += "--config-file accelerate_configs/cpu_2_processes.yaml."
+        raise RecipeError([Problem("num_processes", text)])
+    return arguments
+
+
+def replace_process(arguments: Any) -> NoReturn:
+    """Become the one process of a run, which so gets every signal and gives its own exit code."""
+    from accelerate.utils import prepare_simple_launcher_cmd_env
+
+    command, environment = prepare_simple_launcher_cmd_env(arguments)
+    os.execve(command[0], command, environment)
+
+
+def start_processes(arguments: Any) -> Exit | None:
+    """Run the processes; return how the first of them ended that did not end well.
+
+    Torch's launcher catches signals, passes them on to the processes, and waits.
+    """
+    from accelerate.commands.launch import multi_gpu_launcher
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    if arguments.main_process_port is None and arguments.num_machines in (None, 1):
+        arguments.main_process_port = 0  # any that is free
+    arguments.shutdown_timeout = 600  # seconds for the checkpoint that a signal asks for
+    with TemporaryDirectory() as folder:
+        os.environ[EXITS] = folder
+        try:
+            multi_gpu_launcher(arguments)
+        except SignalException as error:
+            end_children(error.sigval)
+            text = f"stopped by {error.sigval.name}; run the same command again to resume."
+            code = 130 if error.sigval == signal.SIGINT else 75
+            return first_exit(Path(folder)) or Exit(code, [text])
+        except ChildFailedError as error:
+            rank, failure = error.get_first_failure()
+            if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:
+                text = f"rank {rank} was ended by {failure.signal_name()}, as when memory runs "
+                return Exit(1, [f"{text}out. Run the same command again to resume."])
+            return first_exit(Path(folder)) or Exit(failure.exitcode, [])
+        finally:
+            del os.environ[EXITS]
+    return None
+
+
+def first_exit(folder: Path) -> Exit | None:
+    """Return what the first process that ended badly has left, if any has."""
+    files = sorted(folder.glob("*.json"))
+    return Exit(**json.loads(files[0].read_text(encoding="utf-8"))) if files else None
+
+
+def end_children(number: signal.Signals) -> None:
+    """Pass a second signal on to processes that the launcher no longer waits for, then end them."""
+    import psutil
+
+    children = psutil.Process().children(recursive=True)
+    for child in children:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.send_signal(number)
+    for child in psutil.wait_procs(children, timeout=10)[1]:
+        child.kill()
+
+
+if __name__ == "__main__":
+    with reported():
+        run_file(Path(sys.argv[1]), sys.argv[2:])
