@@ -6,21 +6,21 @@ import hashlib
 import json
 import os
 import platform
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-import httpx2
 import torch
 from huggingface_hub import (
-    HfApi,
     constants,
     is_offline_mode,
-    snapshot_download,
     try_to_load_from_cache,
 )
 from huggingface_hub.errors import (
+    GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
     RepositoryNotFoundError,
@@ -30,6 +30,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, Tra
 
 from pipelines.data import is_local
 from pipelines.errors import Problem, RecipeError
+from pipelines.hub_client import Hub, HubError, reason
 from pipelines.models import load_base
 from pipelines.recipe import NF4, Int8, Model, Recipe, Scratch
 from pipelines.report import plot_training
@@ -55,43 +56,84 @@ FILES = (  # all that a repository may hold; nothing else is ever uploaded or do
     "training_curve.png",
     "vocab.json",
 )
+SMALL_FILES = ("*.json", "*.txt", "*.jinja", "*.model")  # of a checkpoint: config and tokenizer
+WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors")
 LIBRARIES = ("torch", "transformers", "datasets", "accelerate", "peft", "evaluate", "bitsandbytes")
 
 
 def pin(recipe: Recipe) -> Recipe:
-    """Return the recipe with the commit of every Hub repository in place of its revision.
+    """Return the recipe with every name decided: a commit of the Hub, or an explicit local path.
 
-    Two runs of the result then read the same bytes. With HF_HUB_OFFLINE the cache decides, and
-    nothing is pinned. Raise RecipeError for what is neither on disk nor on the Hub.
+    A local path then starts with "." or "/", which no Hub id does, so that nothing later has to
+    look whether a path exists; and two runs of the result read the same bytes of the Hub. With
+    HF_HUB_OFFLINE the cache decides, and nothing is pinned. The weights of a checkpoint are
+    downloaded here, with retries. Raise RecipeError for what is neither on disk nor on the Hub.
     """
+    hub = Hub()
     problems: list[Problem] = []
     model: Model | Scratch = recipe.model
     if isinstance(model, Model):
-        model = pin_model(model, "model", problems)
+        model = pin_model(hub, model, "model", problems)
     elif isinstance(model.tokenizer, Model):
-        model = replace(model, tokenizer=pin_model(model.tokenizer, "model.tokenizer", problems))
+        tokenizer = pin_model(hub, model.tokenizer, "model.tokenizer", problems, weights=False)
+        model = replace(model, tokenizer=tokenizer)
     source = recipe.task.dataset
-    if not is_local(source):
-        commit = commit_of(source.path, source.revision, "dataset", "task.dataset.path", problems)
+    if is_local(source):
+        source = replace(source, path=explicit(source.path))
+    else:
+        commit = commit_of(
+            hub, source.path, source.revision, "dataset", "task.dataset.path", problems
+        )
         source = replace(source, revision=commit)
     if problems:
         raise RecipeError(problems)
     return replace(recipe, model=model, task=replace(recipe.task, dataset=source))
 
 
-def pin_model(model: Model, path: str, problems: list[Problem]) -> Model:
-    """Return a checkpoint with its commit, or unchanged if it is a folder."""
+def explicit(path: str) -> str:
+    """Return a path that exists here so that it starts with "." or "/"; a Hub id as it is."""
+    if is_path(path) or not Path(path).exists():
+        return path
+    return f"./{path}"
+
+
+def is_path(name: str) -> bool:
+    """Tell an explicit local path from a Hub id, which starts with neither "." nor "/"."""
+    return name.startswith((".", "/"))
+
+
+def pin_model(
+    hub: Hub, model: Model, path: str, problems: list[Problem], *, weights: bool = True
+) -> Model:
+    """Return a checkpoint with its commit and its files in the cache, or the path of a folder."""
     name = model.name_or_path
     if Path(name).is_dir():
-        return model
-    return replace(
-        model,
-        revision=commit_of(name, model.revision, "model", f"{path}.name_or_path", problems),
-    )
+        return replace(model, name_or_path=explicit(name))
+    field = f"{path}.name_or_path"
+    commit = commit_of(hub, name, model.revision, "model", field, problems)
+    pinned = replace(model, revision=commit)
+    if commit is not None and not is_offline_mode():
+        try:
+            download_checkpoint(hub, pinned, weights=weights)
+        except (HubError, HfHubHTTPError, OSError) as error:
+            text = f"{name!r} cannot be downloaded: {reason(error)}"
+            problems.append(Problem(field, text))
+    return pinned
+
+
+def download_checkpoint(hub: Hub, model: Model, *, weights: bool = True) -> Path:
+    """Bring config, tokenizer and the safetensors that transformers reads into the cache."""
+    files = [*SMALL_FILES, *(WEIGHTS if weights else ())]
+    return hub.download(model.name_or_path, model.revision, files, ignored="*/*")
+
+
+def weight_files(names: Iterable[str]) -> list[str]:
+    """Return the safetensors of a checkpoint that transformers reads, of all its files."""
+    return sorted(n for n in names if any(fnmatch(n, pattern) for pattern in WEIGHTS))
 
 
 def commit_of(
-    name: str, revision: str | None, kind: str, path: str, problems: list[Problem]
+    hub: Hub, name: str, revision: str | None, kind: str, path: str, problems: list[Problem]
 ) -> str | None:
     """Return the commit that `revision`, or the default branch, names on the Hub now."""
     try:
@@ -100,15 +142,20 @@ def commit_of(
                 text = f"{name!r} is no folder and not in the cache, and HF_HUB_OFFLINE is set."
                 problems.append(Problem(path, text))
             return revision
-        return HfApi().repo_info(name, revision=revision, repo_type=kind).sha
+        return hub.ask(lambda api: str(api.repo_info(name, revision=revision, repo_type=kind).sha))
+    except GatedRepoError as error:
+        text = f"{name!r} is gated: {reason(error)}. Ask for access on its page."
+        problems.append(Problem(path, text))
     except RepositoryNotFoundError:
         problems.append(Problem(path, f"{name!r} is no folder and no {kind} on the Hub."))
     except RevisionNotFoundError:
         problems.append(Problem(path, f"{name!r} has no revision {revision!r}."))
     except HFValidationError:
         problems.append(Problem(path, f"{name!r} is no folder and no Hub id."))
-    except (HfHubHTTPError, httpx2.TransportError) as error:
-        text = f"{name!r} is no folder, and {constants.ENDPOINT} does not answer: {error}"
+    except HubError as error:
+        problems.append(Problem(path, f"{name!r} is no folder here, and {error}"))
+    except HfHubHTTPError as error:
+        text = f"{name!r} is no folder here, and {constants.ENDPOINT} refuses it: {reason(error)}"
         problems.append(Problem(path, text))
     return None
 
@@ -196,16 +243,49 @@ def base_of(recipe: Recipe, model: Any) -> dict[str, Any] | None:
         return None
     assert isinstance(recipe.model, Model)
     config = model.get_base_model().config
-    named = {"name_or_path": recipe.model.name_or_path, "revision": recipe.model.revision}
+    named: dict[str, Any] = {
+        "name_or_path": recipe.model.name_or_path,
+        "revision": recipe.model.revision,
+        "sha256": weights_sha256(checkpoint_folder(recipe.model)),
+    }
     return named | {name: getattr(config, name) for name in SHAPE}
 
 
-def public_name(path: str) -> str:
-    """Return a Hub id as it is, and a path below the current folder or else its name, with "./"."""
-    place = Path(os.path.abspath(path))  # links stay as they were typed
-    if not place.exists():
-        return path
-    if place.is_relative_to(Path.cwd()):
+def checkpoint_folder(model: Model) -> Path:
+    """Return the folder that holds a checkpoint's files: its own, or that of the cache."""
+    if Path(model.name_or_path).is_dir():
+        return Path(model.name_or_path)
+    config = try_to_load_from_cache(model.name_or_path, "config.json", revision=model.revision)
+    assert isinstance(config, str)
+    return Path(config).parent
+
+
+def weights_sha256(folder: Path) -> str:
+    """Return what tells the weights of a checkpoint from others: see `combined_sha256`."""
+    hashes = {}
+    for name in weight_files(file.name for file in folder.iterdir()):
+        with (folder / name).open("rb") as content:
+            hashes[name] = hashlib.file_digest(content, "sha256").hexdigest()
+    return combined_sha256(hashes)
+
+
+def combined_sha256(hashes: dict[str, str]) -> str:
+    """Return the hash of a checkpoint by those of its safetensors: of a single file, its own."""
+    if len(hashes) == 1:
+        return next(iter(hashes.values()))
+    lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(hashes.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def public_name(name: str) -> str:
+    """Return a Hub id as it is, and a local path as others may read it, starting with "./".
+
+    What is below the current folder keeps its place in it; of other paths the last part is left.
+    """
+    if not is_path(name):
+        return name
+    place = Path(os.path.abspath(name))  # links stay as they were typed
+    if place != Path.cwd() and place.is_relative_to(Path.cwd()):
         return f"./{place.relative_to(Path.cwd()).as_posix()}"
     return f"./{place.name}"
 
@@ -249,7 +329,8 @@ def load_adapter(
         source = recipe.model
         if base is not None:
             problems: list[Problem] = []
-            source = pin_model(Model(name_or_path=base, revision=base_revision), "base", problems)
+            named = Model(name_or_path=base, revision=base_revision)
+            source = pin_model(Hub(), named, "base", problems)
             if problems:
                 raise RecipeError(problems)
         check_base(source, sidecar["base"])
@@ -279,12 +360,17 @@ def result_folder(repo: str | Path, revision: str | None) -> Path:
     """Return the folder of a result, downloaded if it is not on disk."""
     folder = Path(repo)
     if not folder.is_dir():
+        hub = Hub()
         problems: list[Problem] = []
         name = str(repo)
-        commit = commit_of(name, revision, "model", name, problems)
+        commit = commit_of(hub, name, revision, "model", name, problems)
         if problems:
             raise RecipeError(problems)
-        folder = Path(snapshot_download(name, revision=commit, allow_patterns=list(FILES)))
+        try:
+            folder = hub.download(name, commit, list(FILES))
+        except (HubError, HfHubHTTPError, OSError) as error:
+            text = f"cannot be downloaded: {reason(error)}"
+            raise RecipeError([Problem(name, text)]) from error
     missing = [name for name in ("recipe.json", "task.json") if not (folder / name).is_file()]
     if missing:
         text = f"has no {' and no '.join(missing)}: no run of a recipe wrote it."
@@ -292,16 +378,22 @@ def result_folder(repo: str | Path, revision: str | None) -> Path:
     return folder
 
 
-def check_base(source: Model, recorded: dict[str, Any]) -> None:
-    """Raise RecipeError for a base that is not there, or, with both values, for another one."""
+def check_base(source: Model, recorded: dict[str, Any], *, weights: bool = True) -> None:
+    """Raise RecipeError for a base that is not there, or, with both values, for another one.
+
+    A base of the Hub is downloaded to the cache, with its `weights` unless they are not needed.
+    """
+    folder: str | Path = source.name_or_path
     try:
+        if not Path(folder).is_dir() and not is_path(source.name_or_path) and not is_offline_mode():
+            folder = download_checkpoint(Hub(), source, weights=weights)
         config = AutoConfig.from_pretrained(
-            source.name_or_path, revision=source.revision, trust_remote_code=False
+            folder, revision=source.revision, trust_remote_code=False
         )
-    except OSError as error:  # what transformers raises for files that are missing
+    except (HubError, HFValidationError, OSError) as error:  # OSError: a file is missing
         text = (
             f"the adapter's base, {source.name_or_path!r}, is no folder here, and not to be had "
-            f"from the Hub: {str(error).splitlines()[0]} Name a copy of it."
+            f"from the Hub: {reason(error)} Name a copy of it."
         )
         raise RecipeError([Problem("base", text)]) from error
     found = {name: getattr(config, name) for name in SHAPE}

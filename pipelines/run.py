@@ -28,7 +28,7 @@ from pipelines.errors import NonFiniteError, Preempted
 from pipelines.hub import pin, save
 from pipelines.log import logged
 from pipelines.models import build_model, load_tokenizer
-from pipelines.publish import check_destination, check_reload, publish
+from pipelines.publish import check_destination, check_reload, publish_finished
 from pipelines.recipe import Recipe
 from pipelines.report import print_report, print_score, quiet
 from pipelines.tasks.base import Examples
@@ -105,7 +105,7 @@ def run_in_folder(recipe: Recipe, world_size: int, started: float) -> dict[str, 
     if recipe.push_to and PartialState().is_main_process:
         batch = task.collate(int(tokenizer.pad_token_id or 0))(held_out.dataset[:8])
         check_reload(trainer, folder, batch)
-        publish(folder, recipe.push_to, public=recipe.public)
+        publish_finished(folder, recipe.push_to, public=recipe.public)
     trainer.accelerator.wait_for_everyone()
     return metrics
 

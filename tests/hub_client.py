@@ -130,22 +130,38 @@ def precisions(repo: str) -> dict:
     return found
 
 
+def preflight(recipe: str, repo: str) -> None:
+    """Do what a run asks the Hub for before it trains."""
+    from pipelines.hub import pin
+    from pipelines.publish import check_destination
+
+    check_destination(pin(Recipe.from_json(recipe)), repo, public=False)
+
+
 def publish_lines() -> None:
     """Publish for each line of JSON on standard input; answer with exit code and message.
 
-    A line holds the arguments of `publish` and a `token`.
+    A line holds the arguments of `publish`, or of another `verb`, and a `token`.
     """
-    from pipelines.errors import PublishError, RecipeError
-    from pipelines.publish import publish
+    from pipelines.errors import RunError
+    from pipelines.publish import publish, publish_finished
 
+    verbs = {
+        "publish": publish,
+        "publish_finished": lambda folder, **options: publish_finished(Path(folder), **options),
+        "evaluate": evaluate_adapter,
+        "preflight": preflight,
+        "load": load_adapter,
+    }
     for line in sys.stdin:
         arguments = json.loads(line)
         os.environ["HF_TOKEN"] = arguments.pop("token")
         code, said = 0, ""
+        os.chdir(arguments.pop("cwd", "."))
         try:
-            publish(**arguments)
-        except (RecipeError, PublishError) as error:
-            code, said = 2 if isinstance(error, RecipeError) else 6, str(error)
+            verbs[arguments.pop("verb", "publish")](**arguments)
+        except RunError as error:
+            code, said = error.exit_code, str(error)
         print(json.dumps({"code": code, "said": said}), flush=True)
 
 
