@@ -16,9 +16,10 @@ import math
 import os
 import random
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
@@ -28,10 +29,12 @@ from typing import Any, TypeVar
 import httpx2
 from huggingface_hub import HfApi, constants, get_session, set_client_factory, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from huggingface_hub.utils import parse_ratelimit_headers, tqdm
+from huggingface_hub.file_download import repo_folder_name
+from huggingface_hub.utils import parse_ratelimit_headers
 
 from pipelines.abandonable import call_or_abandon
 from pipelines.errors import Problem, RecipeError
+from pipelines.log import LOG, scrubbed
 
 VARIABLE = "GPT2_RECIPES_HUB_TIMEOUT"
 TIMEOUT = 60.0  # seconds without progress
@@ -39,7 +42,8 @@ CONNECT_TIMEOUT = 10.0
 COMMAND = 10  # a command may take this many time-outs, data that moves not counted
 STEP = 64 * 1024  # bytes that count as progress
 XET_RATE = 100_000  # bytes/s granted to uploads whose progress cannot be observed
-LONGEST_PAUSE = 8.0  # seconds between attempts, unless the Hub asks for more
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 8.0  # seconds between attempts, unless the Hub asks for more
+PERMANENT = (httpx2.UnsupportedProtocol, httpx2.LocalProtocolError)  # no other attempt helps
 RETRIED = {408, 412, 429, 500, 502, 503, 504, *range(520, 525)}  # 412: another commit came first
 MALFORMED = (KeyError, TypeError, AttributeError, IndexError, ValueError)
 LONGEST_REASON = 400  # characters of a server's message that are shown
@@ -96,22 +100,18 @@ def _silence_told(timeout: float) -> Iterator[None]:
         raise
 
 
-class _Paced(httpx2.SyncByteStream):
-    """A request's or response's body that reports its bytes and ends when they stop moving."""
+class _Counted(httpx2.SyncByteStream):
+    """A body, of a request or a response, that reports its bytes as they move."""
 
-    def __init__(self, stream: Any, timeout: float):
-        self.stream, self.timeout = stream, timeout
+    def __init__(self, stream: Any):
+        self.stream = stream
 
     def __iter__(self) -> Iterator[bytes]:
-        started = time.monotonic()
-        with _silence_told(self.timeout):
-            for chunk in self.stream:
-                for start in range(0, len(chunk), STEP):
-                    part = chunk[start : start + STEP]
-                    PROGRESS.move(len(part))
-                    if time.monotonic() - max(started, PROGRESS.last) > self.timeout:
-                        raise HubSilentError(_too_slow(self.timeout))
-                    yield part
+        for chunk in self.stream:
+            for start in range(0, len(chunk), STEP):
+                part = chunk[start : start + STEP]
+                PROGRESS.move(len(part))
+                yield part
         PROGRESS.touch()
 
     def close(self) -> None:
@@ -121,6 +121,31 @@ class _Paced(httpx2.SyncByteStream):
     def elapsed(self) -> Any:
         """What httpx2 reads from its own streams."""
         return self.stream.elapsed
+
+
+class _Paced(_Counted):
+    """The body of a response, which ends when its bytes hardly move. Its reader may be slow."""
+
+    def __init__(self, stream: Any, timeout: float):
+        super().__init__(stream)
+        self.timeout = timeout
+
+    def __iter__(self) -> Iterator[bytes]:
+        chunks = super().__iter__()
+        num_bytes, waited = 0, 0.0
+        while True:
+            started = time.monotonic()
+            with _silence_told(self.timeout):
+                chunk = next(chunks, None)
+            if chunk is None:
+                return
+            num_bytes += len(chunk)
+            waited += time.monotonic() - started
+            if num_bytes >= STEP:
+                num_bytes, waited = 0, 0.0
+            elif waited > self.timeout:
+                raise HubSilentError(_too_slow(self.timeout))
+            yield chunk
 
 
 class HubClient(httpx2.Client):
@@ -137,7 +162,7 @@ class HubClient(httpx2.Client):
         limits |= dict.fromkeys(("read", "write", "pool"), self.longest)
         bounded = {name: min(limits[name], wanted.get(name) or math.inf) for name in limits}
         request.extensions = {**request.extensions, "timeout": bounded}
-        request.stream = _Paced(request.stream, self.longest)
+        request.stream = _Counted(request.stream)
         with _silence_told(self.longest):
             response = super().send(request, stream=True, **options)
         PROGRESS.touch(retry_after(response) or 0.0)
@@ -152,19 +177,11 @@ class HubClient(httpx2.Client):
         return response
 
 
-class _ProgressBar(tqdm):
-    """A progress bar of a download, which sees the bytes of Xet too; it may be hidden."""
-
-    def update(self, n: float | None = 1) -> Any:
-        """Note the bytes."""
-        PROGRESS.move(int(n or 0))
-        return super().update(n)
-
-
 def _refuse_web_page(request: httpx2.Request, response: httpx2.Response) -> None:
     """Raise HubError for HTML where the Hub answers JSON, as a login page of a network does."""
     path = request.url.path
-    is_api = "/api/" in path or "/info/lfs/" in path
+    is_file = "/api/resolve-cache/" in path
+    is_api = ("/api/" in path or "/info/lfs/" in path) and not is_file
     if is_api and response.is_success and "html" in response.headers.get("content-type", ""):
         raise HubError(
             f"{request.url.host} answered {request.method} {path} with a web page, not as the Hub "
@@ -184,6 +201,14 @@ def _too_slow(seconds: float) -> str:
         f"{constants.ENDPOINT} moved less than {STEP // 1024} KiB in {seconds:.0f} s. "
         f"{VARIABLE} sets how long to wait."
     )
+
+
+def _tell_retry(why: str, seconds: float) -> None:
+    """Tell why the command waits, in run.log and on stderr: stdout may hold predictions."""
+    line = scrubbed(f"{constants.ENDPOINT}: {why}; trying again in {seconds:,.1f} s")
+    LOG.info(line)
+    if os.environ.get("RANK", "0") == "0":
+        print(line, file=sys.stderr)
 
 
 def hub_timeout() -> float:
@@ -240,25 +265,33 @@ class Hub:
         return self.fetch(checked, num_bytes=num_bytes)
 
     def fetch(
-        self, call: Callable[[], Answer], *, num_bytes: int = 0, watched: bool = True
+        self,
+        call: Callable[[], Answer],
+        *,
+        num_bytes: int = 0,
+        into: Path | None = None,
+        watched: bool = True,
     ) -> Answer:
         """Return what `call` returns, after further attempts when the Hub or the line failed.
 
-        `num_bytes` is what it uploads through Xet, whose progress cannot be observed. A call
+        `num_bytes` is what it uploads through Xet, whose progress cannot be observed; `into` is a
+        folder that grows when it, or another process that it waits for, downloads. A call
         that also computes, such as preparing a dataset, is not `watched`: only its requests are
         bounded. Raise HubError when attempts do not help; other errors are raised as they are.
         """
         give_up = time.monotonic() + self.timeout
-        pause = 0.5
+        pause = FIRST_PAUSE
         while True:
             try:
-                return self._watch(call, num_bytes / XET_RATE) if watched else call()
+                return self._watch(call, num_bytes / XET_RATE, into) if watched else call()
             except Exception as error:
                 failure = _failure(error)
                 if failure is None:
                     raise
                 if isinstance(failure, HubSilentError):
                     raise HubError(str(failure)) from error
+                if isinstance(failure, PERMANENT):
+                    raise HubError(f"{constants.ENDPOINT}: {reason(error)}") from error
                 asked = None
                 if isinstance(failure, HfHubHTTPError):
                     asked = retry_after(failure.response)
@@ -269,6 +302,8 @@ class Hub:
                     if asked:
                         text += f", and asks to wait for {asked:,.0f} s"
                     raise HubError(text) from error
+                if pause == FIRST_PAUSE or asked:
+                    _tell_retry(reason(error), wait)
             time.sleep(wait)
             pause = min(2 * pause, LONGEST_PAUSE)
 
@@ -280,10 +315,9 @@ class Hub:
             "revision": commit,
             "allow_patterns": files,
             "ignore_patterns": ignored,
-            "tqdm_class": _ProgressBar,
         }
         try:
-            return Path(self.fetch(lambda: snapshot_download(name, **options)))
+            return Path(self.fetch(lambda: snapshot_download(name, **options), into=cache_of(name)))
         except HubError:
             if commit is None:
                 raise
@@ -299,10 +333,16 @@ class Hub:
         moved = PROGRESS.num_bytes - self._bytes_before
         return self._started + COMMAND * self.timeout + moved * self.timeout / STEP
 
-    def _watch(self, call: Callable[[], Answer], granted: float) -> Answer:
+    def _watch(self, call: Callable[[], Answer], granted: float, into: Path | None) -> Answer:
         """Run `call`; abandon it when nothing moves, or at the deadline."""
+        size = folder_size(into)
+        if into is not None:
+            granted += 2 * self.timeout  # huggingface_hub writes 10 MB at once
 
         def hopeless() -> HubSilentError | None:
+            nonlocal size
+            grown, size = folder_size(into) - size, folder_size(into)
+            PROGRESS.move(max(0, grown))
             late = time.monotonic() > self.deadline + granted
             # A second later than the request's own time-out, whose error says more.
             silent = PROGRESS.silence > self.timeout + granted + 1
@@ -314,6 +354,23 @@ class Hub:
             return call_or_abandon(call, hopeless)
         finally:
             PROGRESS.watched -= 1
+
+
+def cache_of(name: str) -> Path:
+    """Return the folder where huggingface_hub keeps the files of a model, unfinished ones too."""
+    folder = repo_folder_name(repo_id=name, repo_type="model")
+    return Path(constants.HF_HUB_CACHE) / folder / "blobs"
+
+
+def folder_size(folder: Path | None) -> int:
+    """Return the bytes of the files in a folder; 0 if it is not there."""
+    if folder is None or not folder.is_dir():
+        return 0
+    size = 0
+    for file in folder.iterdir():
+        with suppress(FileNotFoundError):  # renamed when it is whole
+            size += file.stat().st_size
+    return size
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -226,8 +226,8 @@ def publish(
         gated = bool(hub.ask(lambda api: api.model_info(repo)).gated)
         num_bytes = sum(map(size_of, contents.values()))
         commit = hub.ask(lambda api: upload(api, contents, repo), num_bytes=num_bytes)
-        wrong = hub.ask(lambda api: arrived_changed(api, contents, repo, commit))
-        if wrong:
+        there = hub.ask(lambda api: files_of(api, repo, commit))
+        if wrong := arrived_changed(contents, there):
             raise PublishError(folder, repo, options, f"{', '.join(wrong)} arrived changed")
         if problem := check_afterwards(hub, repo, public=public, gated=gated):
             raise PublishError(folder, repo, options, problem)
@@ -479,13 +479,10 @@ def names_path(text: str, place: str) -> bool:
 def upload(api: HfApi, contents: Contents, repo: str) -> str:
     """Commit the files, and leave out those of an earlier result; return the commit."""
     head = api.model_info(repo).sha
-    there = api.list_repo_tree(repo, recursive=True, revision=head)
     stale = [
-        item.path
-        for item in there
-        if isinstance(item, RepoFile)
-        and item.path not in contents
-        and any(fnmatch(item.path, pattern) for pattern in FILES)
+        path
+        for path in files_of(api, repo, head)
+        if path not in contents and any(fnmatch(path, pattern) for pattern in FILES)
     ]
     operations: list[CommitOperationAdd | CommitOperationDelete] = [
         *(CommitOperationAdd(name, content) for name, content in sorted(contents.items())),
@@ -502,13 +499,14 @@ def upload(api: HfApi, contents: Contents, repo: str) -> str:
     return commit.oid
 
 
-def arrived_changed(api: HfApi, contents: Contents, repo: str, commit: str) -> list[str]:
+def files_of(api: HfApi, repo: str, revision: str | None) -> dict[str, RepoFile]:
+    """Return the files of a repository by their paths."""
+    items = api.list_repo_tree(repo, recursive=True, revision=revision)
+    return {item.path: item for item in items if isinstance(item, RepoFile)}
+
+
+def arrived_changed(contents: Contents, there: dict[str, RepoFile]) -> list[str]:
     """Return the files that the repository does not hold as they are here, by their hashes."""
-    there = {
-        item.path: item
-        for item in api.list_repo_tree(repo, recursive=True, revision=commit)
-        if isinstance(item, RepoFile)
-    }
     return [
         name
         for name, content in sorted(contents.items())
