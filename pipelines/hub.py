@@ -6,9 +6,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from fnmatch import fnmatch
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +28,14 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, Tra
 
 from pipelines.data import is_local
 from pipelines.errors import Problem, RecipeError
-from pipelines.hub_client import Hub, HubError, reason
+from pipelines.hub_client import (
+    Hub,
+    HubError,
+    fetch_checkpoint,
+    is_path,
+    reason,
+    weight_files,
+)
 from pipelines.models import load_base
 from pipelines.recipe import NF4, Int8, Model, Recipe, Scratch
 from pipelines.report import plot_training
@@ -56,8 +61,6 @@ FILES = (  # all that a repository may hold; nothing else is ever uploaded or do
     "training_curve.png",
     "vocab.json",
 )
-SMALL_FILES = ("*.json", "*.txt", "*.jinja", "*.model")  # of a checkpoint: config and tokenizer
-WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors")
 LIBRARIES = ("torch", "transformers", "datasets", "accelerate", "peft", "evaluate", "bitsandbytes")
 
 
@@ -66,8 +69,8 @@ def pin(recipe: Recipe) -> Recipe:
 
     A local path then starts with "." or "/", which no Hub id does, so that nothing later has to
     look whether a path exists; and two runs of the result read the same bytes of the Hub. With
-    HF_HUB_OFFLINE the cache decides, and nothing is pinned. The weights of a checkpoint are
-    downloaded here, with retries. Raise RecipeError for what is neither on disk nor on the Hub.
+    HF_HUB_OFFLINE the cache decides, and nothing is pinned. Raise RecipeError for what is neither
+    on disk nor on the Hub.
     """
     hub = Hub()
     problems: list[Problem] = []
@@ -75,7 +78,7 @@ def pin(recipe: Recipe) -> Recipe:
     if isinstance(model, Model):
         model = pin_model(hub, model, "model", problems)
     elif isinstance(model.tokenizer, Model):
-        tokenizer = pin_model(hub, model.tokenizer, "model.tokenizer", problems, weights=False)
+        tokenizer = pin_model(hub, model.tokenizer, "model.tokenizer", problems)
         model = replace(model, tokenizer=tokenizer)
     source = recipe.task.dataset
     if is_local(source):
@@ -97,39 +100,15 @@ def explicit(path: str) -> str:
     return f"./{path}"
 
 
-def is_path(name: str) -> bool:
-    """Tell an explicit local path from a Hub id, which starts with neither "." nor "/"."""
-    return name.startswith((".", "/"))
-
-
-def pin_model(
-    hub: Hub, model: Model, path: str, problems: list[Problem], *, weights: bool = True
-) -> Model:
-    """Return a checkpoint with its commit and its files in the cache, or the path of a folder."""
+def pin_model(hub: Hub, model: Model, path: str, problems: list[Problem]) -> Model:
+    """Return a checkpoint with its commit, or with the explicit path of its folder."""
     name = model.name_or_path
     if Path(name).is_dir():
         return replace(model, name_or_path=explicit(name))
-    field = f"{path}.name_or_path"
-    commit = commit_of(hub, name, model.revision, "model", field, problems)
-    pinned = replace(model, revision=commit)
-    if commit is not None and not is_offline_mode():
-        try:
-            download_checkpoint(hub, pinned, weights=weights)
-        except (HubError, HfHubHTTPError, OSError) as error:
-            text = f"{name!r} cannot be downloaded: {reason(error)}"
-            problems.append(Problem(field, text))
-    return pinned
-
-
-def download_checkpoint(hub: Hub, model: Model, *, weights: bool = True) -> Path:
-    """Bring config, tokenizer and the safetensors that transformers reads into the cache."""
-    files = [*SMALL_FILES, *(WEIGHTS if weights else ())]
-    return hub.download(model.name_or_path, model.revision, files, ignored="*/*")
-
-
-def weight_files(names: Iterable[str]) -> list[str]:
-    """Return the safetensors of a checkpoint that transformers reads, of all its files."""
-    return sorted(n for n in names if any(fnmatch(n, pattern) for pattern in WEIGHTS))
+    return replace(
+        model,
+        revision=commit_of(hub, name, model.revision, "model", f"{path}.name_or_path", problems),
+    )
 
 
 def commit_of(
@@ -253,20 +232,30 @@ def base_of(recipe: Recipe, model: Any) -> dict[str, Any] | None:
 
 def checkpoint_folder(model: Model) -> Path:
     """Return the folder that holds a checkpoint's files: its own, or that of the cache."""
-    if Path(model.name_or_path).is_dir():
-        return Path(model.name_or_path)
-    config = try_to_load_from_cache(model.name_or_path, "config.json", revision=model.revision)
-    assert isinstance(config, str)
-    return Path(config).parent
+    name = model.name_or_path
+    cached = None if is_path(name) else cached_file(name, "config.json", model.revision)
+    return Path(name) if cached is None else cached.parent
 
 
-def weights_sha256(folder: Path) -> str:
-    """Return what tells the weights of a checkpoint from others: see `combined_sha256`."""
+def cached_file(name: str, file: str, revision: str | None) -> Path | None:
+    """Return a file of a repository in the cache, or None."""
+    found = try_to_load_from_cache(name, file, revision=revision)
+    return Path(found) if isinstance(found, str) else None
+
+
+def weights_sha256(folder: Path) -> str | None:
+    """Return what tells the weights of a checkpoint from others: see `combined_sha256`.
+
+    None where they are not there any more: a result that is trained is not lost for that.
+    """
     hashes = {}
-    for name in weight_files(file.name for file in folder.iterdir()):
-        with (folder / name).open("rb") as content:
-            hashes[name] = hashlib.file_digest(content, "sha256").hexdigest()
-    return combined_sha256(hashes)
+    try:
+        for name in weight_files(file.name for file in folder.iterdir()):
+            with (folder / name).open("rb") as content:
+                hashes[name] = hashlib.file_digest(content, "sha256").hexdigest()
+    except OSError:
+        return None
+    return combined_sha256(hashes) if hashes else None
 
 
 def combined_sha256(hashes: dict[str, str]) -> str:
@@ -383,12 +372,12 @@ def check_base(source: Model, recorded: dict[str, Any], *, weights: bool = True)
 
     A base of the Hub is downloaded to the cache, with its `weights` unless they are not needed.
     """
-    folder: str | Path = source.name_or_path
     try:
-        if not Path(folder).is_dir() and not is_path(source.name_or_path) and not is_offline_mode():
-            folder = download_checkpoint(Hub(), source, weights=weights)
+        folder = fetch_checkpoint(source, weights=weights)
         config = AutoConfig.from_pretrained(
-            folder, revision=source.revision, trust_remote_code=False
+            str(folder) if folder.is_dir() else source.name_or_path,
+            revision=source.revision,
+            trust_remote_code=False,
         )
     except (HubError, HFValidationError, OSError) as error:  # OSError: a file is missing
         text = (

@@ -18,16 +18,24 @@ import random
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from fnmatch import fnmatch
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx2
-from huggingface_hub import HfApi, constants, get_session, set_client_factory, snapshot_download
+from huggingface_hub import (
+    HfApi,
+    constants,
+    get_session,
+    is_offline_mode,
+    set_client_factory,
+    snapshot_download,
+)
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import parse_ratelimit_headers
@@ -35,6 +43,7 @@ from huggingface_hub.utils import parse_ratelimit_headers
 from pipelines.abandonable import call_or_abandon
 from pipelines.errors import Problem, RecipeError
 from pipelines.log import LOG, scrubbed
+from pipelines.recipe import Model
 
 VARIABLE = "GPT2_RECIPES_HUB_TIMEOUT"
 TIMEOUT = 60.0  # seconds without progress
@@ -47,6 +56,8 @@ PERMANENT = (httpx2.UnsupportedProtocol, httpx2.LocalProtocolError)  # no other 
 RETRIED = {408, 412, 429, 500, 502, 503, 504, *range(520, 525)}  # 412: another commit came first
 MALFORMED = (KeyError, TypeError, AttributeError, IndexError, ValueError)
 LONGEST_REASON = 400  # characters of a server's message that are shown
+SMALL_FILES = ("*.json", "*.txt", "*.jinja", "*.model")  # of a checkpoint: config and tokenizer
+WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors")
 JITTER = random.Random()  # not the global one, which a recipe seeds
 Answer = TypeVar("Answer")
 
@@ -91,11 +102,13 @@ PROGRESS = Progress()
 
 @contextmanager
 def _silence_told(timeout: float) -> Iterator[None]:
-    """Raise HubSilentError for a time-out of a socket that used up the command's patience."""
+    """Raise HubSilentError for a time-out of a socket that used up the patience of a call."""
+    started = time.monotonic()
     try:
         yield
     except httpx2.TimeoutException as error:
-        if PROGRESS.watched and PROGRESS.silence >= timeout:
+        silence = PROGRESS.silence if PROGRESS.watched else time.monotonic() - started
+        if silence >= timeout:
             raise HubSilentError(_no_answer(timeout)) from error
         raise
 
@@ -354,6 +367,29 @@ class Hub:
             return call_or_abandon(call, hopeless)
         finally:
             PROGRESS.watched -= 1
+
+
+def is_path(name: str) -> bool:
+    """Tell an explicit local path from a Hub id, which starts with neither "." nor "/"."""
+    return name.startswith((".", "/"))
+
+
+def fetch_checkpoint(model: Model, *, weights: bool = True) -> Path:
+    """Return the folder of a checkpoint, with what transformers reads of it in the cache.
+
+    Its config and its tokenizer are downloaded, and its safetensors unless no `weights` are
+    needed. Raise HubError when the Hub does not help, and OSError for what is not there.
+    """
+    name = model.name_or_path
+    if Path(name).is_dir() or is_path(name) or is_offline_mode():
+        return Path(name)
+    files = [*SMALL_FILES, *(WEIGHTS if weights else ())]
+    return Hub().download(name, model.revision, files, ignored="*/*")
+
+
+def weight_files(names: Iterable[str]) -> list[str]:
+    """Return the safetensors of a checkpoint that transformers reads, of all its files."""
+    return sorted(n for n in names if any(fnmatch(n, pattern) for pattern in WEIGHTS))
 
 
 def cache_of(name: str) -> Path:

@@ -29,6 +29,7 @@ from pipelines.attention import use_plain_attention
 from pipelines.cpu import give_memory_back, prepare_cpu
 from pipelines.errors import Problem, RecipeError
 from pipelines.fields import nearest
+from pipelines.hub_client import HubError, fetch_checkpoint, reason
 from pipelines.recipe import NF4, Int8, Lora, Model, Recipe, Scratch
 from pipelines.tasks import Task
 from pipelines.tasks.spans import CONTRACTION_OR_SYMBOL
@@ -53,6 +54,7 @@ def load_tokenizer(
     wanted = model.tokenizer if isinstance(model, Scratch) else model
     tokenizer: PreTrainedTokenizerBase
     if isinstance(wanted, Model):
+        fetched(wanted, weights=False)
         tokenizer = AutoTokenizer.from_pretrained(
             wanted.name_or_path, revision=wanted.revision, trust_remote_code=False
         )
@@ -161,6 +163,7 @@ def load_base(
     if on_cpu and quantization:
         give_memory_back()
     where: dict[str, Any] = {"revision": model.revision, "trust_remote_code": False}
+    fetched(model)
     try:
         found = AutoConfig.from_pretrained(model.name_or_path, **where).to_dict()
         fused = FUSED.get(found.get("activation_function", ""))
@@ -188,6 +191,15 @@ def load_base(
         text = f"{task.length} is above the model's {positions}."
         raise RecipeError([Problem(f"task.{task.length_field}", text)])
     return base
+
+
+def fetched(model: Model, *, weights: bool = True) -> None:
+    """Bring a checkpoint of the Hub into the cache, with further attempts when the Hub fails."""
+    try:
+        fetch_checkpoint(model, weights=weights)
+    except (HubError, OSError) as error:
+        text = f"{model.name_or_path!r} cannot be downloaded: {reason(error)}"
+        raise RecipeError([Problem("model.name_or_path", text)]) from error
 
 
 @contextmanager

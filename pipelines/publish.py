@@ -41,14 +41,19 @@ from pipelines.hub import (
     check_base,
     checkpoint_folder,
     combined_sha256,
-    download_checkpoint,
-    is_path,
     load_adapter,
     public_name,
-    weight_files,
     weights_sha256,
 )
-from pipelines.hub_client import Hub, HubError, reason, status_of
+from pipelines.hub_client import (
+    Hub,
+    HubError,
+    fetch_checkpoint,
+    is_path,
+    reason,
+    status_of,
+    weight_files,
+)
 from pipelines.recipe import Model, Recipe, Scratch, wrong_repo_id
 from pipelines.report import console
 
@@ -279,15 +284,16 @@ def trained_on(model: Model, recorded: dict[str, Any], flag: str) -> dict[str, A
 
     A result of an earlier version has no hash: then the folder that its recipe names decides.
     """
-    if "sha256" in recorded:
+    if recorded.get("sha256"):
         return recorded
-    if not Path(model.name_or_path).is_dir():
+    found = weights_sha256(Path(model.name_or_path))
+    if found is None:
         text = (
             "task.json does not record the weights that the adapter was trained on, and "
             f"{model.name_or_path!r} is not there to compare with. Train it again to record them."
         )
         raise RecipeError([Problem(flag, text)])
-    return recorded | {"sha256": weights_sha256(Path(model.name_or_path))}
+    return recorded | {"sha256": found}
 
 
 def publish_base(model: Model, recorded: dict[str, Any], repo: str, *, public: bool) -> str:
@@ -321,24 +327,24 @@ def base_on_hub(hub: Hub, name: str, revision: str | None, recorded: dict[str, A
         text = f"{name!r}{at} is not on the Hub: {reason(error)}"
         raise RecipeError([Problem("base", text)]) from error
     model = Model(name_or_path=name, revision=info.sha)
-    found = weights_on_hub(hub, model, info)
+    found = weights_on_hub(model, info)
     if found != recorded["sha256"]:
         raise RecipeError([other_weights("base", name, found, recorded)])
     check_base(model, recorded | {"revision": None}, weights=False)
     return model
 
 
-def weights_on_hub(hub: Hub, model: Model, info: ModelInfo) -> str:
+def weights_on_hub(model: Model, info: ModelInfo) -> str | None:
     """Return the hash of a checkpoint's weights; they are downloaded if the Hub lists none."""
     listed = {each.rfilename: each.lfs for each in info.siblings or []}
     names = weight_files(listed)
     hashes = {name: lfs.sha256 for name in names if (lfs := listed[name]) is not None}
     if hashes and len(hashes) == len(names):
         return combined_sha256(hashes)
-    return weights_sha256(download_checkpoint(hub, model))
+    return weights_sha256(fetch_checkpoint(model))
 
 
-def other_weights(flag: str, name: str, found: str, recorded: dict[str, Any]) -> Problem:
+def other_weights(flag: str, name: str, found: str | None, recorded: dict[str, Any]) -> Problem:
     """Return the problem of a base with other weights."""
     return Problem(
         flag,

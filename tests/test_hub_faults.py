@@ -301,6 +301,25 @@ def test_a_passing_failure_is_retried_in_publishing_and_loading(client, proxy, b
         assert client("load", repo=repo).code == 0
 
 
+@pytest.mark.parametrize("answer", [503, 520, "silent"])
+def test_rows_of_the_hub_are_read_after_a_passing_failure_or_refused(
+    client, proxy, helpdesk, answer
+):
+    file = helpdesk / "classify" / "train.jsonl"
+    repo = f"local/rows-{answer}"
+    assert client("share_rows", repo=repo, file=file).code == 0
+    if answer != "silent":
+        proxy.reset(failing_once("/api/datasets/", (answer, {}, b"{}")))
+        done = client("read_rows", repo=repo)
+        assert done.code == 0, done.said
+        return
+    proxy.reset(lambda method, path: answer)
+    done = client("read_rows", repo=repo)
+    assert done.code == 3
+    assert f"{repo}: " in done.said
+    assert "has not answered for 2 s" in done.said
+
+
 def test_a_hub_that_asks_to_wait_is_given_the_time(client, proxy, base):
     busy = (503, {"Retry-After": "4"}, b"{}")  # longer than the time-out of 2 s
     proxy.reset(failing_once("/commit/", busy))
