@@ -232,6 +232,6 @@ def take(lock: IO[str], kind: int, folder: Path, name: str) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the stages of `publish` that a kill left in a folder that nobody else holds."""
+    """Remove what a killed `publish` of an earlier version left; nobody else holds the folder."""
     for stage in folder.glob(f"{PUBLISH_STAGE}*"):
         shutil.rmtree(stage, ignore_errors=True)

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import tyro
 
+from pipelines.abandonable import end_process
 from pipelines.errors import Problem, RecipeError, RunError
 from pipelines.log import scrubbed
 from pipelines.recipe import Recipe
@@ -299,18 +300,32 @@ def merge(
     )
 
 
-def publish(folder: Annotated[Path, tyro.conf.Positional], repo: Repo, /, *, public: bool = False):
+def publish(
+    folder: Annotated[Path, tyro.conf.Positional],
+    repo: Repo,
+    /,
+    *,
+    public: bool = False,
+    base: str | None = None,
+    with_base: str | None = None,
+) -> None:
     """Upload a result to the Hub, or finish an upload.
+
+    An adapter that was trained on a base on this machine needs that base on the Hub: name it with
+    --base, or publish it in the same command with --with-base.
 
     Args:
         folder: Folder of a run.
         repo: Hub id, as USER/NAME.
         public: Publish for everybody to see.
+        base: Hub id of an adapter's base, as USER/NAME or USER/NAME@COMMIT; it must have the
+            weights that the adapter was trained on.
+        with_base: Hub id, as USER/NAME, to publish an adapter's local base to first.
     """
     check_result(folder)
     from pipelines.publish import publish as upload
 
-    upload(folder, repo, public=public)
+    upload(folder, repo, public=public, base=base, with_base=with_base)
 
 
 def lm_eval(
@@ -466,6 +481,7 @@ def stop(lines: list[str], code: int, *, everywhere: bool = False) -> NoReturn:
         leave(Exit(code, lines), Path(folder))
     elif everywhere or os.environ.get("RANK", "0") == "0":
         print(scrubbed("\n".join(lines)), file=sys.stderr)
+    end_process(code)
     raise SystemExit(code)
 
 

@@ -429,12 +429,18 @@ def append_rejected(file: Path, rejected: Sequence[Rejected], known: set[str]) -
 
 
 def hub_dataset(source: DatasetSource, split: str, *, streaming: bool) -> Any:
-    """Load a split through datasets."""
+    """Load a split through datasets, with further attempts when the Hub fails."""
     from datasets import load_dataset
 
-    return load_dataset(
-        source.path, source.name, split=split, revision=source.revision, streaming=streaming
-    )
+    from pipelines.hub_client import Hub, HubError
+
+    where: dict[str, Any] = {"revision": source.revision, "streaming": streaming}
+    try:
+        return Hub().fetch(
+            lambda: load_dataset(source.path, source.name, split=split, **where), watched=False
+        )
+    except HubError as error:
+        raise DataError(f"{source.path}: {error}") from error
 
 
 def class_labels(features: Any) -> dict[str, tuple[str, ...]]:

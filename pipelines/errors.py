@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,8 +54,8 @@ class PublishError(RunError):
 
     exit_code = 6
 
-    def __init__(self, folder: Path, repo: str, public: bool, cause: object):
-        again = f"gpt2-recipes publish {folder} {repo}{' --public' if public else ''}"
+    def __init__(self, folder: Path, repo: str, options: list[str], cause: object):
+        again = shlex.join(["gpt2-recipes", "publish", str(folder), repo, *options])
         super().__init__(
             f"Not published: {cause}\nThe result is complete in {folder}. Finish with\n    {again}"
         )

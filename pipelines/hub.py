@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 from dataclasses import dataclass, replace
@@ -9,16 +10,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-import httpx2
 import torch
 from huggingface_hub import (
-    HfApi,
     constants,
     is_offline_mode,
-    snapshot_download,
     try_to_load_from_cache,
 )
 from huggingface_hub.errors import (
+    GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
     RepositoryNotFoundError,
@@ -30,6 +29,14 @@ from pipelines.check_result import check_fetches_nothing, check_result, load_res
 from pipelines.checkpoints import promised
 from pipelines.data import Splits, is_local
 from pipelines.errors import Problem, RecipeError
+from pipelines.hub_client import (
+    Hub,
+    HubError,
+    fetch_checkpoint,
+    is_path,
+    reason,
+    weight_files,
+)
 from pipelines.local_files import nearest_path
 from pipelines.models import load_base
 from pipelines.pretrained import load_adapter_weights, read_config
@@ -45,21 +52,29 @@ LIBRARIES = ("torch", "transformers", "datasets", "accelerate", "peft", "evaluat
 
 
 def pin(recipe: Recipe) -> Recipe:
-    """Return the recipe with the commit of every Hub repository in place of its revision.
+    """Return the recipe with every name decided: a commit of the Hub, or an explicit local path.
 
-    Two runs of the result then read the same bytes. With HF_HUB_OFFLINE the cache decides, and
-    nothing is pinned. Raise RecipeError for what is neither on disk nor on the Hub.
+    A local path then starts with "." or "/", which no Hub id does, so that nothing later has to
+    look whether a path exists; and two runs of the result read the same bytes of the Hub. With
+    HF_HUB_OFFLINE the cache decides, and nothing is pinned. Raise RecipeError for what is neither
+    on disk nor on the Hub.
     """
+    hub = Hub()
     problems: list[Problem] = []
     model: Model | Scratch = recipe.model
     if isinstance(model, Model):
-        model = pin_model(model, "model", problems)
+        model = pin_model(hub, model, "model", problems)
     elif isinstance(model.tokenizer, Model):
-        model = replace(model, tokenizer=pin_model(model.tokenizer, "model.tokenizer", problems))
+        tokenizer = pin_model(hub, model.tokenizer, "model.tokenizer", problems)
+        model = replace(model, tokenizer=tokenizer)
     source = recipe.task.dataset
-    if not is_local(source):
+    if is_local(source):
+        source = replace(source, path=explicit(source.path))
+    else:
         num_problems = len(problems)
-        commit = commit_of(source.path, source.revision, "dataset", "task.dataset.path", problems)
+        commit = commit_of(
+            hub, source.path, source.revision, "dataset", "task.dataset.path", problems
+        )
         nearest = nearest_path(Path(source.path))
         if len(problems) > num_problems and nearest is not None:
             text = f"did you mean the local {nearest}?"
@@ -70,22 +85,34 @@ def pin(recipe: Recipe) -> Recipe:
     return replace(recipe, model=model, task=replace(recipe.task, dataset=source))
 
 
-def pin_model(model: Model, path: str, problems: list[Problem]) -> Model:
-    """Return a checkpoint with its commit and its tokenizer's, unless they are folders."""
-    name, tokenizer = model.name_or_path, model.tokenizer
-    if not Path(name).is_dir():
-        commit = commit_of(name, model.revision, "model", f"{path}.name_or_path", problems)
+def explicit(path: str) -> str:
+    """Return a path that exists here so that it starts with "." or "/"; a Hub id as it is."""
+    path = os.path.expanduser(path)
+    if is_path(path) or not Path(path).exists():
+        return path
+    return f"./{path}"
+
+
+def pin_model(hub: Hub, model: Model, path: str, problems: list[Problem]) -> Model:
+    """Return a checkpoint and its tokenizer with their commits, or with explicit paths."""
+    name, tokenizer = explicit(model.name_or_path), model.tokenizer
+    if Path(name).is_dir():
+        model = replace(model, name_or_path=name)
+    else:
+        field = f"{path}.name_or_path"
+        commit = commit_of(hub, name, model.revision, "model", field, problems)
         model = replace(model, revision=commit)
-    if tokenizer is not None and not Path(tokenizer).is_dir():
-        revision, field = model.tokenizer_revision, f"{path}.tokenizer"
-        commit = commit_of(
-            tokenizer, revision, "model", field, problems, file="tokenizer_config.json"
-        )
-        model = replace(model, tokenizer_revision=commit)
-    return model
+    if tokenizer is None:
+        return model
+    if Path(explicit(tokenizer)).is_dir():
+        return replace(model, tokenizer=explicit(tokenizer))
+    revision, field, file = model.tokenizer_revision, f"{path}.tokenizer", "tokenizer_config.json"
+    commit = commit_of(hub, tokenizer, revision, "model", field, problems, file=file)
+    return replace(model, tokenizer_revision=commit)
 
 
 def commit_of(
+    hub: Hub,
     name: str,
     revision: str | None,
     kind: str,
@@ -104,15 +131,20 @@ def commit_of(
                 text = f"{name!r} is no folder and not in the cache, and HF_HUB_OFFLINE is set."
                 problems.append(Problem(path, text))
             return revision
-        return HfApi().repo_info(name, revision=revision, repo_type=kind).sha
+        return hub.ask(lambda api: str(api.repo_info(name, revision=revision, repo_type=kind).sha))
+    except GatedRepoError as error:
+        text = f"{name!r} is gated: {reason(error)}. Ask for access on its page."
+        problems.append(Problem(path, text))
     except RepositoryNotFoundError:
         problems.append(Problem(path, f"{name!r} is no folder and no {kind} on the Hub."))
     except RevisionNotFoundError:
         problems.append(Problem(path, f"{name!r} has no revision {revision!r}."))
     except HFValidationError:
         problems.append(Problem(path, f"{name!r} is no folder and no Hub id."))
-    except (HfHubHTTPError, httpx2.TransportError) as error:
-        text = f"{name!r} is no folder, and {constants.ENDPOINT} does not answer: {error}"
+    except HubError as error:
+        problems.append(Problem(path, f"{name!r} is no folder here, and {error}"))
+    except HfHubHTTPError as error:
+        text = f"{name!r} is no folder here, and {constants.ENDPOINT} refuses it: {reason(error)}"
         problems.append(Problem(path, text))
     return None
 
@@ -224,16 +256,59 @@ def base_of(recipe: Recipe, model: Any) -> dict[str, Any] | None:
         return None
     assert isinstance(recipe.model, Model)
     config = model.get_base_model().config
-    named = {"name_or_path": recipe.model.name_or_path, "revision": recipe.model.revision}
+    named: dict[str, Any] = {
+        "name_or_path": recipe.model.name_or_path,
+        "revision": recipe.model.revision,
+        "sha256": weights_sha256(checkpoint_folder(recipe.model)),
+    }
     return named | {name: getattr(config, name) for name in SHAPE}
 
 
-def public_name(path: str) -> str:
-    """Return a Hub id as it is, and a path below the current folder or else its name, with "./"."""
-    place = Path(os.path.abspath(os.path.expanduser(path)))  # links stay as they were typed
-    if not place.exists():
-        return path
-    if place.is_relative_to(Path.cwd()):
+def checkpoint_folder(model: Model) -> Path:
+    """Return the folder that holds a checkpoint's files: its own, or that of the cache."""
+    name = model.name_or_path
+    cached = None if is_path(name) else cached_file(name, "config.json", model.revision)
+    return Path(name) if cached is None else cached.parent
+
+
+def cached_file(name: str, file: str, revision: str | None) -> Path | None:
+    """Return a file of a repository in the cache, or None."""
+    found = try_to_load_from_cache(name, file, revision=revision)
+    return Path(found) if isinstance(found, str) else None
+
+
+def weights_sha256(folder: Path) -> str | None:
+    """Return what tells the weights of a checkpoint from others: see `combined_sha256`.
+
+    None where they are not there any more: a result that is trained is not lost for that.
+    """
+    hashes = {}
+    try:
+        for name in weight_files(file.name for file in folder.iterdir()):
+            with (folder / name).open("rb") as content:
+                hashes[name] = hashlib.file_digest(content, "sha256").hexdigest()
+    except OSError:
+        return None
+    return combined_sha256(hashes) if hashes else None
+
+
+def combined_sha256(hashes: dict[str, str]) -> str:
+    """Return the hash of a checkpoint by those of its safetensors: of a single file, its own."""
+    if len(hashes) == 1:
+        return next(iter(hashes.values()))
+    lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(hashes.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def public_name(name: str) -> str:
+    """Return a Hub id as it is, and a local path as others may read it, starting with "./".
+
+    What is below the current folder keeps its place in it; of other paths the last part is left.
+    """
+    if not is_path(name):
+        return name
+    place = Path(os.path.abspath(name))  # links stay as they were typed
+    if place != Path.cwd() and place.is_relative_to(Path.cwd()):
         return f"./{place.relative_to(Path.cwd()).as_posix()}"
     return f"./{place.name}"
 
@@ -299,7 +374,8 @@ def load_folder(
         source, path = recipe.model, "base"
         if base is not None:
             problems: list[Problem] = []
-            source = pin_model(Model(name_or_path=base, revision=base_revision), "base", problems)
+            named = Model(name_or_path=base, revision=base_revision)
+            source = pin_model(Hub(), named, "base", problems)
             if problems:
                 raise RecipeError(problems)
         check_base(source, sidecar["base"])
@@ -329,12 +405,17 @@ def result_folder(repo: str | Path, revision: str | None) -> Path:
     """Return the folder of a result, downloaded if it is not on disk."""
     folder = Path(repo)
     if not folder.is_dir():
+        hub = Hub()
         problems: list[Problem] = []
         name = str(repo)
-        commit = commit_of(name, revision, "model", name, problems)
+        commit = commit_of(hub, name, revision, "model", name, problems)
         if problems:
             raise RecipeError(problems)
-        folder = Path(snapshot_download(name, revision=commit, allow_patterns=list(FILES)))
+        try:
+            folder = hub.download(name, commit, list(FILES))
+        except (HubError, HfHubHTTPError, OSError) as error:
+            text = f"cannot be downloaded: {reason(error)}"
+            raise RecipeError([Problem(name, text)]) from error
     missing = [name for name in ("recipe.json", "task.json") if not (folder / name).is_file()]
     if missing:
         text = f"has no {' and no '.join(missing)}: no run of a recipe wrote it."
@@ -342,22 +423,25 @@ def result_folder(repo: str | Path, revision: str | None) -> Path:
     return folder
 
 
-def check_base(source: Model, recorded: dict[str, Any]) -> None:
-    """Raise RecipeError for a base that is not there, or, with both values, for another one."""
+def check_base(source: Model, recorded: dict[str, Any], *, weights: bool = True) -> None:
+    """Raise RecipeError for a base that is not there, or, with both values, for another one.
+
+    A base of the Hub is downloaded to the cache, with its `weights` unless they are not needed.
+    """
     try:
-        given, _ = PreTrainedConfig.get_config_dict(source.name_or_path, revision=source.revision)
+        folder = fetch_checkpoint(source, weights=weights)
+        name = str(folder) if folder.is_dir() else source.name_or_path
+        given, _ = PreTrainedConfig.get_config_dict(name, revision=source.revision)
         check_fetches_nothing(given, "config.json of the base", but=("quantization_config",))
         config = (
             read_config(source, None, "base")
             if Path(source.name_or_path).is_dir()
-            else AutoConfig.from_pretrained(
-                source.name_or_path, revision=source.revision, trust_remote_code=False
-            )
+            else AutoConfig.from_pretrained(name, revision=source.revision, trust_remote_code=False)
         )
-    except OSError as error:  # what transformers raises for files that are missing
+    except (HubError, HFValidationError, OSError) as error:  # OSError: a file is missing
         text = (
             f"the adapter's base, {source.name_or_path!r}, is no folder here, and not to be had "
-            f"from the Hub: {str(error).splitlines()[0]} Name a copy of it."
+            f"from the Hub: {reason(error)} Name a copy of it."
         )
         raise RecipeError([Problem("base", text)]) from error
     found = {name: getattr(config, name) for name in SHAPE}

@@ -16,8 +16,8 @@ import torch
 from pipelines.data import check_splits, load_splits
 from pipelines.errors import Problem, RecipeError
 from pipelines.fields import plain
-from pipelines.hub import FILES, Loaded, load_adapter, public_name, result_folder
-from pipelines.publish import check_destination, publish
+from pipelines.hub import FILES, Loaded, explicit, load_adapter, public_name, result_folder
+from pipelines.publish import check_destination, publish_finished
 from pipelines.recipe import Recipe
 from pipelines.report import console, print_score, quietly
 from pipelines.result import unchanging, write_manifest
@@ -112,7 +112,7 @@ def merge(
     merged = Merged(moved, from_quantized, largest)
     print_merged(loaded, merged, out)
     if publish_to:
-        publish(out, publish_to, public=public)
+        publish_finished(out, publish_to, public=public)
     return merged
 
 
@@ -158,7 +158,7 @@ def origin(loaded: Loaded, recipe: Recipe, repo: str) -> dict[str, Any]:
     """Return what a merged model was merged from, without paths of this machine."""
     recorded = loaded.sidecar["base"]
     return {
-        "adapter": public_name(repo),
+        "adapter": public_name(explicit(repo)),
         "adapter_sha256": loaded.sha256,
         "base": recorded | {"name_or_path": public_name(recorded["name_or_path"])},
         "lora": plain(recipe.lora),

@@ -32,6 +32,7 @@ from pipelines.pretrained import (
     check_finite,
     check_special_tokens,
     check_weights,
+    fetched,
     guard_embeddings,
     loading_notes,
     max_token_id,
@@ -202,6 +203,7 @@ def load_base(
     if on_cpu and quantization:
         give_memory_back()
     name, given = model.name_or_path, read_config(model, task, path)
+    fetched(model, path=path)
     base, loading = read_weights(
         task,
         model,

@@ -23,6 +23,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from transformers.utils import find_adapter_config_file
 
 from pipelines.errors import Problem, RecipeError
+from pipelines.hub_client import HubError, fetch_checkpoint, reason
 from pipelines.recipe import Model, Recipe
 from pipelines.tasks import Task
 from pipelines.tasks.base import DataError, Examples, Features, token_ids
@@ -50,6 +51,15 @@ def check_recipe_model(recipe: Recipe) -> None:
         read_config(recipe.model, recipe.task, "model.name_or_path")
 
 
+def fetched(model: Model, *, path: str, weights: bool = True) -> None:
+    """Bring a checkpoint of the Hub into the cache, with further attempts when the Hub fails."""
+    try:
+        fetch_checkpoint(model, weights=weights)
+    except (HubError, OSError) as error:
+        text = f"{model.name_or_path!r} cannot be downloaded: {reason(error)}"
+        raise RecipeError([Problem(path, text)]) from error
+
+
 def read_config(model: Model, task: Task | None, path: str) -> Any:
     """Return a checkpoint's config.
 
@@ -62,6 +72,7 @@ def read_config(model: Model, task: Task | None, path: str) -> Any:
         return RecipeError([Problem(path, message)])
 
     check_adapter_folder(model, path)
+    fetched(model, path=path, weights=False)
     try:
         config = AutoConfig.from_pretrained(name, revision=model.revision, trust_remote_code=False)
     except (OSError, ValueError, StrictDataclassError) as error:
@@ -369,6 +380,7 @@ def read_tokenizer(name: str, revision: str | None, *, path: str) -> PreTrainedT
     way_out = ""
     if path == "model.name_or_path":
         way_out = " Name the tokenizer that it was trained with by --model.tokenizer."
+    fetched(Model(name_or_path=name, revision=revision), path=path, weights=False)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             name, revision=revision, trust_remote_code=False

@@ -45,7 +45,7 @@ FILES = (  # all that a repository may hold; nothing else is ever uploaded or do
 LOADED = ("*.safetensors", "pytorch_model*.bin", "adapter_model.bin")
 NOT_LISTED = ("README.md", "task.json")  # `publish` writes the card; task.json holds the list
 STAGE = ".result"  # inside the run's folder: a new result, until it is swapped in
-PUBLISH_STAGE = ".publish-"  # prefix of `publish`'s
+PUBLISH_STAGE = ".publish-"  # prefix of the stages that earlier versions of `publish` made
 
 
 def files_of(folder: Path) -> list[Path]:

@@ -49,7 +49,7 @@ from pipelines.pretrained import (
     check_vocabulary,
     num_embeddings,
 )
-from pipelines.publish import check_destination, check_reload, publish
+from pipelines.publish import check_destination, check_reload, publish_finished
 from pipelines.recipe import Recipe
 from pipelines.report import print_report, print_score, quietly
 from pipelines.result import damage, files_of, read_manifest, settle
@@ -125,7 +125,7 @@ def run_in_folder(
                 pad_token_id = int(prepared.tokenizer.pad_token_id or 0)
                 batch = recipe.task.collate(pad_token_id)(prepared.held_out.dataset[:8])
                 check_reload(trainer, folder, batch)
-                publish(folder, recipe.push_to, public=recipe.public)
+                publish_finished(folder, recipe.push_to, public=recipe.public)
     (folder / STARTED).unlink(missing_ok=True)
     trainer.accelerator.wait_for_everyone()
     return metrics
@@ -272,7 +272,7 @@ def finish_again(
     print_score(recipe.name, sidecar["metrics"])
     with signals.ending(not_published(recipe.folder)):
         if recipe.push_to and PartialState().is_main_process:
-            publish(recipe.folder, recipe.push_to, public=recipe.public)
+            publish_finished(recipe.folder, recipe.push_to, public=recipe.public)
     (recipe.folder / STARTED).unlink(missing_ok=True)
     PartialState().wait_for_everyone()
     return sidecar["metrics"]

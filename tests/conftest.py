@@ -185,6 +185,7 @@ def environment(hub, home, token=SECRET) -> dict[str, str]:
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_UPDATE_DOWNLOAD_COUNTS": "0",
+        "GPT2_RECIPES_HUB_TIMEOUT": "10",  # a Hub on loopback answers soon, or not at all
         "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
     }
     return found | ({"HF_TOKEN": token} if token else {})

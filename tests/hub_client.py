@@ -130,22 +130,60 @@ def precisions(repo: str) -> dict:
     return found
 
 
+def preflight(recipe: str, repo: str) -> None:
+    """Do what a run asks the Hub for before it trains."""
+    from pipelines.hub import pin
+    from pipelines.publish import check_destination
+
+    check_destination(pin(Recipe.from_json(recipe)), repo, public=False)
+
+
+def share_rows(repo: str, file: str) -> None:
+    """Upload a file as the training rows of a dataset."""
+    from huggingface_hub import HfApi
+
+    HfApi().create_repo(repo, repo_type="dataset", exist_ok=True)
+    HfApi().upload_file(
+        path_or_fileobj=file, path_in_repo="train.jsonl", repo_id=repo, repo_type="dataset"
+    )
+
+
+def read_rows(repo: str) -> None:
+    """Read them, with nothing in the cache of datasets."""
+    from pipelines.data import load_split
+
+    assert len(load_split(DatasetSource(path=repo), "train").rows) == 64
+
+
 def publish_lines() -> None:
     """Publish for each line of JSON on standard input; answer with exit code and message.
 
-    A line holds the arguments of `publish` and a `token`.
+    A line holds the arguments of `publish`, or of another `verb`, and a `token`.
     """
-    from pipelines.errors import PublishError, RecipeError
-    from pipelines.publish import publish
+    from pipelines.errors import RunError
+    from pipelines.publish import publish, publish_finished
+    from pipelines.tasks import DataError
 
+    verbs = {
+        "publish": publish,
+        "publish_finished": lambda folder, **options: publish_finished(Path(folder), **options),
+        "evaluate": evaluate_adapter,
+        "preflight": preflight,
+        "load": load_adapter,
+        "share_rows": share_rows,
+        "read_rows": read_rows,
+    }
     for line in sys.stdin:
         arguments = json.loads(line)
         os.environ["HF_TOKEN"] = arguments.pop("token")
         code, said = 0, ""
+        os.chdir(arguments.pop("cwd", "."))
         try:
-            publish(**arguments)
-        except (RecipeError, PublishError) as error:
-            code, said = 2 if isinstance(error, RecipeError) else 6, str(error)
+            verbs[arguments.pop("verb", "publish")](**arguments)
+        except RunError as error:
+            code, said = error.exit_code, str(error)
+        except DataError as error:
+            code, said = 3, str(error)
         print(json.dumps({"code": code, "said": said}), flush=True)
 
 

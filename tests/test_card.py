@@ -130,7 +130,7 @@ def test_the_pair_and_answer_snippets_are_python():
 def test_a_portable_recipe_names_no_place_of_this_machine(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
-    inside = DatasetSource(path="data")
+    inside = DatasetSource(path="./data")
     elsewhere = tmp_path.parent / f"{tmp_path.name}-elsewhere"
     elsewhere.mkdir()
     outside = DatasetSource(path=str(elsewhere))
