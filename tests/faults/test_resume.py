@@ -468,7 +468,7 @@ def test_a_disk_too_small_is_told_before_the_first_step(
     assert "checkpoints: about" not in capsys.readouterr().out
     enough = usage._replace(free=7_000_000)
     monkeypatch.setattr(pipelines.checkpoints.shutil, "disk_usage", lambda folder: enough)
-    run(recipe)
+    run(replace(recipe, overwrite=True))
     assert "  checkpoints: about 2 MB, of 7 MB free" in capsys.readouterr().out
 
 
