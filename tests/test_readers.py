@@ -536,6 +536,7 @@ def test_a_folder_that_datasets_saved_is_read(tmp_path):
         (gzip.compress(b""), "no rows"),
         (b"text,text\na,b\n", "column 'text' stands twice"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "content",
 )
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
 def test_what_holds_no_rows_is_named(content, said, suffix, tmp_path):

@@ -14,7 +14,7 @@ from pipelines.errors import Preempted, RecipeError
 from pipelines.fields import plain
 from pipelines.identity import RESUMABLE, check_allowed, leaves, why_fixed
 from pipelines.recipe import Lora, Model, Recipe, Scratch, Tokenizer, Train
-from pipelines.result import read_sidecar
+from pipelines.result import read_manifest
 from pipelines.run import run
 
 TRAIN = Train(
@@ -133,7 +133,7 @@ def test_the_steps_after_a_resume_follow_the_new_recipe(optim, changes, helpdesk
         assert {g["weight_decay"] for g in groups} == {train.weight_decay, 0.0}
         betas = {tuple(g["betas"]) for g in groups if "betas" in g}
         assert betas == {(train.adam_beta1, train.adam_beta2)}
-    sidecar = read_sidecar(recipe.folder)
+    sidecar = read_manifest(recipe.folder)
     assert [each["field"] for each in sidecar["changed_on_resume"]] == sorted(names)
     assert {each["step"] for each in sidecar["changed_on_resume"]} == {3}
 
@@ -233,7 +233,7 @@ def test_changed_rows_take_effect_and_are_recorded(helpdesk, tmp_path, watch):
         run(recipe)
     metrics = run(replace(recipe, allow_changed=("data.eval",)))
     assert metrics["baseline"] == {}  # the score before training is of the other rows
-    [change] = read_sidecar(recipe.folder)["changed_on_resume"]
+    [change] = read_manifest(recipe.folder)["changed_on_resume"]
     assert change["field"] == "data.eval"
     assert change["step"] == 3
 
