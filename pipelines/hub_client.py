@@ -46,7 +46,7 @@ from pipelines.log import LOG, scrubbed
 from pipelines.recipe import Model
 
 VARIABLE = "GPT2_RECIPES_HUB_TIMEOUT"
-TIMEOUT = 60.0  # seconds without progress
+TIMEOUT = 45.0  # seconds without progress; with its imports a command ends within 120 s
 CONNECT_TIMEOUT = 10.0
 COMMAND = 10  # a command may take this many time-outs, data that moves not counted
 STEP = 64 * 1024  # bytes that count as progress
@@ -108,7 +108,7 @@ def _silence_told(timeout: float) -> Iterator[None]:
         yield
     except httpx2.TimeoutException as error:
         silence = PROGRESS.silence if PROGRESS.watched else time.monotonic() - started
-        if silence >= timeout:
+        if silence >= 0.9 * timeout:  # it began when the request was on its way
             raise HubSilentError(_no_answer(timeout)) from error
         raise
 
@@ -260,6 +260,7 @@ class Hub:
         bound_requests()
         self.api = HfApi()
         self.timeout = hub_timeout()
+        self._silent: HubSilentError | None = None
         self._started = time.monotonic()
         self._bytes_before = PROGRESS.num_bytes
 
@@ -294,6 +295,8 @@ class Hub:
         """
         give_up = time.monotonic() + self.timeout
         pause = FIRST_PAUSE
+        if self._silent:  # a command does not wait twice
+            raise HubError(str(self._silent))
         while True:
             try:
                 return self._watch(call, num_bytes / XET_RATE, into) if watched else call()
@@ -302,6 +305,7 @@ class Hub:
                 if failure is None:
                     raise
                 if isinstance(failure, HubSilentError):
+                    self._silent = failure
                     raise HubError(str(failure)) from error
                 if isinstance(failure, PERMANENT):
                     raise HubError(f"{constants.ENDPOINT}: {reason(error)}") from error

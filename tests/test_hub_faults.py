@@ -157,7 +157,7 @@ def test_a_hub_that_never_answers_ends_every_command(client, proxy, base, how):
     ):
         assert done.code == code
         assert "has not answered for 2 s" in done.said or "moved less than" in done.said
-        assert done.seconds < 4 * TIMEOUT
+        assert done.seconds < 2.5 * TIMEOUT
         if code == 6:
             assert f"gpt2-recipes publish {base} local/stalled" in done.said
 
@@ -253,7 +253,7 @@ def test_a_timeout_that_is_no_number_of_seconds_is_refused(monkeypatch, value):
     from pipelines.hub_client import Hub, hub_timeout
 
     monkeypatch.delenv("GPT2_RECIPES_HUB_TIMEOUT", raising=False)
-    assert hub_timeout() == 60  # two of which, one for the imports, end a command within 120 s
+    assert hub_timeout() == 45  # so that a command ends within 120 s, its imports included
     monkeypatch.setenv("GPT2_RECIPES_HUB_TIMEOUT", value)
     with pytest.raises(RecipeError, match="not a positive number of seconds"):
         Hub()
