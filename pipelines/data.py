@@ -143,7 +143,7 @@ def stream_splits(source: DatasetSource) -> RawSplits:
     return RawSplits(train, held_out)
 
 
-def load_split(source: DatasetSource, split: str, max_rows: int | None) -> Examples:
+def load_split(source: DatasetSource, split: str, max_rows: int | None = None) -> Examples:
     """Read one split from the Hub or from its files.
 
     Of a Hub dataset that is far larger than `max_rows` only a random part becomes Python objects,

@@ -30,10 +30,17 @@ class Handler(BaseHTTPRequestHandler):
 
     def forward(self, body: bytes) -> tuple[int, dict, bytes]:
         """Return the Hub's answer."""
-        hub = http.client.HTTPConnection(urlsplit(self.server.proxy.target).netloc, timeout=30)
-        hub.request(self.command, self.path, body, dict(self.headers))
+        target = urlsplit(self.server.proxy.target)
+        hub = http.client.HTTPConnection(target.netloc, timeout=30)
+        hub.request(self.command, self.path, body, dict(self.headers) | {"Host": target.netloc})
         found = hub.getresponse()
-        return found.status, dict(found.getheaders()), found.read()
+        headers, content = dict(found.getheaders()), found.read()
+        ports = f":{target.port}/", f":{self.server.server_port}/"  # links lead here again
+        if "Location" in headers:
+            headers["Location"] = headers["Location"].replace(*ports)
+        if "json" in headers.get("Content-Type", ""):
+            content = content.replace(*(port.encode() for port in ports))
+        return found.status, headers, content
 
     def answer(self, status: int, headers: dict, body: bytes) -> None:
         """Send an answer."""

@@ -198,7 +198,7 @@ def test_fields_of_another_peft_that_are_empty_are_harmless(copy):
         ({"labels": ["a"] * 8}, "labels: 'a' is duplicated"),
         ({"labels": [str(i) for i in range(7)] + [8]}, "labels: "),
         ({"labels": []}, "labels are missing"),
-        ({"labels": ["a", "b"]}, "has shape (8, 32), but the model's is (2, 32)"),
+        ({"labels": ["a", "b"]}, "base_model.model.score.weight (8, 32), not (2, 32)"),
         ({"task": "CausalLM"}, "task is 'CausalLM', but the recipe's is 'TextClassification'"),
         ({"base": None}, "base is missing"),
         ({"base.revision": "main"}, "base.revision is 'main', but the recipe's is None"),

@@ -153,4 +153,4 @@ def test_the_section_load_and_evaluate_of_the_readme_runs(hub, place, published)
         (place / "pipelines").symlink_to(ROOT / "pipelines")
     said = client(hub, home, "-c", lines, cwd=place)
     assert "'label'" in said
-    assert "'exact_match'" in said
+    assert "'accuracy'" in said

@@ -358,7 +358,7 @@ def test_a_named_tokenizer_is_pinned_and_travels_in_recipe_json(checkpoint, task
 
     asked = []
 
-    def commit_of(name, revision, *arguments, **options):
+    def commit_of(hub, name, revision, *arguments, **options):
         asked.append((name, revision))
         return f"commit of {name}"
 

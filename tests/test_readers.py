@@ -12,11 +12,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipelines.data import load_splits, read_file
+from pipelines.data import check_splits, load_splits, read_file
 from pipelines.local_files import is_local, split_files
 from pipelines.readers import describe, read
 from pipelines.rows import Unreadable
-from pipelines.tasks import DataError, DatasetSource
+from pipelines.tasks import CausalLM, DataError, DatasetSource
 
 SLOW = settings(
     max_examples=60,
@@ -512,7 +512,7 @@ def test_a_folder_that_datasets_saved_is_read(tmp_path):
     assert len(split_files(one, "train")) == 2
     for source in (one, two):
         splits = load_splits(source)
-        rows = [*splits.train.rows, *splits.held_out.rows]
+        rows = [*splits.train.rows, *(splits.held_out.rows if splits.held_out else ())]
         assert [row for row in ROWS if row in rows] == ROWS
 
 
@@ -570,12 +570,9 @@ def test_a_folder_of_text_files_is_a_document_each(tmp_path):
         content = name.encode()
         (tmp_path / name).write_bytes(gzip.compress(content) if "gz" in name else content)
     source = DatasetSource(path=str(tmp_path), eval_fraction=0.3)
-    splits = load_splits(source)
-    assert [row["text"] for row in [*splits.train.rows, *splits.held_out.rows]] == [
-        "a.TXT",
-        "b.txt",
-        "c.txt.gz",
-    ]
+    documents = load_splits(source).train
+    assert [row["text"] for row in documents.rows] == ["a.TXT", "b.txt", "c.txt.gz"]
+    splits, _ = check_splits(CausalLM(dataset=source), load_splits(source))
     assert {splits.train.where(0), splits.train.where(1), splits.held_out.where(0)} == {
         f"{tmp_path / name}:1" for name in ("a.TXT", "b.txt", "c.txt.gz")
     }
@@ -688,9 +685,8 @@ def test_a_hub_id_that_is_not_found_names_a_local_path(tmp_path, monkeypatch):
     from pipelines import hub
     from pipelines.errors import Problem, RecipeError
     from pipelines.recipe import Recipe, Scratch
-    from pipelines.tasks import CausalLM
 
-    def not_found(name, revision, kind, path, problems):
+    def not_found(hub, name, revision, kind, path, problems):
         problems.append(Problem(path, f"{name!r} is no folder and no {kind} on the Hub."))
 
     monkeypatch.setattr(hub, "commit_of", not_found)

@@ -151,7 +151,7 @@ def test_no_pickle_and_no_code_of_a_repository_runs(results, checkpoint, tmp_pat
     config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig"}}
     (coded / "config.json").write_text(json.dumps(config))
     (coded / "own.py").write_text(f"import os; os.mkdir({str(tmp_path / 'canary')!r})")
-    with pytest.raises(RecipeError, match="auto_map.* which is never run here"):
+    with pytest.raises(RecipeError, match="config.json of the base: auto_map is not allowed"):
         load_adapter(results / "causal_lm", base=str(coded))
     assert not (tmp_path / "canary").exists()
 
@@ -160,19 +160,19 @@ def test_files_and_hubs_that_are_not_there_are_told_without_a_trace(results, tmp
     said = command("predict", results / "causal_lm", "nothing.jsonl", cwd=tmp_path, code=3)
     assert "nothing.jsonl: No such file or directory." in said
     said = command("evaluate", "local/x", cwd=tmp_path, code=2, HF_ENDPOINT="http://127.0.0.1:9")
-    assert "'local/x' is no folder, and http://127.0.0.1:9 does not answer" in said
+    assert "'local/x' is no folder here, and http://127.0.0.1:9 does not answer" in said
 
 
 def test_a_base_that_is_gone_is_named_and_a_copy_of_it_serves(results, checkpoint, tmp_path):
     import shutil
 
     folder = shutil.copytree(results / "causal_lm", tmp_path / "run")
-    recipe = json.loads((folder / "recipe.json").read_text())
-    recipe["model"]["name_or_path"] = "runs/gone"
-    (folder / "recipe.json").write_text(json.dumps(recipe))
+    for name in ("recipe.json", "task.json", "adapter_config.json"):
+        text = (folder / name).read_text()
+        (folder / name).write_text(text.replace(str(checkpoint), "./runs/gone"))
     write_manifest(folder)
     said = command("evaluate", folder, cwd=tmp_path, code=2, HF_HUB_OFFLINE="1")
-    assert "--base: the adapter's base, 'runs/gone', is no folder here" in said
+    assert "--base: the adapter's base, './runs/gone', is no folder here" in said
     command("evaluate", folder, "--base", checkpoint, cwd=tmp_path)
 
 

@@ -216,7 +216,7 @@ def test_the_same_command_publishes_a_finished_result_that_was_not(bench, monkey
     run_before = read_manifest(recipe.folder)["run"]
     sent = []
     monkeypatch.setattr("pipelines.run.check_destination", lambda *a, **o: None)
-    monkeypatch.setattr("pipelines.run.publish", lambda *a, **o: sent.append((a, o)))
+    monkeypatch.setattr("pipelines.run.publish_finished", lambda *a, **o: sent.append((a, o)))
     metrics = run(replace(recipe, push_to="me/result"))
     assert metrics == read_manifest(recipe.folder)["metrics"]
     assert sent == [((recipe.folder, "me/result"), {"public": False})]

@@ -296,18 +296,19 @@ def test_the_second_interrupt_stops_at_once_and_the_last_checkpoint_is_whole(lon
     assert what_is_wrong(checkpoint) is None
 
 
-def test_what_is_not_a_number_stops_before_the_update(checkpoint, helpdesk, tmp_path):
+def test_what_is_not_finite_stops_before_the_update(checkpoint, helpdesk, tmp_path, monkeypatch):
     import torch
-    from transformers import AutoModelForCausalLM
 
+    from pipelines import training
     from pipelines.errors import NonFiniteError
 
-    base = shutil.copytree(checkpoint, tmp_path / "base")
-    model = AutoModelForCausalLM.from_pretrained(base)
-    with torch.no_grad():
-        model.transformer.h[0].mlp.c_fc.weight[0, 0] = float("nan")
-    model.save_pretrained(base)
-    recipe = recipe_for("text_classification", "full", base, helpdesk, tmp_path / "run")
+    class Breaking(training.StepLog):
+        def on_step_begin(self, args, state, control, model, **kwargs):
+            with torch.no_grad():
+                model.transformer.h[0].mlp.c_fc.weight[0, 0] = float("nan")
+
+    monkeypatch.setattr(training, "StepLog", Breaking)
+    recipe = recipe_for("text_classification", "full", checkpoint, helpdesk, tmp_path / "run")
     with pytest.raises(NonFiniteError, match=r"step 1: the gradient norm is nan, at a learning"):
         run(recipe)
     assert not all_checkpoints(tmp_path / "run" / "checkpoints")
@@ -318,9 +319,10 @@ def test_the_rows_of_a_step_that_is_no_number_are_named(checkpoint, tmp_path):
     from pipelines.errors import NonFiniteError
     from pipelines.tasks import DatasetSource, TextClassification
 
-    rows = [{"text": f"ticket {n}", "score": 1e30 if n == 20 else 0.5} for n in range(40)]
+    rows = [{"text": f"ticket {n}", "score": 1e30 if n == 20 else n / 40} for n in range(40)]
     (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    source = DatasetSource(path=str(tmp_path), eval_fraction=0.2)
+    (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, rows[:8])))
+    source = DatasetSource(path=str(tmp_path), eval_split="test")
     recipe = Recipe(
         name="huge",
         task=TextClassification(dataset=source, problem_type="regression", label_column="score"),
@@ -480,4 +482,4 @@ def test_evaluation_rows_that_were_trained_on_are_counted(helpdesk, tmp_path, ch
     recipe = recipe_for("text_classification", "full", checkpoint, helpdesk, tmp_path / "run")
     source = replace(recipe.task.dataset, path=str(data))
     run(replace(recipe, task=replace(recipe.task, dataset=source)))
-    assert "3 evaluation rows are training rows too" in capsys.readouterr().out
+    assert "3 of 32 evaluation rows have the input of a training row" in capsys.readouterr().out
