@@ -173,6 +173,7 @@ def publish_lines() -> None:
         "share_rows": share_rows,
         "read_rows": read_rows,
     }
+    print(json.dumps({"code": 0, "said": "ready"}), flush=True)
     for line in sys.stdin:
         arguments = json.loads(line)
         os.environ["HF_TOKEN"] = arguments.pop("token")

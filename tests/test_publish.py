@@ -47,12 +47,17 @@ class Publisher:
             env=environment(hub, place / "home-publisher"),
             cwd=place,
         )
+        self.answer()
 
     def publish(self, folder, repo: str, *, public=False, token=SECRET) -> tuple[int, str]:
         """Publish; return exit code and message."""
         arguments = {"folder": str(folder), "repo": repo, "public": public, "token": token or ""}
         self.process.stdin.write(json.dumps(arguments) + "\n")
         self.process.stdin.flush()
+        return self.answer()
+
+    def answer(self) -> tuple[int, str]:
+        """Return the next answer of the process."""
         for line in self.process.stdout:
             if line.startswith("{"):
                 answer = json.loads(line)
