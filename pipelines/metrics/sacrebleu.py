@@ -31,6 +31,7 @@ class Sacrebleu(base.TextMetric):
         # None is no reference; "" would be one of length 0, and take the brevity penalty away
         padded = [[*gold, *([None] * (most - len(gold)))] for gold in references]
         streams = [list(stream) for stream in zip(*padded, strict=True)]
+        options = {"force": True} | options  # which only silences advice about tokenised text
         found = sacrebleu.corpus_bleu(predictions, streams, tokenize=tokenize, **options)
         return {
             "score": found.score,
