@@ -128,7 +128,9 @@ def test_damage_is_refused_harmless_or_told(originals, tmp_path, number):
             raise
         seconds.append(time.perf_counter() - began)
         counts[found] += 1
-        assert found != "WRONG" or file.startswith("tokenizer"), (seed, name, file, how)
+        # a tokenizer whose hash was replaced too may give other tokens and the same score
+        unknowable = seed % 4 and file.startswith("tokenizer")
+        assert found != "WRONG" or unknowable, (seed, name, file, how)
         assert not canary.exists()
         shutil.rmtree(folder)
     print(number, dict(counts), f"longest {max(seconds):.1f} s")
