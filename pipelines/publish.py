@@ -55,7 +55,7 @@ from pipelines.hub_client import (
     weight_files,
 )
 from pipelines.recipe import Model, Recipe, Scratch, wrong_repo_id
-from pipelines.report import console
+from pipelines.report import console, quietly
 from pipelines.result import NOT_LISTED
 from pipelines.result import read_result as read_whole_result
 
@@ -196,6 +196,7 @@ def publish_finished(folder: Path, repo: str, *, public: bool) -> str:
         raise PublishError(folder, repo, ["--public"] if public else [], text) from error
 
 
+@quietly()
 def publish(
     folder: str | Path,
     repo: str,
