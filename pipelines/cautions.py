@@ -70,7 +70,7 @@ def of_splits(task: Task, splits: Splits) -> Iterator[str]:
     if scored["shares_inputs"]:
         yield (
             f"evaluation rows have the same {task.grouped_by} as training rows, since no rows can "
-            "be held out otherwise: the score says nothing of others"
+            "be held out otherwise: the score does not measure others"
         )
     if scored["part"].endswith("of the rows"):
         num_rows = scored["of"] + splits.record["train"]["of"]

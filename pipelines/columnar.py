@@ -24,7 +24,7 @@ def read_columnar(file: Path, stream: IO[bytes], name: str) -> Iterator[Numbered
         schema, batches = _open(stream, name)
         twice = sorted({column for column in schema.names if schema.names.count(column) > 1})
         if twice:
-            raise DataError(f"{file}: column {twice[0]!r} stands twice.")
+            raise DataError(f"{file}: column {twice[0]!r} is duplicated.")
         for batch in batches:
             for row in batch.to_pylist():
                 number += 1

@@ -100,7 +100,7 @@ def read_header(file: Path, number: int, cells: list[str]) -> Header:
     reason = first_reason(cells)
     duplicates = sorted({cell for cell in cells if cell and cells.count(cell) > 1})
     if duplicates:
-        reason = f"column {duplicates[0]!r} stands twice in the header."
+        reason = f"column {duplicates[0]!r} is duplicated in the header."
     elif not any(cells):
         reason = "the header has no column names."
     if reason is not None:

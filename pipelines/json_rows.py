@@ -139,7 +139,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return the pairs as a dictionary. Raise ValueError for a key that is duplicated."""
     found = _mark_duplicates(pairs)
     if isinstance(found, Duplicated):
-        raise ValueError(f"key {found.key!r} stands twice.")
+        raise ValueError(f"key {found.key!r} is duplicated.")
     return found
 
 
@@ -319,7 +319,7 @@ def _numbered(items: list[Any], *, check: bool) -> Iterator[Numbered]:
 def _why_unusable(value: Any) -> str | None:
     """Explain why a value of a document cannot be used: by a duplicated key or by its text."""
     key = _duplicated_key(value)
-    return first_reason(strings(value)) if key is None else f"key {key!r} stands twice."
+    return first_reason(strings(value)) if key is None else f"key {key!r} is duplicated."
 
 
 def _duplicated_key(value: Any) -> str | None:

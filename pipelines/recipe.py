@@ -286,7 +286,7 @@ class Recipe:
         def noting_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             keys = [key for key, _ in pairs]
             twice = sorted({key for key in keys if keys.count(key) > 1})
-            problems.extend(Problem(key, "stands twice.") for key in twice)
+            problems.extend(Problem(key, "is duplicated.") for key in twice)
             return dict(pairs)
 
         try:

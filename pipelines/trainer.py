@@ -91,7 +91,7 @@ class RecipeTrainer(Trainer):
         checkpoint = folder / f"checkpoint-{self.state.global_step}"
         unwrapped: Any = self.model
         trained = sum(p.numel() for p in unwrapped.parameters() if p.requires_grad)
-        told = "The checkpoint before it is whole; the same command goes on from it."
+        told = "The checkpoint before it is whole; run the same command again to resume from it."
         with promised(checkpoint, 3 * 4 * trained, told):
             if self.accelerator.is_main_process:
                 (checkpoint / MARKER).unlink(missing_ok=True)

@@ -113,7 +113,7 @@ NOT_RECIPES = {
     "[]": ["recipe.json: [] is not an object."],
     "[" * 100_000: ["recipe.json: is not JSON: maximum recursion depth exceeded"],
     '{"type": "Recipe", "name": "a", "name": "../b", "output_dir": 5, "push_to": true}': [
-        "--name: stands twice.",
+        "--name: is duplicated.",
         "--output-dir: 5 is not allowed; it takes str or NoneType.",
         "--push-to: True is not allowed; it takes str or NoneType.",
         "--task: is missing.",

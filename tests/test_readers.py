@@ -169,7 +169,7 @@ def test_one_bad_item_of_an_array_costs_that_item(tmp_path):
     assert rows == [{"text": "a"}, {"text": "b"}]
     reasons = [row.reason for row in lost.values()]
     assert [*lost] == [2, 3, 4]
-    assert reasons == ["a NUL character.", "'3' is not an object.", "key 'a' stands twice."]
+    assert reasons == ["a NUL character.", "'3' is not an object.", "key 'a' is duplicated."]
 
 
 @pytest.mark.parametrize("suffix", [".json", ".jsonl"])
@@ -534,13 +534,13 @@ def test_a_folder_that_datasets_saved_is_read(tmp_path):
         (LINES.encode("utf-16")[:-1], "not UTF-16-LE: truncated data"),
         (b"", "no rows"),
         (gzip.compress(b""), "no rows"),
-        (b"text,text\na,b\n", "column 'text' stands twice"),
+        (b"text,text\na,b\n", "column 'text' is duplicated"),
     ],
     ids=lambda value: value if isinstance(value, str) else "content",
 )
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
 def test_what_holds_no_rows_is_named(content, said, suffix, tmp_path):
-    if said == "column 'text' stands twice" and suffix == ".jsonl":
+    if said == "column 'text' is duplicated" and suffix == ".jsonl":
         content += b"c,d\n"
     file = tmp_path / f"rows{suffix}"
     file.write_bytes(content)

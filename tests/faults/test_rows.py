@@ -47,7 +47,7 @@ BAD_LINES = {
     "NUL": (b'{"text": "a\0b", "label": "x"}', "a NUL character"),
     "escaped NUL": (rb'{"text": "a\u0000b", "label": "x"}', "a NUL character"),
     "half an emoji": (rb'{"text": "\ud83d", "label": "x"}', "half a surrogate pair, U.D83D"),
-    "a key twice": (b'{"text": "a", "text": "b", "label": "x"}', "key 'text' stands twice"),
+    "a key twice": (b'{"text": "a", "text": "b", "label": "x"}', "key 'text' is duplicated"),
     "deep": (b"[" * 100_000, "nested too deeply"),
     "a huge number": (b'{"text": ' + b"1" * 5000 + b"}", "Exceeds the limit"),
     "no text": ({"txt": "a", "label": "x"}, "column 'text' holds None.*Columns: txt, label"),
@@ -125,7 +125,7 @@ def test_a_csv_row_that_cannot_be_used_is_named_or_left_out(kind, tmp_path):
     [
         (b"", "train.csv: no rows"),
         (b"text,label\n", "train.csv: no rows"),
-        (b"text,text\na,x\n", "train.csv:1: column 'text' stands twice"),
+        (b"text,text\na,x\n", "train.csv:1: column 'text' is duplicated"),
         (b"text,\xff\na,x\n", "train.csv:1: not UTF-8"),
         (b"txt,label\na,x\nb,y\n", "train.csv: no column 'text', .*mean 'txt'.*: txt, label"),
         (b"text,label\na,x\nb,x\n", "holds one label, x; a classifier needs two"),
