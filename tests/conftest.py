@@ -169,6 +169,8 @@ def list_files_again(folder: Path) -> None:
     """Let task.json list the files as they are now, as somebody could who changed them."""
     from pipelines.result import write_manifest
 
+    if not (folder / "task.json").is_file():
+        return
     try:
         write_manifest(folder)
     except (OSError, ValueError, TypeError, RecursionError):
