@@ -111,7 +111,7 @@ def read_header(file: Path, number: int, cells: list[str]) -> Header:
 def sniff(sample: list[str], hint: str) -> Dialect:
     """Return the dialect of a file's first lines, by how well its records agree in length.
 
-    `hint` is the delimiter that the suffix stands for: it is kept where no other fits better.
+    `hint` is the usual delimiter of the suffix. It wins unless another one fits better.
     """
     csv.field_size_limit(sys.maxsize)
     if sample and (directive := SEPARATOR_LINE.match(sample[0])):

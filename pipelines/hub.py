@@ -42,8 +42,7 @@ from pipelines.models import load_base
 from pipelines.pretrained import load_adapter_weights, read_config
 from pipelines.recipe import NF4, Int8, Model, Recipe, Scratch
 from pipelines.report import plot_training, quietly
-from pipelines.result import FILES as FILES
-from pipelines.result import digest, new_stage, swap_in, unchanging, write_manifest
+from pipelines.result import FILES, digest, new_stage, swap_in, unchanging, write_manifest
 from pipelines.trainer import RecipeTrainer
 
 Precision = Literal["fp32", "bf16", "8bit", "4bit"]

@@ -117,7 +117,7 @@ def gpu_request(
 ) -> str | None:
     """Return the flag or the file that asks for a GPU, if any does.
 
-    A config that says nothing of `use_cpu` and is for one process leaves the choice to Accelerate.
+    A config for one process that does not set `use_cpu` leaves the choice to Accelerate.
     """
     if flags["multi_gpu"]:
         return "--multi_gpu"

@@ -45,7 +45,7 @@ class LogFile(logging.FileHandler):
 
 @contextmanager
 def logged(folder: Path) -> Iterator[None]:
-    """Append what is said inside to the folder's run.log, and the trace of what ends it.
+    """Append the messages printed inside to the folder's run.log, and the trace of what ends it.
 
     Raise RecipeError where the file cannot be opened.
     """
@@ -62,7 +62,7 @@ def logged(folder: Path) -> Iterator[None]:
         yield
     except BaseException as error:
         LOG.exception("The run ended.")
-        error.add_note(f"The whole trace stands in {folder / FILE}.")
+        error.add_note(f"The whole trace is in {folder / FILE}.")
         raise
     finally:
         LOG.removeHandler(handler)

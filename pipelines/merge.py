@@ -16,11 +16,11 @@ import torch
 from pipelines.data import check_splits, load_splits
 from pipelines.errors import Problem, RecipeError
 from pipelines.fields import plain
-from pipelines.hub import FILES, Loaded, explicit, load_adapter, public_name, result_folder
+from pipelines.hub import Loaded, explicit, load_adapter, public_name, result_folder
 from pipelines.publish import check_destination, publish_finished
 from pipelines.recipe import Recipe
 from pipelines.report import console, print_score, quietly
-from pipelines.result import unchanging, write_manifest
+from pipelines.result import FILES, unchanging, write_manifest
 from pipelines.scoring import score
 from pipelines.tasks import DataError
 from pipelines.tasks.base import Examples

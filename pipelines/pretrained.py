@@ -141,8 +141,8 @@ def check_weights(
     """Raise RecipeError unless every tensor of a model came from its checkpoint, and the reverse.
 
     `loading` is what `from_pretrained` returns with `output_loading_info`. With `new_head` the
-    tensors beside the body may be new. The head of another task is dropped; buffers that a model
-    computes by itself are no weights.
+    tensors outside the body may be new. The head of another task is dropped. Buffers that a model
+    computes by itself are not weights.
     """
     misshapen = [*loading["mismatched_keys"], *misshapen_quantized(base)]
     problems = differing_tensors(

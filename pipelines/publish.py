@@ -37,7 +37,6 @@ from pipelines.check_result import check_result
 from pipelines.checkpoints import reading
 from pipelines.errors import Problem, PublishError, RecipeError
 from pipelines.hub import (
-    FILES,
     check_base,
     checkpoint_folder,
     combined_sha256,
@@ -56,7 +55,7 @@ from pipelines.hub_client import (
 )
 from pipelines.recipe import Model, Recipe, Scratch, wrong_repo_id
 from pipelines.report import console, quietly
-from pipelines.result import NOT_LISTED
+from pipelines.result import FILES, NOT_LISTED
 from pipelines.result import read_result as read_whole_result
 
 TOKEN = re.compile(rb"hf_[A-Za-z0-9]{30,}")

@@ -1,6 +1,6 @@
 """Render a chat template from outside in a process with bounded time and memory.
 
-Run as a script: it reads JSON from standard input and imports nothing of this project. It exits
+Run as a script: it reads JSON from standard input and imports no module of this project. It exits
 with 0 if every conversation was rendered, or refused by the template.
 """
 

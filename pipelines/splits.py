@@ -77,8 +77,8 @@ def random_groups(
 ) -> list[Group]:
     """Return the rows grouped by input, in random order, groups with the rarest labels first.
 
-    Rare labels have the fewest rows to choose from: with several labels a row, they would find
-    those of the frequent labels beside them already used up.
+    With several labels a row, frequent labels would otherwise use up the few rows that rare labels
+    can be drawn from.
     """
     groups: dict[Hashable, Group] = {}
     for index, (value, names) in enumerate(zip(inputs, labels, strict=True)):

@@ -303,7 +303,7 @@ def test_questions_that_cannot_be_used_name_file_and_line(tmp_path, tokenizer):
     good = {"question": "q", "context": "ab", "answers": {"text": ["b"], "answer_start": [1]}}
     for change, said in [
         ({"context": ""}, "column 'context' holds ''"),
-        ({"answers": {"text": ["b"], "answer_start": [0]}}, "'b' does not stand at character 0"),
+        ({"answers": {"text": ["b"], "answer_start": [0]}}, "'b' is not at character 0"),
         ({"answers": {"text": [], "answer_start": []}}, "use --task.version-2-with-negative"),
         ({"answers": "b"}, "column 'answers' holds 'b'"),
     ]:

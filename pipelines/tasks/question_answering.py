@@ -110,7 +110,7 @@ class QuestionAnswering(Task):
             raise DataError(f"{where}: column {self.answers_column!r} {error}") from None
         for text, start in zip(answers["text"], answers["answer_start"], strict=True):
             if start < 0 or not context.startswith(text, start):
-                raise DataError(f"{where}: answer {text!r} does not stand at character {start}.")
+                raise DataError(f"{where}: answer {text!r} is not at character {start}.")
         if not answers["text"] and not self.version_2_with_negative:
             raise DataError(
                 f"{where}: a question without an answer. For SQuAD v2 use "

@@ -524,8 +524,8 @@ def correlations(predictions: Any, references: Any) -> dict[str, Any]:
     """Return Pearson's and Spearman's correlation, 0.0 where all predictions are equal.
 
     scipy gives NaN there, or the correlation of 32 bits' rounding. A model that predicts one number
-    for all rows explains nothing of the targets, which is what 0 says; its mean squared error is a
-    score as any other.
+    for all rows explains none of the variance of the targets, hence 0; its mean squared error is
+    still defined.
     """
     import numpy as np
 

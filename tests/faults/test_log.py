@@ -30,7 +30,7 @@ def test_an_error_of_ours_is_told_in_lines_and_logged_whole(checkpoint, helpdesk
     log = (tmp_path / "run" / FILE).read_text()
     assert done.returncode == 1
     assert "KeyError: 'token hf_***'" in done.stderr
-    assert f"The whole trace stands in {tmp_path / 'run' / FILE}" in done.stderr
+    assert f"The whole trace is in {tmp_path / 'run' / FILE}" in done.stderr
     assert "Traceback" not in done.stderr
     assert "Traceback" in log and "on_step_begin" in log
     assert "step 1 of 6: loss" in log

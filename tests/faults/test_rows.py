@@ -149,8 +149,8 @@ def test_evaluation_labels_that_were_never_trained_are_left_out_of_the_score(tmp
 
 
 QUESTIONS = {
-    "not in the context": ({"text": ["ticket"], "answer_start": [0]}, "does not stand at"),
-    "before it": ({"text": ["t"], "answer_start": [-1]}, "does not stand at character -1"),
+    "not in the context": ({"text": ["ticket"], "answer_start": [0]}, "is not at"),
+    "before it": ({"text": ["t"], "answer_start": [-1]}, "is not at character -1"),
     "no start": ({"text": "ticket", "answer_start": None}, "column 'answers' holds"),
     "of other lengths": ({"text": ["ticket"], "answer_start": []}, "column 'answers' holds"),
     "of other types": ({"text": ["ticket"], "answer_start": ["2"]}, "column 'answers' holds"),
