@@ -1,60 +1,18 @@
-"""The command line of a recipe, and of `gpt2-recipes`."""
+"""The verbs of `gpt2-recipes`: parse, call, nothing else."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
-import time
-import traceback
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal
 
 import tyro
 
-from pipelines.abandonable import end_process
-from pipelines.errors import Problem, RecipeError, RunError
-from pipelines.log import scrubbed
-from pipelines.recipe import Recipe
-from pipelines.tasks import DataError
-
-
-def main(recipe: Recipe) -> None:
-    """Run a recipe with the values of the command line in place of its own."""
-    with reported():
-        chosen = parse(recipe, sys.argv)
-        from pipelines.run import run
-
-        run(chosen)
-
-
-def parse(recipe: Recipe, command: list[str]) -> Recipe:
-    """Return a recipe with the values of a command line, whose first word is the program."""
-    return tyro.cli(
-        Recipe,
-        prog=Path(command[0]).name,
-        args=command[1:],
-        default=recipe,
-        config=(tyro.conf.AvoidSubcommands,),
-        description=recipe.name,
-    )
-
-
-EXITS = "GPT2_RECIPES_EXITS"
-"""Environment variable of the processes of a run: the folder in which they leave their exits."""
-
-
-@dataclass(frozen=True)
-class Exit:
-    """How a process ended: its exit code, and the lines to show."""
-
-    code: int
-    lines: list[str]
-
+from pipelines.recipe.recipe import Recipe
+from pipelines.terminal import report_errors, stop
 
 Precision = Literal["fp32", "bf16", "8bit", "4bit"]
 Repo = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="REPO")]
@@ -128,9 +86,9 @@ def evaluate(
         options = dict(json.loads(metric_options))
     except (ValueError, TypeError):
         stop([f"--metric-options: {metric_options!r} is not a JSON object."], 2)
-    from pipelines.scoring import evaluate_adapter
+    from pipelines.evaluation.evaluate import evaluate_result
 
-    result = evaluate_adapter(
+    result = evaluate_result(
         repo, revision, base=base, data=data, metric=metric, metric_options=options
     )
     if result.claimed is not None and not result.equal:
@@ -212,12 +170,12 @@ def generate(
         "precision": precision,
     }
     check_result(repo)
-    from pipelines.write import write_file, write_text
+    from pipelines.inference.generate import generate_file, generate_text
 
     if text is not None:
-        write_text(repo, text, typed, **where)
+        generate_text(repo, text, typed, **where)
     elif file is not None:
-        write_file(repo, file, typed, out=out, batch_size=batch_size, **where)
+        generate_file(repo, file, typed, out=out, batch_size=batch_size, **where)
 
 
 def predict(
@@ -250,7 +208,7 @@ def predict(
     """
     at_least_one("batch-size", batch_size)
     check_result(repo)
-    from pipelines.predict import predict_file
+    from pipelines.inference.predict import predict_file
 
     predict_file(
         repo,
@@ -287,7 +245,7 @@ def merge(
         rescore: Score the model on the rows of the run; if not, its score is the adapter's.
     """
     check_result(repo)
-    from pipelines.merge import merge as merge_adapter
+    from pipelines.inference.merge import merge as merge_adapter
 
     merge_adapter(
         repo,
@@ -323,7 +281,7 @@ def publish(
         with_base: Hub id, as USER/NAME, to publish an adapter's local base to first.
     """
     check_result(folder)
-    from pipelines.publish import publish as upload
+    from pipelines.hub.publish import publish as upload
 
     upload(folder, repo, public=public, base=base, with_base=with_base)
 
@@ -347,7 +305,7 @@ def lm_eval(
         batch_size: Rows at once.
     """
     check_result(repo)
-    from pipelines.harness import evaluate_with_harness
+    from pipelines.evaluation.lm_harness import evaluate_with_harness
 
     evaluate_with_harness(
         repo, tasks, include_path=include_path, limit=limit, batch_size=batch_size
@@ -363,7 +321,7 @@ def hub(folder: Path = Path("runs/hub"), port: int = 8643) -> None:
         folder: Folder of the repositories and the token.
         port: Port on loopback; 0 takes a free one.
     """
-    from pipelines.local_hub import main as serve
+    from pipelines.hub.local_hub import main as serve
 
     serve(folder, port)
 
@@ -393,7 +351,7 @@ def console() -> None:
         "selftest": selftest,
     }
     words = sys.argv[1:]
-    with reported():
+    with report_errors():
         if words[:1] == ["train"] and words[1:2] not in ([], ["-h"], ["--help"]):
             return train_words(words[1:])
         tyro.extras.subcommand_cli_from_dict(verbs, description="Train, use and publish.")
@@ -404,58 +362,6 @@ def check_result(repo: str | Path) -> None:
     file = Path(repo) / "recipe.json"
     if file.is_file():
         Recipe.from_file(file)
-
-
-class reported:  # noqa: N801 - a context manager, used as a word
-    """Show what ends a run as a few lines and an exit code."""
-
-    def __enter__(self) -> None:
-        for stream in (sys.stdout, sys.stderr):  # what a terminal cannot show becomes an escape
-            if isinstance(stream, TextIOWrapper):
-                stream.reconfigure(errors="backslashreplace")
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, RecipeError):
-            stop([as_typed(problem) for problem in error.problems], error.exit_code)
-        if isinstance(error, RunError):
-            stop(str(error).splitlines(), error.exit_code)
-        if isinstance(error, DataError):
-            # A loader's worker wraps it in a trace, which run.log has.
-            stop(str(error).rpartition("DataError: ")[2].splitlines(), 3)
-        if isinstance(error, KeyboardInterrupt):
-            stop(["stopped by Ctrl-C."], 130)
-        if isinstance(error, BrokenPipeError):  # as `| head` closes it
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise SystemExit(0)
-        if isinstance(error, Exception):
-            stop(unexpected(error), 1, everywhere=True)
-
-
-def unexpected(error: Exception) -> list[str]:
-    """Return the lines for an error that is ours, or of another process: short where it is logged.
-
-    On two ranks, one that loses the other fails too, by an error that says little.
-    """
-    notes = getattr(error, "__notes__", [])
-    lines = traceback.format_exception(error)
-    if notes:
-        lines = [f"{type(error).__name__}: {error}".splitlines()[0], *notes]
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        lines = [f"rank {os.environ['RANK']}: {lines[0]}", *lines[1:]]
-        if EXITS not in os.environ:
-            lines.append("If another rank ended first, the launcher names it below as root cause.")
-        lines.append("Run the same command again to resume from the last checkpoint.")
-    return "\n".join(lines).splitlines()
-
-
-def as_typed(problem: Problem) -> str:
-    """Name a field as the command line does: flags in small letters, TEXT and OUT as they are."""
-    name = problem.path
-    flag = name.isidentifier() or "." in name
-    file = Path(name).suffix in (".json", ".safetensors", ".jinja")
-    if flag and not file and "/" not in name and not name.isupper():
-        name = "--" + name.replace("_", "-")
-    return f"{name}: {problem.message}"
 
 
 def column_names(text: str) -> list[str]:
@@ -470,24 +376,3 @@ def at_least_one(flag: str, value: int) -> None:
     """Stop, naming the flag, for a number below 1."""
     if value < 1:
         stop([f"--{flag}: {value} is out of range; it must be at least 1."], 2)
-
-
-def stop(lines: list[str], code: int, *, everywhere: bool = False) -> NoReturn:
-    """Print the lines, once from the first process or from each, and exit.
-
-    A process that `gpt2-recipes train` has started leaves them to it.
-    """
-    if folder := os.environ.get(EXITS):
-        leave(Exit(code, lines), Path(folder))
-    elif everywhere or os.environ.get("RANK", "0") == "0":
-        print(scrubbed("\n".join(lines)), file=sys.stderr)
-    end_process(code)
-    raise SystemExit(code)
-
-
-def leave(exit_: Exit, folder: Path) -> None:
-    """Write how this process ends to a file whose name sorts by time."""
-    name = f"{time.time_ns()}-{os.environ.get('RANK', '0')}"
-    unfinished = folder / f"{name}.tmp"
-    unfinished.write_text(json.dumps(asdict(exit_)), encoding="utf-8")
-    unfinished.rename(folder / f"{name}.json")

@@ -59,3 +59,7 @@ class PublishError(RunError):
         super().__init__(
             f"Not published: {cause}\nThe result is complete in {folder}. Finish with\n    {again}"
         )
+
+
+class DataError(ValueError):
+    """Rows that cannot be used; the message names the file and the row."""

@@ -44,7 +44,7 @@ class LogFile(logging.FileHandler):
 
 
 @contextmanager
-def logged(folder: Path) -> Iterator[None]:
+def log_to_folder(folder: Path) -> Iterator[None]:
     """Append the messages printed inside to the folder's run.log, and the trace of what ends it.
 
     Raise RecipeError where the file cannot be opened.

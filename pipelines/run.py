@@ -4,66 +4,51 @@ from __future__ import annotations
 
 import gc
 import math
-import shutil
 import time
-import uuid
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from pipelines.cautions import cautions
-from pipelines.checkpoints import (
-    MARKER,
-    all_checkpoints,
-    check_space,
-    delete,
-    locked,
-    newest_verified,
-    promised,
-    read_marker,
-    say,
-)
-from pipelines.cpu import slow_precision
-from pipelines.data import Splits, check_splits, detected, load_splits, num_skipped
-from pipelines.errors import NonFiniteError, Preempted, Problem, RecipeError
-from pipelines.hub import pin, save
-from pipelines.identity import (
-    check_allowed,
-    check_resumed,
-    check_same,
-    comparable,
-    data_of,
-    differences,
-    identity_of,
-)
-from pipelines.log import logged
-from pipelines.models import build_model, load_tokenizer
-from pipelines.pretrained import (
-    check_recipe_model,
-    check_tokenizer,
-    check_vocabulary,
-    num_embeddings,
-)
-from pipelines.publish import check_destination, check_reload, publish_finished
-from pipelines.recipe import Recipe
-from pipelines.report import print_report, print_score, quietly
-from pipelines.result import damage, files_of, read_manifest, settle
-from pipelines.signals import AGAIN, Stopped, StopSignals
-from pipelines.tasks.base import Examples, Features
+from pipelines.console import say
+from pipelines.data.load import detected, load_splits
+from pipelines.data.rows import Examples
+from pipelines.data.splits import Splits, check_splits, num_skipped
+from pipelines.errors import NonFiniteError, Preempted
+from pipelines.finished import STARTED, finish_again, finished_result, not_published, rows_changed
+from pipelines.hub.destination import check_destination
+from pipelines.hub.pin import pin_revisions
+from pipelines.hub.publish import check_reload, publish_finished
+from pipelines.log import log_to_folder
+from pipelines.models.build import build_model
+from pipelines.models.checkpoint_checks import check_recipe_model
+from pipelines.models.cpu import slow_precision
+from pipelines.models.probes import num_embeddings
+from pipelines.models.tokenizer_checks import check_tokenizer, check_vocabulary
+from pipelines.models.tokenizers import load_tokenizer
+from pipelines.process import quiet_libraries
+from pipelines.recipe.recipe import Recipe
+from pipelines.reporting.cautions import cautions
+from pipelines.reporting.report import print_report, print_score
+from pipelines.results.lock import lock_run_folder
+from pipelines.results.save import save
+from pipelines.tasks.base import Features
 from pipelines.tasks.chat_forms import texts_of
-from pipelines.trainer import RecipeTrainer, StopAtSignal
-from pipelines.training import build_trainer, check_world_size, score_of
+from pipelines.training.build import build_trainer
+from pipelines.training.checkpoints import check_space
+from pipelines.training.identity import check_allowed, identity_of
+from pipelines.training.launcher import check_world_size
+from pipelines.training.resume import delete_checkpoints, find_checkpoint
+from pipelines.training.signals import AGAIN, StopAtSignal, Stopped, StopSignals
+from pipelines.training.trainer import RecipeTrainer, score_of
 
-STARTED = ".started"  # the run that has begun in a folder and not come to its end
 NOT_STARTED = f"stopped before a step was made; {AGAIN}"
 
 
-@quietly()
+@quiet_libraries()
 def run(recipe: Recipe) -> dict[str, Any]:
     """Train, evaluate, save and publish; return the metrics.
 
@@ -75,14 +60,14 @@ def run(recipe: Recipe) -> dict[str, Any]:
         with signals.ending(NOT_STARTED):
             world_size = check_world_size()
             check_allowed(recipe)
-            recipe = pin(recipe)
+            recipe = pin_revisions(recipe)
             if recipe.push_to and PartialState().is_main_process:
                 check_destination(recipe, recipe.push_to, public=recipe.public)
-        log = logged(recipe.folder) if PartialState().is_main_process else nullcontext()
+        log = log_to_folder(recipe.folder) if PartialState().is_main_process else nullcontext()
         # Python's collector then passes over the half million objects of the imports
         gc.freeze()
         try:
-            with locked(recipe.folder), log:
+            with lock_run_folder(recipe.folder), log:
                 return run_in_folder(recipe, world_size, started, signals)
         finally:
             gc.unfreeze()
@@ -112,7 +97,7 @@ def run_in_folder(
     metrics["baseline"] = prepared.baseline or first_score(trainer)
     metrics |= num_skipped(splits, rejected)
     metrics["seconds"] = round(time.perf_counter() - started, 1)
-    folder = save(trainer, recipe, prepared.tokenizer, labels, metrics, splits)
+    folder = save(trainer, trainer.identity, recipe, prepared.tokenizer, labels, metrics, splits)
     print_score(recipe.name, metrics)
     if PartialState().is_main_process:
         try:
@@ -178,121 +163,6 @@ def prepare(recipe: Recipe, splits: Splits, labels: tuple[str, ...], world_size:
         eval_on_start=baseline is None and checkpoint is None,
     )
     return Prepared(trainer, tokenizer, held_out, checkpoint, baseline)
-
-
-def find_checkpoint(recipe: Recipe, identity: dict[str, Any]) -> tuple[Path | None, dict[str, Any]]:
-    """Return the checkpoint to resume from, if any, and what the next ones record.
-
-    That is the identity, the run that they belong to and the changes when it resumed. Raise
-    RecipeError for a checkpoint of another run; with `recipe.overwrite` those are deleted.
-    """
-    checkpoints = recipe.folder / "checkpoints"
-    checkpoint = newest_verified(checkpoints)
-    marker = read_marker(checkpoint) if checkpoint else None
-    if checkpoint is None or marker is None:
-        return None, identity | {"run": uuid.uuid4().hex, "changed": []}
-    before = {name: marker[name] for name in identity}
-    unknown = [path for path, *_ in differences(before, identity)]
-    if recipe.overwrite and not set(unknown) <= set(recipe.allow_changed):
-        PartialState().wait_for_everyone()  # every rank has seen them
-        if PartialState().is_main_process:
-            delete_checkpoints(recipe.folder)
-        return None, identity | {"run": uuid.uuid4().hex, "changed": []}
-    changed = check_resumed(recipe.folder, before, identity, recipe.allow_changed)
-    say(f"  resuming from {checkpoint.name}")
-    for each in changed:
-        say(f"  {each['field']} changes from {each['before']!r} to {each['now']!r}")
-    changed = [each | {"step": marker["step"]} for each in changed]
-    record = {"run": marker["run"], "changed": [*marker["changed"], *changed]}
-    return checkpoint, identity | record
-
-
-def finished_result(recipe: Recipe) -> dict[str, Any] | None:
-    """Return the task.json of the whole result in the folder, or None where there is none.
-
-    Raise RecipeError for a result of another recipe, and for files that are not a whole result.
-    With `recipe.overwrite` return None for these, and for any but that of this very command, where
-    a kill or the Hub kept it from its end. Rank 0 decides for all.
-    """
-    found: list[dict[str, Any] | None] = [None]
-    if PartialState().is_main_process:
-        with promised(recipe.folder, 0, f"Mend that and {AGAIN}"):
-            settle(recipe.folder)
-            found = [result_in(recipe)]
-    if PartialState().num_processes > 1:
-        broadcast_object_list(found)
-    return found[0]
-
-
-def result_in(recipe: Recipe) -> dict[str, Any] | None:
-    """Do what `finished_result` does, on one rank."""
-    folder = recipe.folder
-    if not (folder / "task.json").is_file():
-        foreign = ", ".join(file.name for file in files_of(folder))
-        if foreign and not recipe.overwrite:
-            text = (
-                f"{folder} has {foreign}, but no task.json: no finished run left them there. Use "
-            )
-            text += "another --output-dir, or replace them with --overwrite."
-            raise RecipeError([Problem("output_dir", text)])
-        return None
-    if wrong := damage(folder):
-        if recipe.overwrite:
-            return None
-        text = "Bring back the files of the result, or replace it with --overwrite."
-        problems = [Problem(str(folder), each) for each in wrong]
-        raise RecipeError([*problems, Problem("output_dir", text)])
-    sidecar = read_manifest(folder)
-    delete_checkpoints(folder, run=sidecar.get("run"))  # which a kill left there
-    before = comparable(Recipe.from_file(folder / "recipe.json"))
-    if recipe.overwrite:
-        started = folder / STARTED
-        interrupted = started.is_file() and started.read_text() == sidecar.get("run")
-        return sidecar if interrupted and before == comparable(recipe) else None
-    check_same(folder, differences(before, comparable(recipe)))
-    return sidecar
-
-
-def rows_changed(sidecar: dict[str, Any], splits: Splits) -> list[tuple[str, Any, Any]]:
-    """Return the fingerprints of rows that are not those of a finished result."""
-    recorded = sidecar["dataset"]
-    before = {name: recorded[f"{name}_rows_sha256"] for name in ("train", "eval")}
-    return list(differences({"data": before}, {"data": data_of(splits)}))
-
-
-def finish_again(
-    recipe: Recipe, sidecar: dict[str, Any], splits: Splits, signals: StopSignals
-) -> dict[str, Any]:
-    """Say that a run is finished, publish its result if asked for, and return its metrics.
-
-    Raise RecipeError where the rows have changed since.
-    """
-    check_same(recipe.folder, rows_changed(sidecar, splits))
-    say(f"{recipe.folder} holds the finished result of this run. Train again with --overwrite.")
-    print_score(recipe.name, sidecar["metrics"])
-    with signals.ending(not_published(recipe.folder)):
-        if recipe.push_to and PartialState().is_main_process:
-            publish_finished(recipe.folder, recipe.push_to, public=recipe.public)
-    (recipe.folder / STARTED).unlink(missing_ok=True)
-    PartialState().wait_for_everyone()
-    return sidecar["metrics"]
-
-
-def not_published(folder: Path) -> str:
-    """Return what a signal ends `publish` with."""
-    return f"stopped. The result is complete in {folder}; the same command publishes it."
-
-
-def delete_checkpoints(folder: Path, run: str | None = None) -> None:
-    """Delete checkpoints in a run's folder; with `run`, those of that run and unfinished ones."""
-    checkpoints = folder / "checkpoints"
-    for checkpoint in all_checkpoints(checkpoints):
-        marker = read_marker(checkpoint)
-        unfinished = not (checkpoint / MARKER).is_file()
-        if run is None or unfinished or (marker is not None and marker["run"] == run):
-            delete(checkpoint)
-    if not all_checkpoints(checkpoints):
-        shutil.rmtree(checkpoints, ignore_errors=True)
 
 
 def train_to_the_end(trainer: RecipeTrainer, checkpoint: Path | None, signals: StopSignals) -> None:

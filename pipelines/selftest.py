@@ -22,9 +22,12 @@ from typing import Any, Protocol
 
 from rich.console import Console
 
-from pipelines.cli import reported
-from pipelines.recipe import Int8, Lora, Model, Recipe, Scratch, Tokenizer, Train
-from pipelines.tasks import CausalLM, DatasetSource, TextClassification
+from pipelines.data.source import DatasetSource
+from pipelines.recipe.recipe import Recipe
+from pipelines.recipe.values import Int8, Lora, Model, Scratch, Tokenizer, Train
+from pipelines.tasks.causal_lm import CausalLM
+from pipelines.tasks.text_classification import TextClassification
+from pipelines.terminal import report_errors
 
 OFFLINE = {
     "ACCELERATE_USE_CPU": "true",
@@ -34,7 +37,7 @@ OFFLINE = {
 }
 IMPORTED = [
     "pipelines.run",
-    "pipelines.scoring",
+    "pipelines.evaluation.evaluate",
     "pipelines.selftest",
     "transformers.models.gpt2.modeling_gpt2",
     "transformers.models.gpt2.tokenization_gpt2",
@@ -122,7 +125,7 @@ class KillAtWrite:
 
 def before_step(step: int, act: Callable[[Any], None]) -> None:
     """Let the runs of this process do something before a step."""
-    from pipelines import training
+    from pipelines.training import build as training
 
     class Faulty(training.StepLog):
         def on_step_begin(
@@ -141,7 +144,7 @@ def in_process(target: Callable[[], None], fault: Fault | None, output: Path) ->
         os.dup2(out.fileno(), 2)
     if fault is not None:
         fault.arrange()
-    with reported():
+    with report_errors():
         target()
 
 
@@ -166,9 +169,9 @@ class Scoring:
 
     def __call__(self) -> None:
         """Score it."""
-        from pipelines.scoring import evaluate_adapter
+        from pipelines.evaluation.evaluate import evaluate_result
 
-        if not evaluate_adapter(self.folder).equal:
+        if not evaluate_result(self.folder).equal:
             raise SystemExit(1)
 
 

@@ -19,10 +19,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NoReturn
 
-from pipelines.cli import EXITS, Exit, main, parse, reported, stop
 from pipelines.errors import Problem, RecipeError
-from pipelines.launcher import check_request, default_config, read_config, read_request
-from pipelines.recipe import Recipe
+from pipelines.recipe.recipe import Recipe
+from pipelines.recipe_cli import main, parse
+from pipelines.terminal import EXITS, Exit, report_errors, stop
+from pipelines.training.launcher import check_request, default_config, read_config, read_request
 
 SHIPPED = Path(__file__).parents[1] / "recipes"
 ONE_ON_CPU = {
@@ -217,5 +218,5 @@ def end_children(number: signal.Signals) -> None:
 
 
 if __name__ == "__main__":
-    with reported():
+    with report_errors():
         run_file(Path(sys.argv[1]), sys.argv[2:])

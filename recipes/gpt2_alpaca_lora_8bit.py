@@ -4,9 +4,12 @@
         recipes/gpt2_alpaca_lora_8bit.py
 """
 
-from pipelines.cli import main
-from pipelines.recipe import Int8, Lora, Model, Recipe, Train
-from pipelines.tasks import DatasetSource, Generation, InstructionTuning
+from pipelines.data.source import DatasetSource
+from pipelines.recipe.recipe import Recipe
+from pipelines.recipe.values import Int8, Lora, Model, Train
+from pipelines.recipe_cli import main
+from pipelines.tasks.generation import Generation
+from pipelines.tasks.instruction import InstructionTuning
 
 RECIPE = Recipe(
     name="gpt2-alpaca-lora-8bit",

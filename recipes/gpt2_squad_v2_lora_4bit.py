@@ -4,9 +4,11 @@ r"""Answers as spans, or none, on SQuAD v2: GPT-2 in 4 bits (NF4) and a LoRA ada
         recipes/gpt2_squad_v2_lora_4bit.py
 """
 
-from pipelines.cli import main
-from pipelines.recipe import NF4, Lora, Model, Recipe, Train
-from pipelines.tasks import DatasetSource, QuestionAnswering
+from pipelines.data.source import DatasetSource
+from pipelines.recipe.recipe import Recipe
+from pipelines.recipe.values import NF4, Lora, Model, Train
+from pipelines.recipe_cli import main
+from pipelines.tasks.question_answering import QuestionAnswering
 
 RECIPE = Recipe(
     name="gpt2-squad-v2-lora-4bit",

@@ -4,9 +4,11 @@ r"""Sentiment on SST-2: GPT-2 in 8 bits, a LoRA adapter and a new head.
         recipes/gpt2_sst2_lora_8bit.py
 """
 
-from pipelines.cli import main
-from pipelines.recipe import Int8, Lora, Model, Recipe, Train
-from pipelines.tasks import DatasetSource, TextClassification
+from pipelines.data.source import DatasetSource
+from pipelines.recipe.recipe import Recipe
+from pipelines.recipe.values import Int8, Lora, Model, Train
+from pipelines.recipe_cli import main
+from pipelines.tasks.text_classification import TextClassification
 
 RECIPE = Recipe(
     name="gpt2-sst2-lora-8bit",

@@ -7,9 +7,12 @@ DPO starts from a model that follows instructions, which plain GPT-2 does not: g
 result of instruction tuning.
 """
 
-from pipelines.cli import main
-from pipelines.recipe import Lora, Model, Recipe, Train
-from pipelines.tasks import DatasetSource, Generation, PreferenceTuning
+from pipelines.data.source import DatasetSource
+from pipelines.recipe.recipe import Recipe
+from pipelines.recipe.values import Lora, Model, Train
+from pipelines.recipe_cli import main
+from pipelines.tasks.generation import Generation
+from pipelines.tasks.preference import PreferenceTuning
 
 RECIPE = Recipe(
     name="gpt2-ultrafeedback-dpo-lora",

@@ -3,9 +3,11 @@
 accelerate launch --config_file accelerate_configs/single_gpu.yaml recipes/gpt2_wikitext_lora.py
 """
 
-from pipelines.cli import main
-from pipelines.recipe import Lora, Model, Recipe, Train
-from pipelines.tasks import CausalLM, DatasetSource
+from pipelines.data.source import DatasetSource
+from pipelines.recipe.recipe import Recipe
+from pipelines.recipe.values import Lora, Model, Train
+from pipelines.recipe_cli import main
+from pipelines.tasks.causal_lm import CausalLM
 
 RECIPE = Recipe(
     name="gpt2-wikitext-lora",

@@ -6,9 +6,11 @@ r"""Answers as spans of a ticket, or none: the help desk's GPT-2 in 8 bits and a
 The base is what recipes/helpdesk_pretrain.py leaves in runs/helpdesk-pretrain.
 """
 
-from pipelines.cli import main
-from pipelines.recipe import Int8, Lora, Model, Recipe, Train
-from pipelines.tasks import DatasetSource, QuestionAnswering
+from pipelines.data.source import DatasetSource
+from pipelines.recipe.recipe import Recipe
+from pipelines.recipe.values import Int8, Lora, Model, Train
+from pipelines.recipe_cli import main
+from pipelines.tasks.question_answering import QuestionAnswering
 
 RECIPE = Recipe(
     name="helpdesk-answer-lora-8bit",

@@ -6,9 +6,11 @@ r"""The queue of a ticket: the help desk's GPT-2 in 8 bits, a LoRA adapter and a
 The base is what recipes/helpdesk_pretrain.py leaves in runs/helpdesk-pretrain.
 """
 
-from pipelines.cli import main
-from pipelines.recipe import Int8, Lora, Model, Recipe, Train
-from pipelines.tasks import DatasetSource, TextClassification
+from pipelines.data.source import DatasetSource
+from pipelines.recipe.recipe import Recipe
+from pipelines.recipe.values import Int8, Lora, Model, Train
+from pipelines.recipe_cli import main
+from pipelines.tasks.text_classification import TextClassification
 
 RECIPE = Recipe(
     name="helpdesk-classify-lora-8bit",

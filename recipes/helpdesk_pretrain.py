@@ -4,9 +4,11 @@ python scripts/helpdesk_data.py data/helpdesk
 accelerate launch --config_file accelerate_configs/cpu.yaml recipes/helpdesk_pretrain.py
 """
 
-from pipelines.cli import main
-from pipelines.recipe import Recipe, Scratch, Tokenizer, Train
-from pipelines.tasks import CausalLM, DatasetSource
+from pipelines.data.source import DatasetSource
+from pipelines.recipe.recipe import Recipe
+from pipelines.recipe.values import Scratch, Tokenizer, Train
+from pipelines.recipe_cli import main
+from pipelines.tasks.causal_lm import CausalLM
 
 RECIPE = Recipe(
     name="helpdesk-pretrain",

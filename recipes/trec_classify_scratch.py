@@ -6,9 +6,11 @@ A folder with train.jsonl and test.jsonl of `text` and `label`:
         recipes/trec_classify_scratch.py --task.dataset.path data/trec
 """
 
-from pipelines.cli import main
-from pipelines.recipe import Model, Recipe, Scratch, Train
-from pipelines.tasks import DatasetSource, TextClassification
+from pipelines.data.source import DatasetSource
+from pipelines.recipe.recipe import Recipe
+from pipelines.recipe.values import Model, Scratch, Train
+from pipelines.recipe_cli import main
+from pipelines.tasks.text_classification import TextClassification
 
 RECIPE = Recipe(
     name="trec-classify-scratch",

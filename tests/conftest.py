@@ -39,9 +39,9 @@ def helpdesk(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def tokenizer(helpdesk):
     """A byte-level BPE of 400 tokens."""
-    from pipelines.data import read_file
-    from pipelines.models import load_tokenizer
-    from pipelines.recipe import Scratch, Tokenizer
+    from pipelines.data.load import read_file
+    from pipelines.models.tokenizers import load_tokenizer
+    from pipelines.recipe.values import Scratch, Tokenizer
 
     texts = [row["text"] for row in read_file(helpdesk / "documents" / "train.jsonl").rows]
     model = Scratch(size="tiny", n_positions=256, tokenizer=Tokenizer(vocab_size=400))
@@ -88,7 +88,7 @@ CASES = [(t, m) for t in TASKS for m in METHODS if (t, m) != ("preference_tuning
 
 def method(name: str, **options):
     """Return the fields of a recipe that make its method; `options` are of the adapter."""
-    from pipelines.recipe import NF4, Int8, Lora
+    from pipelines.recipe.values import NF4, Int8, Lora
 
     quantization = {"8bit": Int8(), "4bit": NF4()}.get(name)
     return {
@@ -99,15 +99,13 @@ def method(name: str, **options):
 
 def make_tasks(helpdesk: Path) -> dict:
     """Return one task of each kind on the helpdesk data."""
-    from pipelines.tasks import (
-        CausalLM,
-        DatasetSource,
-        Generation,
-        InstructionTuning,
-        PreferenceTuning,
-        QuestionAnswering,
-        TextClassification,
-    )
+    from pipelines.data.source import DatasetSource
+    from pipelines.tasks.causal_lm import CausalLM
+    from pipelines.tasks.generation import Generation
+    from pipelines.tasks.instruction import InstructionTuning
+    from pipelines.tasks.preference import PreferenceTuning
+    from pipelines.tasks.question_answering import QuestionAnswering
+    from pipelines.tasks.text_classification import TextClassification
 
     def source(name: str) -> DatasetSource:
         return DatasetSource(path=str(helpdesk / name), eval_split="test")
@@ -167,7 +165,7 @@ def first_logits(task, model, tokenizer, rows):
 
 def list_files_again(folder: Path) -> None:
     """Let task.json list the files as they are now, as somebody could who changed them."""
-    from pipelines.result import write_manifest
+    from pipelines.results.files import write_manifest
 
     if not (folder / "task.json").is_file():
         return

@@ -17,11 +17,13 @@ from pathlib import Path
 import torch
 from conftest import CASES, first_logits, make_tasks, method
 
-from pipelines.data import load_splits
-from pipelines.hub import load_adapter
-from pipelines.recipe import Model, Recipe, Scratch, Tokenizer, Train
-from pipelines.scoring import evaluate_adapter
-from pipelines.tasks import CausalLM, DatasetSource
+from pipelines.data.load import load_splits
+from pipelines.data.source import DatasetSource
+from pipelines.evaluation.evaluate import evaluate_result
+from pipelines.hub.load import load_result
+from pipelines.recipe.recipe import Recipe
+from pipelines.recipe.values import Model, Scratch, Tokenizer, Train
+from pipelines.tasks.causal_lm import CausalLM
 
 
 def base(data: str, folder: str) -> Recipe:
@@ -83,9 +85,9 @@ def load_all(*repos: str) -> dict:
     """Load and score each repository by its id."""
     found = {}
     for repo in repos:
-        loaded = load_adapter(repo)
+        loaded = load_result(repo)
         logits = logits_of((loaded.recipe, loaded.model, loaded.tokenizer, loaded.labels))
-        found[repo] = (logits, loaded.labels, evaluate_adapter(repo))
+        found[repo] = (logits, loaded.labels, evaluate_result(repo))
     return found
 
 
@@ -93,7 +95,7 @@ def run_cards(*repos: str) -> dict:
     """Execute both snippets of each card as they stand; return what they print and the model.
 
     As on a CPU without bfloat16 units: on others bitsandbytes rounds the scales of 4-bit weights to
-    bfloat16, which moved logits of an answerer by 2 % of the largest; `load_adapter` keeps them.
+    bfloat16, which moved logits of an answerer by 2 % of the largest; `load_result` keeps them.
     """
     import bitsandbytes.nn.modules
     from huggingface_hub import hf_hub_download
@@ -109,7 +111,7 @@ def run_cards(*repos: str) -> dict:
             with contextlib.redirect_stdout(io.StringIO()) as out:
                 exec(compile(snippet, repo, "exec"), names)
             printed.append(out.getvalue())
-        loaded = load_adapter(repo)
+        loaded = load_result(repo)
         parts = (loaded.recipe, loaded.model, loaded.tokenizer, loaded.labels)
         model = names["model"].eval()
         plain_parts = (loaded.recipe, model, loaded.tokenizer, loaded.labels)
@@ -124,7 +126,7 @@ def precisions(repo: str) -> dict:
     """Load a repository in each precision; return the logits."""
     found = {}
     for precision in ("fp32", "bf16", "8bit", "4bit"):
-        loaded = load_adapter(repo, precision=precision)
+        loaded = load_result(repo, precision=precision)
         parts = (loaded.recipe, loaded.model, loaded.tokenizer, loaded.labels)
         found[precision] = logits_of(parts).float()
     return found
@@ -132,10 +134,10 @@ def precisions(repo: str) -> dict:
 
 def preflight(recipe: str, repo: str) -> None:
     """Do what a run asks the Hub for before it trains."""
-    from pipelines.hub import pin
-    from pipelines.publish import check_destination
+    from pipelines.hub.destination import check_destination
+    from pipelines.hub.pin import pin_revisions
 
-    check_destination(pin(Recipe.from_json(recipe)), repo, public=False)
+    check_destination(pin_revisions(Recipe.from_json(recipe)), repo, public=False)
 
 
 def share_rows(repo: str, file: str) -> None:
@@ -150,7 +152,7 @@ def share_rows(repo: str, file: str) -> None:
 
 def read_rows(repo: str) -> None:
     """Read them, with nothing in the cache of datasets."""
-    from pipelines.data import load_split
+    from pipelines.data.load import load_split
 
     assert len(load_split(DatasetSource(path=repo), "train").rows) == 64
 
@@ -160,16 +162,15 @@ def publish_lines() -> None:
 
     A line holds the arguments of `publish`, or of another `verb`, and a `token`.
     """
-    from pipelines.errors import RunError
-    from pipelines.publish import publish, publish_finished
-    from pipelines.tasks import DataError
+    from pipelines.errors import DataError, RunError
+    from pipelines.hub.publish import publish, publish_finished
 
     verbs = {
         "publish": publish,
         "publish_finished": lambda folder, **options: publish_finished(Path(folder), **options),
-        "evaluate": evaluate_adapter,
+        "evaluate": evaluate_result,
         "preflight": preflight,
-        "load": load_adapter,
+        "load": load_result,
         "share_rows": share_rows,
         "read_rows": read_rows,
     }

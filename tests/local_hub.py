@@ -8,7 +8,7 @@ from typing import Any
 
 from aiohttp import web
 
-from pipelines import local_hub
+from pipelines.hub import local_hub
 
 
 @dataclass

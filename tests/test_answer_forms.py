@@ -7,10 +7,12 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Tokenizer
 
-from pipelines.models import train_bpe_tokenizer
-from pipelines.tasks import DataError, DatasetSource, QuestionAnswering
+from pipelines.data.rows import Examples
+from pipelines.data.source import DatasetSource
+from pipelines.errors import DataError
+from pipelines.models.tokenizers import train_bpe_tokenizer
 from pipelines.tasks.answer_forms import read_answers
-from pipelines.tasks.base import Examples
+from pipelines.tasks.question_answering import QuestionAnswering
 
 V1 = QuestionAnswering(dataset=DatasetSource(path="nowhere"), max_answer_length=200)
 V2 = QuestionAnswering(dataset=DatasetSource(path="nowhere"), version_2_with_negative=True)

@@ -11,8 +11,8 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-import pipelines.attention
-from pipelines.attention import SHORT, use_plain_attention
+import pipelines.models.attention
+from pipelines.models.attention import SHORT, use_plain_attention
 
 VOCAB, LENGTH, MODULE = 97, 24, torch.nn.Module()
 GPT2 = GPT2Config(vocab_size=VOCAB, n_layer=2, n_head=4, n_embd=64, initializer_range=0.2)
@@ -30,7 +30,7 @@ GROUPED = LlamaConfig(
 @pytest.fixture(autouse=True)
 def onednn(monkeypatch):
     """Take the processor for one whose short rows take plain attention."""
-    monkeypatch.setattr(pipelines.attention, "has_onednn", lambda: True)
+    monkeypatch.setattr(pipelines.models.attention, "has_onednn", lambda: True)
 
 
 def model_of(config, *, plain, dtype=torch.float32):
@@ -97,7 +97,9 @@ def test_plain_attention_drops_as_many_shares_as_asked():
     value, mask = torch.eye(200).expand(2, 4, 200, 200), torch.zeros(2, 1, 200, 200)
 
     def shares(dropout):
-        found, _ = pipelines.attention.attend(MODULE, query, key, value, mask, dropout=dropout)
+        found, _ = pipelines.models.attention.attend(
+            MODULE, query, key, value, mask, dropout=dropout
+        )
         return found
 
     whole, dropped = shares(0.0), shares(0.25)
@@ -110,8 +112,8 @@ def test_a_module_without_a_mask_is_causal_all_the_same():
     torch.manual_seed(0)
     query, key, value = torch.randn(3, 2, 4, 20, 8)
     causal = torch.full((20, 20), torch.finfo(torch.float32).min).triu(1).expand(2, 1, 20, 20)
-    without, _ = pipelines.attention.attend(MODULE, query, key, value, None)
-    given, _ = pipelines.attention.attend(MODULE, query, key, value, causal)
+    without, _ = pipelines.models.attention.attend(MODULE, query, key, value, None)
+    given, _ = pipelines.models.attention.attend(MODULE, query, key, value, causal)
     torch.testing.assert_close(without, given, rtol=1e-5, atol=1e-5)
 
 
@@ -146,7 +148,7 @@ def test_what_is_saved_does_not_name_plain_attention(tmp_path):
 
 @pytest.mark.parametrize("why", ["long rows", "no oneDNN", "attention of its own", "chosen"])
 def test_other_attention_stays(why, monkeypatch):
-    monkeypatch.setattr(pipelines.attention, "has_onednn", lambda: why != "no oneDNN")
+    monkeypatch.setattr(pipelines.models.attention, "has_onednn", lambda: why != "no oneDNN")
     own = BloomConfig(vocab_size=VOCAB, n_layer=1, n_head=2, hidden_size=32)
     model = model_of(own if why == "attention of its own" else GPT2, plain=False)
     if why == "chosen":

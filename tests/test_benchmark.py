@@ -8,7 +8,7 @@ import sys
 import pytest
 from conftest import ROOT, load_module
 
-from pipelines.data import read_file
+from pipelines.data.load import read_file
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,14 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from pipelines.card import model_card
-from pipelines.publish import portable
-from pipelines.recipe import Int8, Lora, Model, Recipe, Scratch
-from pipelines.tasks import CausalLM, DatasetSource, QuestionAnswering, TextClassification
+from pipelines.data.source import DatasetSource
+from pipelines.hub.card import model_card
+from pipelines.hub.contents import portable
+from pipelines.recipe.recipe import Recipe
+from pipelines.recipe.values import Int8, Lora, Model, Scratch
+from pipelines.tasks.causal_lm import CausalLM
+from pipelines.tasks.question_answering import QuestionAnswering
+from pipelines.tasks.text_classification import TextClassification
 
 HOSTILE = [
     "<img src=x onerror=alert(1)>",
@@ -157,7 +161,7 @@ def test_an_adapter_of_gpt2_small_is_below_5_mb(tmp_path):
     from peft import LoraConfig, get_peft_model
     from transformers import GPT2Config, GPT2ForSequenceClassification
 
-    from pipelines.hub import compact
+    from pipelines.results.save import compact
 
     model = GPT2ForSequenceClassification(GPT2Config(num_labels=2, pad_token_id=0))
     adapter = get_peft_model(

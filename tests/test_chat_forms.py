@@ -5,10 +5,13 @@ import json
 import numpy as np
 import pytest
 
-from pipelines.errors import RecipeError
-from pipelines.recipe import Model, Recipe
-from pipelines.tasks import DataError, DatasetSource, InstructionTuning, PreferenceTuning
-from pipelines.tasks.base import Examples
+from pipelines.data.rows import Examples
+from pipelines.data.source import DatasetSource
+from pipelines.errors import DataError, RecipeError
+from pipelines.recipe.recipe import Recipe
+from pipelines.recipe.values import Model
+from pipelines.tasks.instruction import InstructionTuning
+from pipelines.tasks.preference import PreferenceTuning
 from pipelines.tasks.replies import CHAT_TEMPLATE
 
 ANYWHERE = DatasetSource(path="nowhere")

@@ -9,9 +9,12 @@ import time
 import pytest
 from conftest import ROOT, load_module
 
-from pipelines.errors import RecipeError
-from pipelines.recipe import Int8, Lora, Model, Recipe, Scratch, Tokenizer, Train
-from pipelines.tasks import CausalLM, DataError, DatasetSource, TextClassification
+from pipelines.data.source import DatasetSource
+from pipelines.errors import DataError, RecipeError
+from pipelines.recipe.recipe import Recipe
+from pipelines.recipe.values import Int8, Lora, Model, Scratch, Tokenizer, Train
+from pipelines.tasks.causal_lm import CausalLM
+from pipelines.tasks.text_classification import TextClassification
 
 RECIPES = sorted((ROOT / "recipes").glob("*.py"))
 ANYWHERE = DatasetSource(path="nowhere")
@@ -226,7 +229,7 @@ def test_a_launcher_that_starts_fewer_processes_is_refused(helpdesk):
 
 
 def test_a_global_batch_that_cannot_be_shared_names_sizes_that_can():
-    from pipelines.training import split_batch
+    from pipelines.training.arguments import split_batch
 
     with pytest.raises(RecipeError, match="9 rows cannot be shared by 2 processes; 8 or 10"):
         split_batch(Train(global_batch_size=9), 2)
@@ -244,7 +247,7 @@ def write(folder, name, lines):
 
 def features(task, file, tokenizer, labels=None):
     """Encode a file's rows."""
-    from pipelines.data import read_file
+    from pipelines.data.load import read_file
 
     rows = read_file(file)
     return task.features(
@@ -253,7 +256,7 @@ def features(task, file, tokenizer, labels=None):
 
 
 def test_broken_files_name_the_line(tmp_path):
-    from pipelines.data import read_file
+    from pipelines.data.load import read_file
 
     good = json.dumps({"text": "a", "label": "x"})
     for name, lines, said in [
@@ -271,7 +274,7 @@ def test_broken_files_name_the_line(tmp_path):
 
 
 def test_csv_keeps_na_and_null_as_text(tmp_path):
-    from pipelines.data import read_file
+    from pipelines.data.load import read_file
 
     file = write(tmp_path, "a.csv", ["text,label", "NA,null", '"a, b",c'])
     assert read_file(file).rows == [
@@ -297,7 +300,7 @@ def test_rows_that_cannot_be_used_name_file_and_line(tmp_path, tokenizer):
 
 
 def test_questions_that_cannot_be_used_name_file_and_line(tmp_path, tokenizer):
-    from pipelines.tasks import QuestionAnswering
+    from pipelines.tasks.question_answering import QuestionAnswering
 
     task = QuestionAnswering(dataset=ANYWHERE)
     good = {"question": "q", "context": "ab", "answers": {"text": ["b"], "answer_start": [1]}}
@@ -313,9 +316,9 @@ def test_questions_that_cannot_be_used_name_file_and_line(tmp_path, tokenizer):
 
 
 def test_a_token_beyond_the_vocabulary_names_the_row(tokenizer):
-    from pipelines.pretrained import check_vocabulary
-    from pipelines.tasks import TextClassification
-    from pipelines.tasks.base import Examples
+    from pipelines.data.rows import Examples
+    from pipelines.models.tokenizer_checks import check_vocabulary
+    from pipelines.tasks.text_classification import TextClassification
 
     task = TextClassification(dataset=ANYWHERE)
     given = Examples([{"text": "!"}, {"text": "Hello zzz"}], "a.jsonl", [1, 2])
@@ -327,7 +330,7 @@ def test_a_token_beyond_the_vocabulary_names_the_row(tokenizer):
 
 
 def test_unknown_target_modules_name_the_nearest(checkpoint, tokenizer, tasks):
-    from pipelines.models import build_model
+    from pipelines.models.build import build_model
 
     recipe = Recipe(
         name="a",

@@ -12,14 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.activations import ACT2FN
 
-from pipelines.data import load_splits
-from pipelines.models import build_model
-from pipelines.recipe import Lora, Model, Recipe, Train
-from pipelines.tasks import CausalLM, QuestionAnswering, TextClassification
-from pipelines.tasks.base import DatasetSource, Examples
+from pipelines.data.load import load_splits
+from pipelines.data.rows import Examples
+from pipelines.data.source import DatasetSource
+from pipelines.models.build import build_model
+from pipelines.recipe.recipe import Recipe
+from pipelines.recipe.values import Lora, Model, Train
+from pipelines.tasks.causal_lm import CausalLM
+from pipelines.tasks.question_answering import QuestionAnswering
 from pipelines.tasks.spans import Question, Window, window_starts
-from pipelines.tasks.text_classification import join, natural_order
-from pipelines.training import build_trainer, score_of, split_batch
+from pipelines.tasks.text_classification import TextClassification, join, natural_order
+from pipelines.training.arguments import split_batch
+from pipelines.training.build import build_trainer
+from pipelines.training.trainer import score_of
 
 TASKS = ("causal_lm", "text_classification", "question_answering")
 ANYWHERE = DatasetSource(path="nowhere")

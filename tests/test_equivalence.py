@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 from conftest import CASES, ROOT, answered, classified, make_tasks, method
 
-from pipelines.recipe import Model, Recipe, Train
+from pipelines.recipe.recipe import Recipe
+from pipelines.recipe.values import Model, Train
 
 # In training on a CPU bitsandbytes multiplies by the dequantised weights: nothing of a batch is
 # quantised, so that 8 and 4 bits need no other tolerance.
@@ -119,8 +120,8 @@ for text in json.loads(Path(sys.argv[1]).read_text()):
 
 def test_two_processes_reach_the_scores_of_one(checkpoint, helpdesk, tmp_path):
     """Whole runs, with what happens before training, on 15 rows, which 2 processes cannot halve."""
+    from pipelines.evaluation.evaluate import evaluate_result
     from pipelines.run import run
-    from pipelines.scoring import evaluate_adapter
 
     recipes = []
     for task, given in make_tasks(helpdesk).items():
@@ -148,7 +149,7 @@ def test_two_processes_reach_the_scores_of_one(checkpoint, helpdesk, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     for recipe in recipes:
         claimed = json.loads((recipe.folder / "task.json").read_text())["metrics"]
-        evaluation = evaluate_adapter(recipe.folder)
+        evaluation = evaluate_result(recipe.folder)
         assert evaluation.equal
         alone = run(replace(recipe, output_dir=f"{recipe.output_dir}-alone"))
         for found in (evaluation.metrics, alone):

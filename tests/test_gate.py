@@ -17,7 +17,8 @@ from conftest import first_logits, list_files_again, make_tasks, method
 from mutations import BOMBS, mutate, not_finite
 
 from pipelines.errors import NonFiniteError, RecipeError
-from pipelines.recipe import Model, Recipe, Scratch, Tokenizer, Train
+from pipelines.recipe.recipe import Recipe
+from pipelines.recipe.values import Model, Scratch, Tokenizer, Train
 
 KINDS = ("classifier", "language_model", "replies")
 
@@ -52,10 +53,10 @@ def copy(originals, tmp_path):
 
 def use(folder: Path):
     """Load a result; return its logits on its evaluation rows, its labels and its hash."""
-    from pipelines.data import load_splits
-    from pipelines.hub import load_adapter
+    from pipelines.data.load import load_splits
+    from pipelines.hub.load import load_result
 
-    loaded = load_adapter(folder)
+    loaded = load_result(folder)
     task = loaded.recipe.task
     rows = load_splits(task.dataset).held_out
     given = task.features(rows, loaded.tokenizer, loaded.labels, training=False).dataset
@@ -84,8 +85,8 @@ def bounded(seconds: int, memory: int):
 
 def outcome(folder: Path, original) -> str:
     """Return what becomes of a damaged result."""
-    from pipelines.scoring import evaluate_adapter
-    from pipelines.tasks import DataError
+    from pipelines.errors import DataError
+    from pipelines.evaluation.evaluate import evaluate_result
 
     try:
         with bounded(30, 1 << 30):
@@ -103,7 +104,7 @@ def outcome(folder: Path, original) -> str:
     if sha256 != original[2]:
         return "other hash"
     try:
-        return "score not equal" if not evaluate_adapter(folder).equal else "WRONG"
+        return "score not equal" if not evaluate_result(folder).equal else "WRONG"
     except (RecipeError, NonFiniteError, DataError):
         return "refused by evaluate"
 
@@ -337,7 +338,7 @@ def test_a_chat_template_ends(copy, template):
 
 
 def test_a_chat_template_of_others_that_ends_is_taken():
-    from pipelines.check_result import failure_of
+    from pipelines.results.check import failure_of
 
     chatml = (
         "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + "
@@ -367,12 +368,12 @@ def test_a_tokenizer_of_another_model_is_refused(copy):
 
 
 def test_the_command_line_names_the_file(copy, capsys):
-    from pipelines.cli import reported
-    from pipelines.hub import load_adapter
+    from pipelines.hub.load import load_result
+    from pipelines.terminal import report_errors
 
     folder = copy("classifier")
     (folder / "task.json").write_text("{")
-    with pytest.raises(SystemExit) as stopped, reported():
-        load_adapter(folder)
+    with pytest.raises(SystemExit) as stopped, report_errors():
+        load_result(folder)
     assert stopped.value.code == 2
     assert capsys.readouterr().err.startswith(f"{folder}: task.json is damaged")

@@ -11,10 +11,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from pipelines.errors import RecipeError
-from pipelines.generate import Continuation, batches, continue_prompts
-from pipelines.tasks import CausalLM, DataError, DatasetSource
-from pipelines.tasks.base import Examples, Generation
+from pipelines.data.rows import Examples
+from pipelines.data.source import DatasetSource
+from pipelines.errors import DataError, RecipeError
+from pipelines.models.generation import batches, continue_prompts
+from pipelines.tasks.causal_lm import CausalLM
+from pipelines.tasks.generation import Continuation, Generation
 
 TASK = CausalLM(dataset=DatasetSource(path="nowhere"))
 TEXTS = [
@@ -258,8 +260,9 @@ def test_a_model_in_training_is_left_as_it_was(model, tokenizer, prompts):
 def test_an_adapter_on_every_base_writes_what_it_says_is_likeliest(
     kind, checkpoint, tokenizer, prompts, tasks, recwarn, caplog
 ):
-    from pipelines.models import build_model
-    from pipelines.recipe import NF4, Int8, Lora, Model, Recipe
+    from pipelines.models.build import build_model
+    from pipelines.recipe.recipe import Recipe
+    from pipelines.recipe.values import NF4, Int8, Lora, Model
 
     recipe = Recipe(
         name="a",
@@ -294,7 +297,8 @@ def results(tmp_path_factory, checkpoint, helpdesk):
     """An adapter that writes, and one that classifies."""
     from conftest import make_tasks
 
-    from pipelines.recipe import Int8, Lora, Model, Recipe, Train
+    from pipelines.recipe.recipe import Recipe
+    from pipelines.recipe.values import Int8, Lora, Model, Train
     from pipelines.run import run
 
     folder = tmp_path_factory.mktemp("results")
@@ -336,12 +340,12 @@ def command(monkeypatch, capsys):
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "8bit", "4bit"])
 @pytest.mark.parametrize("options", [(), ("--do-sample", "--seed", "1"), ("--num-beams", "2")])
 def test_the_command_prints_what_the_model_writes(results, command, precision, options):
-    from pipelines.hub import load_adapter
+    from pipelines.hub.load import load_result
 
     folder = results / "causal_lm"
     flags = ("--max-new-tokens", "8", "--precision", precision)
     said = command("generate", folder, "My order is late.", *flags, *options)
-    loaded = load_adapter(folder, precision=precision)
+    loaded = load_result(folder, precision=precision)
     prompt = loaded.recipe.task.prompts(
         Examples([{"text": "My order is late."}], ""), loaded.tokenizer
     )
@@ -408,12 +412,12 @@ def test_every_option_of_generation_is_a_flag():
 
 
 def test_a_task_may_have_options_of_its_own():
-    from pipelines.write import options_of
+    from pipelines.inference.generate import generation_options
 
     class Terse(CausalLM):
         @property
         def default_generation(self):
             return Generation(max_new_tokens=3, do_sample=True)
 
-    found = options_of(Terse(dataset=DatasetSource(path="nowhere")), {"do_sample": False})
+    found = generation_options(Terse(dataset=DatasetSource(path="nowhere")), {"do_sample": False})
     assert found == Generation(max_new_tokens=3, do_sample=False)

@@ -13,8 +13,11 @@ import pytest
 from conftest import ROOT, SECRET, environment, list_files_again
 from hub_proxy import STALLS, Proxy
 
-from pipelines.recipe import Lora, Model, Recipe, Scratch, Tokenizer, Train
-from pipelines.tasks import CausalLM, DatasetSource, TextClassification
+from pipelines.data.source import DatasetSource
+from pipelines.recipe.recipe import Recipe
+from pipelines.recipe.values import Lora, Model, Scratch, Tokenizer, Train
+from pipelines.tasks.causal_lm import CausalLM
+from pipelines.tasks.text_classification import TextClassification
 
 TIMEOUT = 2  # seconds; a command that waits for the Hub may take this and its imports
 CLI = ("-c", "from pipelines.cli import console; console()")
@@ -221,7 +224,7 @@ def test_a_transfer_through_xet_that_stalls_ends(proxy, folder, base):
 
 
 def test_a_slow_reader_of_a_good_answer_is_left_alone(proxy):
-    from pipelines.hub_client import HubClient
+    from pipelines.hub_client.transport import HubClient
 
     body = bytes(300_000)
     proxy.reset(lambda method, path: (200, {}, body))
@@ -234,7 +237,8 @@ def test_a_slow_reader_of_a_good_answer_is_left_alone(proxy):
 
 
 def test_a_download_that_another_process_makes_is_waited_for(tmp_path, monkeypatch):
-    from pipelines.hub_client import Hub, HubError
+    from pipelines.hub_client.client import Hub
+    from pipelines.hub_client.transport import HubError
 
     monkeypatch.setenv("GPT2_RECIPES_HUB_TIMEOUT", "0.2")
     finished = []
@@ -255,7 +259,8 @@ def test_a_download_that_another_process_makes_is_waited_for(tmp_path, monkeypat
 @pytest.mark.parametrize("value", ["soon", "0", "-1", "inf", "nan"])
 def test_a_timeout_that_is_no_number_of_seconds_is_refused(monkeypatch, value):
     from pipelines.errors import RecipeError
-    from pipelines.hub_client import Hub, hub_timeout
+    from pipelines.hub_client.client import Hub
+    from pipelines.hub_client.transport import hub_timeout
 
     monkeypatch.delenv("GPT2_RECIPES_HUB_TIMEOUT", raising=False)
     assert hub_timeout() == 45  # so that a command ends within 120 s, its imports included
@@ -279,7 +284,7 @@ def test_a_timeout_that_is_no_number_of_seconds_is_refused(monkeypatch, value):
 def test_the_time_that_a_server_asks_for_is_read_in_every_form(status, headers, seconds):
     import httpx2
 
-    from pipelines.hub_client import retry_after
+    from pipelines.hub_client.transport import retry_after
 
     found = retry_after(httpx2.Response(status, headers=headers))
     assert found == seconds or (seconds == 1e9 and found > seconds)
@@ -497,7 +502,7 @@ def test_an_adapter_on_a_local_base_is_published_with_it(client, hub, adapter, f
 
 
 def test_a_base_with_other_weights_is_refused_with_both_hashes(client, hub, adapter, base, folder):
-    from pipelines.hub import weights_sha256
+    from pipelines.results.base_weights import weights_sha256
 
     other = shutil.copytree(base, folder / "other", dirs_exist_ok=True)
     data = bytearray((other / "model.safetensors").read_bytes())
@@ -523,7 +528,7 @@ def test_a_base_with_other_weights_is_refused_with_both_hashes(client, hub, adap
 def test_the_hash_of_a_base_is_that_of_the_hub_or_of_its_shards(tmp_path):
     import hashlib
 
-    from pipelines.hub import weights_sha256
+    from pipelines.results.base_weights import weights_sha256
 
     (tmp_path / "model.safetensors").write_bytes(b"a")
     assert weights_sha256(tmp_path) == hashlib.sha256(b"a").hexdigest()
@@ -554,7 +559,7 @@ def test_local_data_at_a_path_like_a_hub_id_is_not_named_as_a_hub_dataset(hub, a
 
 @pytest.mark.parametrize("path", ["a/b/c", "../data", "data", "./x y/z"])
 def test_data_at_any_path_gives_a_card_that_the_hub_takes(client, hub, base, tmp_path, path):
-    from pipelines.hub import explicit, public_name
+    from pipelines.results.names import explicit, public_name
 
     work = tmp_path / "work"
     (work / path).mkdir(parents=True)
@@ -627,14 +632,14 @@ def test_leftovers_of_a_killed_publication_are_cleared(client, base, tmp_path):
     ],
 )
 def test_a_path_of_this_machine_is_found_as_a_path(text, place, found):
-    from pipelines.publish import names_path
+    from pipelines.hub.contents import names_path
 
     assert names_path(text, place) is found
 
 
 def test_paths_are_looked_for_in_values_and_not_in_vocabularies(monkeypatch):
     from pipelines.errors import RecipeError
-    from pipelines.publish import check_contents
+    from pipelines.hub.contents import check_contents
 
     monkeypatch.setenv("HOME", "/app")
     tokenizer = {"model": {"vocab": {"/app": 1}, "merges": [["/app", "s"], "/app x"]}}

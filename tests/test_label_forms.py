@@ -8,10 +8,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from pipelines.errors import NonFiniteError, RecipeError
-from pipelines.recipe import Model, Recipe
-from pipelines.tasks import DataError, DatasetSource, TextClassification
-from pipelines.tasks.base import Examples, Features
+from pipelines.data.rows import Examples
+from pipelines.data.source import DatasetSource
+from pipelines.errors import DataError, NonFiniteError, RecipeError
+from pipelines.recipe.recipe import Recipe
+from pipelines.recipe.values import Model
+from pipelines.tasks.base import Features
+from pipelines.tasks.text_classification import TextClassification
 
 ANYWHERE = DatasetSource(path="nowhere")
 SEVERAL = TextClassification(dataset=ANYWHERE, problem_type="multi_label_classification")
@@ -384,7 +387,7 @@ def test_the_interval_of_a_correlation_lies_between_its_bounds():
 
 def recipe_of(rows, folder, checkpoint, **options):
     """Return a recipe that trains for two steps on rows."""
-    from pipelines.recipe import Train
+    from pipelines.recipe.values import Train
 
     file = folder / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -420,9 +423,9 @@ def test_a_run_on_constant_targets_ends_before_it_trains(tmp_path, checkpoint, m
 
 def test_a_result_keeps_the_form_of_its_labels(tmp_path, checkpoint):
     """The rows of another file would be two ids each; the result reads them as vectors."""
-    from pipelines.hub import load_adapter
+    from pipelines.evaluation.evaluate import evaluate_result, file_rows
+    from pipelines.hub.load import load_result
     from pipelines.run import run
-    from pipelines.scoring import evaluate_adapter, file_rows
 
     rows = [{"text": f"lamp {i}", "label": VECTORS[i % 3][:2]} for i in range(20)]
     recipe = recipe_of(rows, tmp_path, checkpoint, problem_type="multi_label_classification")
@@ -430,10 +433,10 @@ def test_a_result_keeps_the_form_of_its_labels(tmp_path, checkpoint):
     folder = tmp_path / "out"
     task = Recipe.from_file(folder / "recipe.json").task
     assert (task.label_form, task.label_names) == ("multi_hot", ("0", "1"))
-    assert evaluate_adapter(folder).equal
+    assert evaluate_result(folder).equal
     other = tmp_path / "other.jsonl"
     other.write_text('{"text": "a", "label": [0, 1]}\n' * 3, encoding="utf-8")
-    loaded = load_adapter(folder)
+    loaded = load_result(folder)
     found = file_rows(loaded, other)
     encoded = task.features(found, loaded.tokenizer, loaded.labels, training=False).dataset
     assert [row["labels"] for row in encoded] == [[0, 1]] * 3

@@ -17,7 +17,7 @@ import pytest
 from conftest import ROOT
 
 from pipelines.errors import RecipeError
-from pipelines.local_hub import LocalHub
+from pipelines.hub.local_hub import LocalHub
 
 COMMAND = [sys.executable, "-c", "from pipelines.cli import console; console()", "hub"]
 

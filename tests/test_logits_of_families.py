@@ -11,13 +11,17 @@ from conftest import make_tasks
 from torch.utils.data import DataLoader
 from transformers import AutoConfig, AutoModelForCausalLM
 
-import pipelines.attention
-from pipelines.data import load_splits
+import pipelines.models.attention
+from pipelines.data.load import load_splits
 from pipelines.errors import RecipeError
-from pipelines.loss_head import LanguageModelTrainer, LossHead, gives_logits_of_head
-from pipelines.models import build_model
-from pipelines.recipe import Lora, Model, Recipe, Train
-from pipelines.training import build_trainer, score_of
+from pipelines.models.build import build_model
+from pipelines.models.loss_head import LossHead
+from pipelines.models.probes import gives_logits_of_head
+from pipelines.recipe.recipe import Recipe
+from pipelines.recipe.values import Lora, Model, Train
+from pipelines.training.build import build_trainer
+from pipelines.training.language_model import LanguageModelTrainer
+from pipelines.training.trainer import score_of
 
 SIZES = {
     "hidden_size": 32,
@@ -73,7 +77,7 @@ def folders(tmp_path_factory, tokenizer):
 @pytest.fixture(autouse=True)
 def plain_attention(monkeypatch):
     """Take the processor for one whose short rows take plain attention."""
-    monkeypatch.setattr(pipelines.attention, "has_onednn", lambda: True)
+    monkeypatch.setattr(pipelines.models.attention, "has_onednn", lambda: True)
 
 
 def prepared(folder, task, tokenizer, output, *, lora=None, **train):

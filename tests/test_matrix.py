@@ -9,8 +9,9 @@ import pytest
 import torch
 from conftest import CASES, TASKS, first_logits, make_tasks, method
 
-from pipelines.data import load_splits
-from pipelines.recipe import Model, Recipe, Train
+from pipelines.data.load import load_splits
+from pipelines.recipe.recipe import Recipe
+from pipelines.recipe.values import Model, Train
 
 RELOAD = """
 import sys, torch
@@ -108,7 +109,7 @@ def test_training_moved_the_head_and_the_adapter(results, task, name, checkpoint
 def test_the_base_is_quantised_and_the_head_is_not(task, name, checkpoint, tokenizer, helpdesk):
     import bitsandbytes as bnb
 
-    from pipelines.models import build_model
+    from pipelines.models.build import build_model
 
     recipe = Recipe(
         name="a",
@@ -141,7 +142,7 @@ def test_the_sidecar_names_labels_versions_and_score(results):
 
 
 def test_evaluate_gives_the_score_of_the_run(results):
-    from pipelines.scoring import evaluate_adapter
+    from pipelines.evaluation.evaluate import evaluate_result
 
     folder, _, _ = results
     for name in (
@@ -152,31 +153,31 @@ def test_evaluate_gives_the_score_of_the_run(results):
         "preference_tuning-4bit",
     ):
         recorded = json.loads((folder / name / "task.json").read_text())["metrics"]
-        again = evaluate_adapter(folder / name)
+        again = evaluate_result(folder / name)
         assert again.claimed == recorded[recorded["primary"]]
         assert again.score == pytest.approx(again.claimed, rel=1e-6)
         assert again.equal
 
 
 def test_predictions_of_a_loaded_result(results, helpdesk):
-    from pipelines.data import read_file
-    from pipelines.hub import load_adapter
-    from pipelines.predict import predict
-    from pipelines.tasks import DataError
+    from pipelines.data.load import read_file
+    from pipelines.errors import DataError
+    from pipelines.hub.load import load_result
+    from pipelines.inference.predict import predict
 
     folder, _, _ = results
     rows = read_file(helpdesk / "classify" / "test.jsonl")
     unlabelled = type(rows)([{"text": row["text"]} for row in rows.rows], "rows")
-    loaded = load_adapter(folder / "text_classification-8bit")
+    loaded = load_result(folder / "text_classification-8bit")
     found = predict(loaded, unlabelled)
     hits = [guess["label"] == row["queue"] for guess, row in zip(found, rows.rows, strict=True)]
     assert sum(hits) / len(hits) == pytest.approx(loaded.metrics["accuracy"])
 
     rows = read_file(helpdesk / "answer" / "test.jsonl")
-    answers = predict(load_adapter(folder / "question_answering-lora"), rows)
+    answers = predict(load_result(folder / "question_answering-lora"), rows)
     for answer, row in zip(answers, rows.rows, strict=True):
         assert answer["answer"] == (
             row["context"][answer["start"] : answer["end"]] if answer["answer"] else ""
         )
     with pytest.raises(DataError, match="no labels to predict"):
-        predict(load_adapter(folder / "causal_lm-lora"), rows)
+        predict(load_result(folder / "causal_lm-lora"), rows)

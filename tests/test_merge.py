@@ -8,14 +8,15 @@ import torch
 from conftest import ROOT, SECRET, first_logits, make_tasks
 from safetensors.torch import load_file
 
-from pipelines.data import load_splits
+from pipelines.data.load import load_splits
 from pipelines.errors import RecipeError
-from pipelines.fields import plain
-from pipelines.hub import load_adapter
-from pipelines.merge import merge
-from pipelines.recipe import NF4, Int8, Lora, Model, Recipe, Train
-from pipelines.result import write_manifest
-from pipelines.scoring import evaluate_adapter
+from pipelines.evaluation.evaluate import evaluate_result
+from pipelines.hub.load import load_result
+from pipelines.inference.merge import merge
+from pipelines.recipe.recipe import Recipe
+from pipelines.recipe.schema import to_json_value
+from pipelines.recipe.values import NF4, Int8, Lora, Model, Train
+from pipelines.results.files import write_manifest
 
 METHODS = {"lora": None, "8bit": Int8(), "4bit": NF4()}
 CLASSES = {
@@ -64,8 +65,8 @@ def logits_of(loaded):
 def test_a_merged_model_gives_the_logits_of_its_adapter(merged, task, method):
     folder, said = merged
     name = f"{task}-{method}"
-    model = load_adapter(folder / "merged" / name)
-    adapter = load_adapter(folder / name, precision="fp32")
+    model = load_result(folder / "merged" / name)
+    adapter = load_result(folder / name, precision="fp32")
     assert type(model.model).__name__ == CLASSES[task]
     assert model.labels == adapter.labels
     expected, found = logits_of(adapter), logits_of(model)
@@ -76,7 +77,7 @@ def test_a_merged_model_gives_the_logits_of_its_adapter(merged, task, method):
     if method == "lora":
         assert said[name].moved_from_quantized is None
     else:
-        as_trained = (logits_of(load_adapter(folder / name)) - expected).abs().max()
+        as_trained = (logits_of(load_result(folder / name)) - expected).abs().max()
         if task == "question_answering":  # whose padding has logits too
             assert 0.01 < said[name].moved_from_quantized <= as_trained * 1.001
         else:
@@ -117,9 +118,9 @@ def test_transformers_loads_it_with_its_labels(merged):
     out = folder / "merged" / "text_classification-8bit"
     texts = ["The hinge is broken.", "Where is my order? It is late by a week."]
     found = pipeline("text-classification", model=str(out))(texts, batch_size=2)
-    loaded = load_adapter(out)
-    from pipelines.predict import predict
-    from pipelines.tasks.base import Examples
+    loaded = load_result(out)
+    from pipelines.data.rows import Examples
+    from pipelines.inference.predict import predict
 
     expected = predict(loaded, Examples([{"text": text} for text in texts], "rows"))
     for one, other in zip(found, expected, strict=True):
@@ -144,7 +145,7 @@ def test_transformers_loads_it_with_its_labels(merged):
 )
 def test_it_is_scored_and_its_score_is_found_again(merged, name):
     folder, _ = merged
-    adapter, model = load_adapter(folder / name), load_adapter(folder / "merged" / name)
+    adapter, model = load_result(folder / name), load_result(folder / "merged" / name)
     primary = adapter.metrics["primary"]
     origin = model.sidecar["merged"]
     assert origin["score_of"] == "merged"
@@ -157,33 +158,33 @@ def test_it_is_scored_and_its_score_is_found_again(merged, name):
         assert "baseline" not in model.metrics
     assert origin["lora"]["r"] == 4
     quantization = METHODS[name.split("-")[1]]
-    assert origin["quantization"] == (plain(quantization) if quantization else None)
-    assert evaluate_adapter(folder / "merged" / name).equal
+    assert origin["quantization"] == (to_json_value(quantization) if quantization else None)
+    assert evaluate_result(folder / "merged" / name).equal
 
 
 def test_a_merged_model_may_have_another_task_than_its_adapter(merged, tmp_path, monkeypatch):
     """As one tuned on preferences has, which are against a base that is no longer there."""
     from dataclasses import replace
 
-    from pipelines.tasks import TextClassification
+    from pipelines.tasks.text_classification import TextClassification
 
     folder, _ = merged
     columns = {"label_column": "queue", "max_length": 32}
     monkeypatch.setattr(TextClassification, "merged", lambda task: replace(task, **columns))
     merge(folder / "text_classification-lora", tmp_path / "out")
-    assert load_adapter(tmp_path / "out").recipe.task.max_length == 32
-    assert load_adapter(folder / "text_classification-lora").recipe.task.max_length == 64
+    assert load_result(tmp_path / "out").recipe.task.max_length == 32
+    assert load_result(folder / "text_classification-lora").recipe.task.max_length == 64
 
 
 def test_without_its_rows_its_score_is_said_to_be_the_adapters(merged, tmp_path):
-    from pipelines.card import model_card
-    from pipelines.publish import read_result
+    from pipelines.hub.card import model_card
+    from pipelines.hub.publish import read_result
 
     folder, _ = merged
     adapter = folder / "text_classification-8bit"
     merge(adapter, tmp_path / "a", rescore=False)
     recipe, sidecar = read_result(tmp_path / "a")
-    assert sidecar["metrics"] == load_adapter(adapter).metrics
+    assert sidecar["metrics"] == load_result(adapter).metrics
     card = model_card(recipe, sidecar, "me/merged")
     assert "These are the scores of the adapter; the merged model was not scored." in card
     recipe, sidecar = read_result(folder / "merged" / "text_classification-8bit")
@@ -208,7 +209,7 @@ def test_rows_that_moved_away_leave_the_adapters_score(merged, tmp_path, capsys)
     said = merge(adapter, tmp_path / "out")
     assert said.moved < 1e-5 * said.of
     assert "this is the adapter's score" in capsys.readouterr().out
-    assert load_adapter(tmp_path / "out").sidecar["merged"]["score_of"] == "adapter"
+    assert load_result(tmp_path / "out").sidecar["merged"]["score_of"] == "adapter"
 
 
 def test_what_cannot_be_merged_is_told_and_leaves_nothing(merged, tmp_path):

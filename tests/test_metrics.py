@@ -21,8 +21,8 @@ from rouge_score import rouge_scorer
 from rouge_score.tokenizers import DefaultTokenizer
 
 from pipelines import metrics
+from pipelines.inference.evaluate_pipeline import let_evaluate_take_it
 from pipelines.metrics import squad_scoring
-from pipelines.predict import let_evaluate_take_it
 
 ACCURACY, CONFUSION, F1 = map(metrics.load, ("accuracy", "confusion_matrix", "f1"))
 ACCURACIES, F1S = metrics.load("accuracy", "multilabel"), metrics.load("f1", "multilabel")

@@ -5,8 +5,9 @@ import torch
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
 
 from pipelines.errors import RecipeError
-from pipelines.optimizers import MuonWithAdamW
-from pipelines.recipe import Model, Recipe, Train
+from pipelines.recipe.recipe import Recipe
+from pipelines.recipe.values import Model, Train
+from pipelines.training.optimizers import MuonWithAdamW
 
 TRAIN = Train(learning_rate=1e-2, weight_decay=0.1, optim="muon")
 SIZES = {"n_layer": 2, "n_head": 2, "n_embd": 32, "n_positions": 16, "vocab_size": 50}

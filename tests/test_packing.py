@@ -20,13 +20,20 @@ from transformers import (
 )
 
 import pipelines.run
-import pipelines.training
-from pipelines.data import load_splits
+import pipelines.training.build
+from pipelines.data.bin_packing import best_fit
+from pipelines.data.load import load_splits
+from pipelines.data.padding import pad_inputs
+from pipelines.data.rows import Examples
+from pipelines.data.source import DatasetSource
 from pipelines.errors import RecipeError
-from pipelines.packing import Packing, best_fit, keeps_rows_apart, plan
-from pipelines.recipe import Recipe, Scratch, Train
-from pipelines.tasks import CausalLM, DatasetSource, QuestionAnswering, TextClassification
-from pipelines.tasks.base import Examples, pad_inputs
+from pipelines.models.packing import Packing, plan
+from pipelines.models.probes import isolates_packed_rows
+from pipelines.recipe.recipe import Recipe
+from pipelines.recipe.values import Scratch, Train
+from pipelines.tasks.causal_lm import CausalLM
+from pipelines.tasks.question_answering import QuestionAnswering
+from pipelines.tasks.text_classification import TextClassification
 
 LENGTHS = (5, 3, 20, 9, 1, 11, 2)
 
@@ -161,7 +168,7 @@ def test_a_run_keeps_documents_apart_or_refuses(tasks, tmp_path, monkeypatch):
     )
     metrics = pipelines.run.run(recipe)
     assert metrics["perplexity"] < metrics["baseline"]["before training"]
-    monkeypatch.setattr(pipelines.training, "keeps_rows_apart", lambda body: False)
+    monkeypatch.setattr(pipelines.training.build, "keeps_rows_apart", lambda body: False)
     with pytest.raises(RecipeError, match=r"task\.packing: gpt2 does not keep documents"):
         pipelines.run.run(replace(recipe, output_dir=str(tmp_path / "refused")))
 
@@ -182,13 +189,13 @@ class NoSuchArgument(GPT2Model):
 
 def test_a_body_that_would_mix_packed_rows_is_found_out():
     for scale in (0.02, 0.3):
-        assert keeps_rows_apart(tiny(GPT2Model, scale))
-        assert keeps_rows_apart(tiny(GPT2ForQuestionAnswering, scale).base_model)
-        assert not keeps_rows_apart(tiny(NoPositions, scale))
-        assert not keeps_rows_apart(tiny(NoSuchArgument, scale))
+        assert isolates_packed_rows(tiny(GPT2Model, scale))
+        assert isolates_packed_rows(tiny(GPT2ForQuestionAnswering, scale).base_model)
+        assert not isolates_packed_rows(tiny(NoPositions, scale))
+        assert not isolates_packed_rows(tiny(NoSuchArgument, scale))
         cached = tiny(GPT2Model, scale)
         cached.config.use_cache = True  # its mask then takes no note of positions
-        assert not keeps_rows_apart(cached)
+        assert not isolates_packed_rows(cached)
 
 
 def recipe_of(kind, row, folder) -> Recipe:
@@ -209,7 +216,7 @@ def plans(monkeypatch):
     """The plans of the batches of a run."""
     found = []
     monkeypatch.setattr(
-        "pipelines.packing.plan", lambda *batch: found.append(plan(*batch)) or found[-1]
+        "pipelines.models.packing.plan", lambda *batch: found.append(plan(*batch)) or found[-1]
     )
     return found
 
@@ -225,7 +232,7 @@ def test_a_run_learns_the_same_with_and_without_packing(kind, row, plans, tmp_pa
     recipe = recipe_of(kind, row, tmp_path)
     packed = pipelines.run.run(recipe)
     assert any(found is not None for found in plans)
-    monkeypatch.setattr(pipelines.training, "keeps_rows_apart", lambda body: False)
+    monkeypatch.setattr(pipelines.training.build, "keeps_rows_apart", lambda body: False)
     padded = pipelines.run.run(replace(recipe, output_dir=str(tmp_path / "padded")))
     assert packed["loss"] == pytest.approx(padded["loss"], rel=1e-5)
 

@@ -13,14 +13,14 @@ import time
 import pytest
 from conftest import make_tasks
 
-from pipelines.data import read_file
-from pipelines.errors import CheckpointError, RecipeError
-from pipelines.hub import load_adapter
-from pipelines.output import answer_file, record_of
-from pipelines.predict import predict, predict_file
-from pipelines.recipe import Lora, Model, Recipe, Train
-from pipelines.tasks import DataError
-from pipelines.tasks.base import Examples
+from pipelines.data.load import read_file
+from pipelines.data.rows import Examples
+from pipelines.errors import CheckpointError, DataError, RecipeError
+from pipelines.hub.load import load_result
+from pipelines.inference.predict import predict, predict_file
+from pipelines.inference.resumable_jsonl import answer_file, progress_file
+from pipelines.recipe.recipe import Recipe
+from pipelines.recipe.values import Lora, Model, Train
 
 CLI = ("-c", "from pipelines.cli import console; console()")
 MADE_BY = {"command": "count", "precision": None}
@@ -70,7 +70,7 @@ COUNTED = [{"id": i, "length": i % 7} for i in range(23)]
 
 def test_predictions_in_batches_of_like_lengths_are_those_of_single_rows(results, helpdesk):
     for name, data in (("text_classification", "classify"), ("question_answering", "answer")):
-        loaded = load_adapter(results / name)
+        loaded = load_result(results / name)
         rows = read_file(helpdesk / data / "test.jsonl").rows[:12]
         together = predict(loaded, Examples(rows, "rows"), batch_size=5)
         for row, found in zip(rows, together, strict=True):
@@ -83,7 +83,7 @@ def test_predictions_in_batches_of_like_lengths_are_those_of_single_rows(results
 
 
 def test_a_label_comes_with_the_probability_of_each(results):
-    loaded = load_adapter(results / "text_classification")
+    loaded = load_result(results / "text_classification")
     (found,) = predict(loaded, Examples([{"text": "The hinge is broken."}], "rows"))
     assert tuple(found["scores"]) == loaded.labels
     assert sum(found["scores"].values()) == pytest.approx(1)
@@ -136,8 +136,8 @@ def test_no_row_is_lost_or_doubled_wherever_it_stops(tmp_path, monkeypatch, half
 
         return called
 
-    monkeypatch.setattr("pipelines.output.os.fsync", dying(os.fsync))
-    monkeypatch.setattr("pipelines.output.os.replace", dying(os.replace))
+    monkeypatch.setattr("pipelines.inference.resumable_jsonl.os.fsync", dying(os.fsync))
+    monkeypatch.setattr("pipelines.inference.resumable_jsonl.os.replace", dying(os.replace))
     file = write(tmp_path / "in.jsonl", ROWS)
     num_killed = 0
     for moment in range(100):
@@ -148,7 +148,7 @@ def test_no_row_is_lost_or_doubled_wherever_it_stops(tmp_path, monkeypatch, half
         except Killed:
             num_killed += 1
             assert lines(out) == COUNTED[: len(lines(out))]
-            if record_of(out).exists():
+            if progress_file(out).exists():
                 with out.open("ab") as more:
                     more.write(half)
         left = 1000
@@ -171,7 +171,7 @@ def test_a_killed_command_goes_on_and_ends_in_the_same_bytes(results, helpdesk, 
         time.sleep(0.002)
     child.send_signal(signal.SIGKILL)
     assert child.wait(20) == -signal.SIGKILL
-    done = json.loads(record_of(out).read_text())["rows"]
+    done = json.loads(progress_file(out).read_text())["rows"]
     assert 0 < done < 1500
     predict_file(str(folder), file, out=out, batch_size=1)
     assert out.read_bytes() == whole.read_bytes()
@@ -212,7 +212,7 @@ def test_ctrl_c_is_told_without_a_trace(tmp_path, monkeypatch, capsys):
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pipelines.predict.predict_file", interrupted)
+    monkeypatch.setattr("pipelines.inference.predict.predict_file", interrupted)
     monkeypatch.setattr("sys.argv", ["gpt2-recipes", "predict", "a", "b"])
     with pytest.raises(SystemExit) as stopped:
         console()
@@ -409,13 +409,13 @@ def test_an_ascii_terminal_gets_escapes_and_files_utf8(tmp_path, terminal):
     rows = [{"id": label, "text": "a"} for label in LABELS]
     code = (
         "from pathlib import Path\n"
-        "from pipelines.cli import reported, stop\n"
-        "from pipelines.output import answer_file\n"
-        "from pipelines.report import console\n"
+        "from pipelines.terminal import report_errors, stop\n"
+        "from pipelines.inference.resumable_jsonl import answer_file\n"
+        "from pipelines.console import console\n"
         "answers = lambda examples: [{'label': row['id']} for row in examples.rows]\n"
         f"label = {ascii(LABELS[1])}\n"
         "console().print(label, markup=False)\n"
-        "with reported():\n"
+        "with report_errors():\n"
         "    for out in (None, Path('out.csv'), Path('out.jsonl')):\n"
         "        answer_file(Path('in.jsonl'), answers, out, {}, chunk_size=8)\n"
         "    print(label)\n"
@@ -441,9 +441,9 @@ def test_an_ascii_terminal_gets_escapes_and_files_utf8(tmp_path, terminal):
 def test_a_script_is_quiet_and_its_logging_stays_as_it_was(results):
     code = (
         "import logging, sys, warnings\n"
-        "from pipelines.hub import load_adapter\n"
-        "from pipelines.predict import predict\n"
-        "from pipelines.tasks.base import Examples\n"
+        "from pipelines.hub.load import load_adapter\n"
+        "from pipelines.inference.predict import predict\n"
+        "from pipelines.data.rows import Examples\n"
         "from transformers.utils import logging as theirs\n"
         "import datasets\n"
         "state = lambda: (theirs.get_verbosity(), theirs.is_progress_bar_enabled(),\n"

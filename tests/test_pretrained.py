@@ -18,15 +18,21 @@ from transformers import (
     ByT5Tokenizer,
 )
 
-from pipelines.errors import RecipeError
-from pipelines.hub import load_adapter, pin
-from pipelines.models import load_base, load_tokenizer, train_char_tokenizer
-from pipelines.pretrained import check_tokenizer, check_vocabulary
-from pipelines.recipe import NF4, Int8, Model, Recipe, Scratch, Train
+from pipelines.data.rows import Examples
+from pipelines.data.source import DatasetSource
+from pipelines.errors import DataError, RecipeError
+from pipelines.evaluation.evaluate import evaluate_result
+from pipelines.hub.load import load_result
+from pipelines.hub.pin import pin_revisions
+from pipelines.models.build import load_base
+from pipelines.models.tokenizer_checks import check_tokenizer, check_vocabulary
+from pipelines.models.tokenizers import load_tokenizer, train_char_tokenizer
+from pipelines.recipe.recipe import Recipe
+from pipelines.recipe.values import NF4, Int8, Model, Scratch, Train
 from pipelines.run import run
-from pipelines.scoring import evaluate_adapter
-from pipelines.tasks import CausalLM, DataError, DatasetSource, TextClassification
-from pipelines.tasks.base import Examples, Features
+from pipelines.tasks.base import Features
+from pipelines.tasks.causal_lm import CausalLM
+from pipelines.tasks.text_classification import TextClassification
 
 ROWS = DatasetSource(path="rows.jsonl")
 LANGUAGE_MODEL = CausalLM(dataset=ROWS, block_size=64)
@@ -298,7 +304,7 @@ def test_a_result_without_some_of_its_tensors_is_refused(name, change, message, 
     weights_with(folder, change, file)
     list_files_again(folder)
     with pytest.raises(RecipeError, match=message):
-        load_adapter(folder)
+        load_result(folder)
 
 
 def test_an_adapter_of_other_targets_or_a_cut_file_is_refused(results, tmp_path):
@@ -308,24 +314,24 @@ def test_an_adapter_of_other_targets_or_a_cut_file_is_refused(results, tmp_path)
     config_file.write_text(json.dumps(config | {"target_modules": ["c_fc"]}))
     list_files_again(folder)
     with pytest.raises(RecipeError, match="target_modules is .*, but the recipe's is"):
-        load_adapter(folder)
+        load_result(folder)
     config_file.write_text(json.dumps(config))
     list_files_again(folder)
-    load_adapter(folder)
+    load_result(folder)
     file = folder / "adapter_model.safetensors"
     file.write_bytes(file.read_bytes()[:-1000])
     with pytest.raises(RecipeError, match="adapter_model.safetensors has .* bytes, not"):
-        load_adapter(folder)
+        load_result(folder)
     list_files_again(folder)
     with pytest.raises(RecipeError, match="adapter_model.safetensors: is damaged: .*incomplete"):
-        load_adapter(folder)
+        load_result(folder)
 
 
 def test_a_result_without_its_tokenizer_is_refused(results, tmp_path):
     folder = shutil.copytree(results / "full", tmp_path / "full")
     (folder / "tokenizer.json").unlink()
     with pytest.raises(RecipeError, match="tokenizer.json is missing"):
-        load_adapter(folder)
+        load_result(folder)
 
 
 # Tokenizers
@@ -350,11 +356,11 @@ def test_a_recipe_names_another_tokenizer(checkpoint, tokenizer, helpdesk, tmp_p
     found = run(recipe_for(task, base, tmp_path / "run", **options))
     expected = run(recipe_for(task, checkpoint, tmp_path / "own"))
     assert found["perplexity"] == expected["perplexity"]
-    assert evaluate_adapter(tmp_path / "run").equal
+    assert evaluate_result(tmp_path / "run").equal
 
 
 def test_a_named_tokenizer_is_pinned_and_travels_in_recipe_json(checkpoint, tasks, monkeypatch):
-    import pipelines.hub
+    import pipelines.hub.pin
 
     asked = []
 
@@ -362,11 +368,11 @@ def test_a_named_tokenizer_is_pinned_and_travels_in_recipe_json(checkpoint, task
         asked.append((name, revision))
         return f"commit of {name}"
 
-    monkeypatch.setattr(pipelines.hub, "commit_of", commit_of)
+    monkeypatch.setattr(pipelines.hub.pin, "commit_of", commit_of)
     model = Model(
         name_or_path=str(checkpoint), tokenizer="local/tokenizer", tokenizer_revision="v1"
     )
-    recipe = pin(Recipe(name="a", task=tasks["causal_lm"], model=model))
+    recipe = pin_revisions(Recipe(name="a", task=tasks["causal_lm"], model=model))
     assert asked == [("local/tokenizer", "v1")]
     assert recipe.model == replace(model, tokenizer_revision="commit of local/tokenizer")
     assert Recipe.from_json(recipe.to_json()) == recipe
@@ -434,7 +440,7 @@ def bytes_base(checkpoint, tmp_path_factory):
 def test_a_slow_tokenizer_trains_saves_and_loads(name, bytes_base, helpdesk, tmp_path):
     task = make_tasks(helpdesk)[name]
     run(recipe_for(task, bytes_base, tmp_path, "lora"))
-    assert evaluate_adapter(tmp_path).equal
+    assert evaluate_result(tmp_path).equal
 
 
 def test_answers_need_a_fast_tokenizer(bytes_base, helpdesk, tmp_path):
@@ -463,7 +469,7 @@ def test_eos_pads_where_the_model_has_no_pad_token(checkpoint, helpdesk, tmp_pat
     assert "'[PAD]' is token 400, beyond the model's 400 embeddings" in capsys.readouterr().out
     expected = run(recipe_for(task, checkpoint, tmp_path / "own"))
     assert found["loss"] == expected["loss"]
-    loaded_again = load_adapter(tmp_path / "run")
+    loaded_again = load_result(tmp_path / "run")
     assert loaded_again.tokenizer.pad_token == loaded_again.tokenizer.eos_token
     with pytest.raises(DataError, match=r"'\[PAD\]' is token 400, beyond .* of 400"):
         loaded_again.model(**loaded_again.tokenizer("a [PAD] b", return_tensors="pt"))

@@ -7,19 +7,16 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from pipelines.data import read_file
-from pipelines.errors import RecipeError
-from pipelines.recipe import NF4, Int8, Lora, Model, Recipe, Scratch, Tokenizer, Train
-from pipelines.tasks import (
-    CausalLM,
-    DataError,
-    DatasetSource,
-    QuestionAnswering,
-    TextClassification,
-)
-from pipelines.tasks.base import Examples
+from pipelines.data.load import read_file
+from pipelines.data.rows import Examples
+from pipelines.data.source import DatasetSource
+from pipelines.errors import DataError, RecipeError
+from pipelines.recipe.recipe import Recipe
+from pipelines.recipe.values import NF4, Int8, Lora, Model, Scratch, Tokenizer, Train
+from pipelines.tasks.causal_lm import CausalLM
+from pipelines.tasks.question_answering import QuestionAnswering
 from pipelines.tasks.spans import window_starts
-from pipelines.tasks.text_classification import join, natural_order
+from pipelines.tasks.text_classification import TextClassification, join, natural_order
 
 SLOW = settings(
     max_examples=60,

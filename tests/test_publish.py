@@ -9,9 +9,11 @@ from dataclasses import replace
 import pytest
 from conftest import ROOT, SECRET, client, environment
 
-from pipelines.recipe import Lora, Model, Recipe, Scratch, Tokenizer, Train
-from pipelines.result import write_manifest
-from pipelines.tasks import DatasetSource, TextClassification
+from pipelines.data.source import DatasetSource
+from pipelines.recipe.recipe import Recipe
+from pipelines.recipe.values import Lora, Model, Scratch, Tokenizer, Train
+from pipelines.results.files import write_manifest
+from pipelines.tasks.text_classification import TextClassification
 
 CLI = ("-c", "from pipelines.cli import console; console()")
 
@@ -194,7 +196,7 @@ def test_a_run_that_could_not_be_published_does_not_train(hub, place, checkpoint
         lora=Lora(r=2),
         push_to="local/never",
     )
-    lines = "from pipelines.cli import main; from pipelines.recipe import Recipe; "
+    lines = "from pipelines.recipe_cli import main; from pipelines.recipe.recipe import Recipe; "
     script.write_text(f"{lines}main(Recipe.from_json({recipe.to_json()!r}))")
     said = client(hub, place / "home-run", script, cwd=place, code=2)
     assert f"{str(checkpoint)!r} is a folder of this machine" in said
@@ -215,7 +217,7 @@ def test_two_processes_publish_once(hub, place, helpdesk):
         train=Train(max_steps=2),
         push_to="local/two",
     )
-    lines = "from pipelines.cli import main; from pipelines.recipe import Recipe; "
+    lines = "from pipelines.recipe_cli import main; from pipelines.recipe.recipe import Recipe; "
     script.write_text(f"{lines}main(Recipe.from_json({recipe.to_json()!r}))")
     config = ROOT / "accelerate_configs" / "cpu_2_processes.yaml"
     launch = ("-m", "accelerate.commands.launch", "--config_file", config)

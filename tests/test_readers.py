@@ -12,11 +12,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipelines.data import check_splits, load_splits, read_file
-from pipelines.local_files import is_local, split_files
-from pipelines.readers import describe, read
-from pipelines.rows import Unreadable
-from pipelines.tasks import CausalLM, DataError, DatasetSource
+from pipelines.data.load import load_splits, read_file
+from pipelines.data.local_files import is_local, split_files
+from pipelines.data.readers import describe, read
+from pipelines.data.rows import Unreadable
+from pipelines.data.source import DatasetSource
+from pipelines.data.splits import check_splits
+from pipelines.errors import DataError
+from pipelines.tasks.causal_lm import CausalLM
 
 SLOW = settings(
     max_examples=60,
@@ -435,9 +438,9 @@ def test_no_stray_quote_merges_rows(tmp_path, pairs, data, delimiter, label_firs
 
 
 def test_an_open_quote_is_given_up_without_holding_the_file(tmp_path):
-    from pipelines.delimited import Records
-    from pipelines.dialects import sniff
-    from pipelines.text_stream import TextLines
+    from pipelines.data.formats.delimited import Records
+    from pipelines.data.formats.dialects import sniff
+    from pipelines.data.formats.text_stream import TextLines
 
     lines = ["text,label\n", '"24 inch,pos\n', *(f"ticket {n},neg\n" for n in range(50_000))]
     most = 0
@@ -609,8 +612,9 @@ def test_splits_are_found_by_the_names_that_others_give_them(names, tmp_path):
 
 
 def test_lines_of_shards_are_named_and_skipped_by_file(tmp_path):
-    from pipelines.data import Stream, check_splits
-    from pipelines.tasks import TextClassification
+    from pipelines.data.splits import check_splits
+    from pipelines.data.stream import Stream
+    from pipelines.tasks.text_classification import TextClassification
 
     for index in range(2):
         (tmp_path / f"train-0000{index}-of-00002.jsonl").write_text(LINES + "{\n")
@@ -682,9 +686,10 @@ def test_a_hub_id_is_a_hub_id(tmp_path, monkeypatch):
 
 
 def test_a_hub_id_that_is_not_found_names_a_local_path(tmp_path, monkeypatch):
-    from pipelines import hub
     from pipelines.errors import Problem, RecipeError
-    from pipelines.recipe import Recipe, Scratch
+    from pipelines.hub import pin as hub
+    from pipelines.recipe.recipe import Recipe
+    from pipelines.recipe.values import Scratch
 
     def not_found(hub, name, revision, kind, path, problems):
         problems.append(Problem(path, f"{name!r} is no folder and no {kind} on the Hub."))
@@ -698,7 +703,7 @@ def test_a_hub_id_that_is_not_found_names_a_local_path(tmp_path, monkeypatch):
 
 
 def test_what_a_run_detected_is_in_its_report(tmp_path):
-    from pipelines.data import detected
+    from pipelines.data.load import detected
 
     for split in ("train", "test"):
         (tmp_path / f"{split}.csv").write_text(as_csv(ROWS, delimiter=";"))

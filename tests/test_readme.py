@@ -9,7 +9,7 @@ import tyro
 from conftest import ROOT, load_module
 
 from pipelines.cli import launcher_flags
-from pipelines.recipe import Recipe
+from pipelines.recipe.recipe import Recipe
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [

@@ -9,20 +9,19 @@ import torch
 from conftest import make_tasks, method
 from transformers import AutoModelForCausalLM
 
-from pipelines.data import load_splits
-from pipelines.errors import RecipeError
-from pipelines.models import build_model
-from pipelines.recipe import Lora, Model, Recipe, Train
-from pipelines.tasks import (
-    DataError,
-    DatasetSource,
-    Generation,
-    InstructionTuning,
-    PreferenceTuning,
-)
-from pipelines.tasks.base import Examples
+from pipelines.data.load import load_splits
+from pipelines.data.rows import Examples
+from pipelines.data.source import DatasetSource
+from pipelines.errors import DataError, RecipeError
+from pipelines.models.build import build_model
+from pipelines.recipe.recipe import Recipe
+from pipelines.recipe.values import Lora, Model, Train
+from pipelines.tasks.generation import Generation
+from pipelines.tasks.instruction import InstructionTuning
+from pipelines.tasks.preference import PreferenceTuning
 from pipelines.tasks.replies import CHAT_TEMPLATE, exchange
-from pipelines.training import build_trainer, score_of
+from pipelines.training.build import build_trainer
+from pipelines.training.trainer import score_of
 
 ANYWHERE = DatasetSource(path="nowhere")
 CHAT = [
@@ -450,8 +449,8 @@ def test_label_smoothing_is_that_of_the_formula(tasks, checkpoint, tokenizer, tm
 @pytest.mark.parametrize("chat", [False, True])
 def test_a_reply_is_printed_from_its_first_word(chat, checkpoint, tmp_path, capsys):
     """As it comes, after a beam search, and for the rows of a file, which all say the same."""
+    from pipelines.inference.generate import generate_file, generate_text
     from pipelines.run import run
-    from pipelines.write import write_file, write_text
 
     asked = [{"role": "user", "content": "late"}]
     reply = "sorry, on its way"
@@ -480,9 +479,9 @@ def test_a_reply_is_printed_from_its_first_word(chat, checkpoint, tmp_path, caps
     assert (metrics["exact_match"], metrics["ended"]) == (1.0, 1.0)
     capsys.readouterr()
     for options in ({}, {"num_beams": 2}):
-        write_text(recipe.output_dir, "late", options)
+        generate_text(recipe.output_dir, "late", options)
         assert capsys.readouterr().out == f"{reply}\n"
-    write_file(recipe.output_dir, file, {})
+    generate_file(recipe.output_dir, file, {})
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert lines == [{"text": reply, "ended": True}] * 4
 

@@ -10,20 +10,20 @@ from conftest import first_logits, make_tasks
 from safetensors.torch import load_file
 
 import pipelines.run
-from pipelines.data import check_splits, load_splits
+from pipelines.data.load import load_splits
+from pipelines.data.source import DatasetSource
+from pipelines.data.splits import check_splits
 from pipelines.errors import RecipeError
-from pipelines.hub import load_adapter
-from pipelines.models import build_model
-from pipelines.recipe import Int8, Lora, Model, Recipe, Scratch, Tokenizer, Train
-from pipelines.tasks import (
-    CausalLM,
-    DatasetSource,
-    Generation,
-    InstructionTuning,
-    PreferenceTuning,
-    TextClassification,
-)
+from pipelines.hub.load import load_result
+from pipelines.models.build import build_model
+from pipelines.recipe.recipe import Recipe
+from pipelines.recipe.values import Int8, Lora, Model, Scratch, Tokenizer, Train
+from pipelines.tasks.causal_lm import CausalLM
+from pipelines.tasks.generation import Generation
+from pipelines.tasks.instruction import InstructionTuning
+from pipelines.tasks.preference import PreferenceTuning
 from pipelines.tasks.replies import CHAT_TEMPLATE
+from pipelines.tasks.text_classification import TextClassification
 
 
 def train_and_reload(recipe, monkeypatch):
@@ -43,7 +43,7 @@ def train_and_reload(recipe, monkeypatch):
 
     monkeypatch.setattr(pipelines.run, "save", save_and_note)
     metrics = pipelines.run.run(recipe)
-    loaded = load_adapter(recipe.folder)
+    loaded = load_result(recipe.folder)
     rows = rows_of(loaded.tokenizer, loaded.labels)
     return noted[0], first_logits(recipe.task, loaded.model, loaded.tokenizer, rows), metrics
 
@@ -138,7 +138,7 @@ def test_several_labels(tmp_path, monkeypatch):
     )
     before, after, metrics = train_and_reload(recipe, monkeypatch)
     torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-5)
-    assert load_adapter(recipe.folder).labels == ("none", "red", "round")
+    assert load_result(recipe.folder).labels == ("none", "red", "round")
     assert metrics["micro_f1"] > 0.95 > metrics["baseline"]["before training"]
     assert metrics["macro_f1"] > 0.9
 
@@ -204,7 +204,7 @@ def test_a_chat_trains_and_reloads_with_its_template(kind, checkpoint, tmp_path,
     )
     before, after, metrics = train_and_reload(recipe, monkeypatch)
     torch.testing.assert_close(after, before, rtol=1e-6, atol=1e-6)
-    assert load_adapter(recipe.folder).tokenizer.chat_template == CHAT_TEMPLATE
+    assert load_result(recipe.folder).tokenizer.chat_template == CHAT_TEMPLATE
     assert metrics["rows"] == (24 if kind == "preference" else 1)  # replies to one prompt
     if kind == "preference":
         assert metrics["reward_margin"] > 0
@@ -222,7 +222,7 @@ def test_a_character_model_from_a_text_file(tmp_path, monkeypatch):
     before, after, metrics = train_and_reload(recipe, monkeypatch)
     torch.testing.assert_close(after, before)
     assert metrics["perplexity"] < 2.5
-    tokenizer = load_adapter(recipe.folder).tokenizer
+    tokenizer = load_result(recipe.folder).tokenizer
     assert len(tokenizer) == 1 + len(set("to be, or not to be. "))
     assert tokenizer.decode(tokenizer("not to be")["input_ids"]) == "not to be"
 

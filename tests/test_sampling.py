@@ -8,11 +8,13 @@ import torch
 import torch.nn.functional as F
 from transformers import EvalPrediction
 
-from pipelines.data import load_splits
-from pipelines.models import build_model
-from pipelines.recipe import Model, Recipe, Train
-from pipelines.sampling import RowOrder
-from pipelines.training import build_trainer, score_of
+from pipelines.data.load import load_splits
+from pipelines.models.build import build_model
+from pipelines.recipe.recipe import Recipe
+from pipelines.recipe.values import Model, Train
+from pipelines.training.build import build_trainer
+from pipelines.training.row_order import RowOrder
+from pipelines.training.trainer import score_of
 
 NUM_ROWS = 4000
 

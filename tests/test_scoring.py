@@ -12,14 +12,14 @@ import pytest
 import torch
 from conftest import ROOT, first_logits, make_tasks
 
-from pipelines.data import load_splits, read_file
-from pipelines.errors import RecipeError
-from pipelines.hub import load_adapter
-from pipelines.predict import Pipeline
-from pipelines.recipe import Int8, Lora, Model, Recipe, Train
-from pipelines.result import write_manifest
-from pipelines.scoring import evaluate_adapter
-from pipelines.tasks import DataError
+from pipelines.data.load import load_splits, read_file
+from pipelines.errors import DataError, RecipeError
+from pipelines.evaluation.evaluate import evaluate_result
+from pipelines.hub.load import load_result
+from pipelines.inference.evaluate_pipeline import Pipeline
+from pipelines.recipe.recipe import Recipe
+from pipelines.recipe.values import Int8, Lora, Model, Train
+from pipelines.results.files import write_manifest
 
 CLI = ("-c", "from pipelines.cli import console; console()")
 METRICS = ROOT / "pipelines" / "metrics"
@@ -76,11 +76,11 @@ def test_another_base_is_refused_with_both_values(results, checkpoint, tmp_path,
         setattr(config, name, value)
     GPT2LMHeadModel(config).save_pretrained(tmp_path)
     with pytest.raises(RecipeError, match=message):
-        load_adapter(results / "causal_lm", base=str(tmp_path))
+        load_result(results / "causal_lm", base=str(tmp_path))
 
 
 def test_another_revision_of_the_base_is_refused(results, tmp_path):
-    from pipelines.hub import check_base
+    from pipelines.hub.load import check_base
 
     recorded = json.loads((results / "causal_lm" / "task.json").read_text())["base"]
     source = Model(name_or_path=recorded["name_or_path"], revision="b" * 40)
@@ -93,8 +93,8 @@ def test_a_copy_of_the_base_on_disk_serves(results, checkpoint, tmp_path):
     import shutil
 
     copy = shutil.copytree(checkpoint, tmp_path / "copy")
-    loaded, other = load_adapter(results / "causal_lm"), None
-    other = load_adapter(results / "causal_lm", base=str(copy))
+    loaded, other = load_result(results / "causal_lm"), None
+    other = load_result(results / "causal_lm", base=str(copy))
     inputs = torch.tensor([[1, 2, 3, 4]])
     with torch.inference_mode():
         assert torch.equal(loaded.model(inputs).logits, other.model(inputs).logits)
@@ -104,7 +104,7 @@ def test_a_copy_of_the_base_on_disk_serves(results, checkpoint, tmp_path):
 def test_an_adapter_loads_on_its_base_in_every_precision(results, task):
     logits = {}
     for precision in ("fp32", "bf16", "8bit", "4bit"):
-        loaded = load_adapter(results / task, precision=precision)
+        loaded = load_result(results / task, precision=precision)
         rows = load_splits(loaded.recipe.task.dataset).held_out
         features = loaded.recipe.task.features(
             rows, loaded.tokenizer, loaded.labels, training=False
@@ -120,7 +120,7 @@ def test_an_adapter_loads_on_its_base_in_every_precision(results, task):
 
 def test_what_is_no_result_is_told(tmp_path):
     with pytest.raises(RecipeError, match=r"has no recipe.json and no task.json"):
-        load_adapter(tmp_path)
+        load_result(tmp_path)
 
 
 def test_no_pickle_and_no_code_of_a_repository_runs(results, checkpoint, tmp_path):
@@ -135,16 +135,16 @@ def test_no_pickle_and_no_code_of_a_repository_runs(results, checkpoint, tmp_pat
     (adapter / "adapter_model.safetensors").unlink()
     (adapter / "adapter_model.bin").write_bytes(pickle.dumps(Canary()))
     with pytest.raises(RecipeError, match="adapter_model.bin does not belong to the result"):
-        load_adapter(adapter)
+        load_result(adapter)
     write_manifest(adapter)
     with pytest.raises(RecipeError, match="has no adapter_model.safetensors"):
-        load_adapter(adapter)
+        load_result(adapter)
 
     base = shutil.copytree(checkpoint, tmp_path / "base")
     (base / "model.safetensors").unlink()
     (base / "pytorch_model.bin").write_bytes(pickle.dumps(Canary()))
     with pytest.raises(RecipeError, match="cannot be loaded: .*model.safetensors"):
-        load_adapter(results / "causal_lm", base=str(base))
+        load_result(results / "causal_lm", base=str(base))
 
     coded = shutil.copytree(checkpoint, tmp_path / "coded")
     config = json.loads((coded / "config.json").read_text())
@@ -152,7 +152,7 @@ def test_no_pickle_and_no_code_of_a_repository_runs(results, checkpoint, tmp_pat
     (coded / "config.json").write_text(json.dumps(config))
     (coded / "own.py").write_text(f"import os; os.mkdir({str(tmp_path / 'canary')!r})")
     with pytest.raises(RecipeError, match="config.json of the base: auto_map is not allowed"):
-        load_adapter(results / "causal_lm", base=str(coded))
+        load_result(results / "causal_lm", base=str(coded))
     assert not (tmp_path / "canary").exists()
 
 
@@ -180,12 +180,12 @@ def test_evaluate_takes_metrics_with_options(results, tmp_path):
     folder = results / "text_classification"
     said = command("evaluate", folder, "--metric", "f1", cwd=tmp_path, code=2)
     assert "--metric: f1: Target is multiclass but average='binary'" in said
-    found = evaluate_adapter(folder, metric="f1", metric_options={"average": "macro"})
+    found = evaluate_result(folder, metric="f1", metric_options={"average": "macro"})
     assert found.metrics["added"]["f1"] == pytest.approx(found.metrics["macro_f1"])
     with pytest.raises(RecipeError, match="predicts no labels"):
-        evaluate_adapter(results / "causal_lm", metric="f1")
+        evaluate_result(results / "causal_lm", metric="f1")
     with pytest.raises(RecipeError, match="nowhere: no such metric here or on the Hub"):
-        evaluate_adapter(folder, metric="nowhere")
+        evaluate_result(folder, metric="nowhere")
 
 
 def test_evaluate_compares_with_the_claim(results, helpdesk, tmp_path):
@@ -220,11 +220,11 @@ def test_rows_that_are_not_here_are_told(results, tmp_path):
     (folder / "recipe.json").write_text(moved.to_json())
     write_manifest(folder)
     with pytest.raises(DataError, match="./data/elsewhere: no such .* --data FILE"):
-        evaluate_adapter(folder)
+        evaluate_result(folder)
 
 
 def test_the_classification_evaluator_takes_an_adapter(results, helpdesk):
-    loaded = load_adapter(results / "text_classification")
+    loaded = load_result(results / "text_classification")
     rows = read_file(helpdesk / "classify" / "test.jsonl").rows
     ids = {name: i for i, name in enumerate(loaded.labels)}
     data = datasets.Dataset.from_list(
@@ -240,7 +240,7 @@ def test_the_classification_evaluator_takes_an_adapter(results, helpdesk):
 
 
 def test_the_question_answering_evaluator_works_again(results, helpdesk):
-    loaded = load_adapter(results / "question_answering")
+    loaded = load_result(results / "question_answering")
     rows = read_file(helpdesk / "answer" / "test.jsonl").rows
     names = ("id", "question", "context", "answers")
     data = datasets.Dataset.from_list(
@@ -260,7 +260,7 @@ def test_the_question_answering_evaluator_works_again(results, helpdesk):
 
 
 def test_an_evaluation_suite_takes_an_adapter(results, helpdesk, tmp_path):
-    loaded = load_adapter(results / "text_classification")
+    loaded = load_result(results / "text_classification")
     pipe = Pipeline(loaded)
     (tmp_path / "suite.py").write_text(f"""
 import evaluate
@@ -296,16 +296,16 @@ class Suite(evaluate.EvaluationSuite):
 
 
 def test_a_pipeline_answers_single_questions_and_pairs(results):
-    pipe = Pipeline(load_adapter(results / "question_answering"))
+    pipe = Pipeline(load_result(results / "question_answering"))
     (answer,) = pipe(question="Which invoice is it about?", context="It is MF-55878, I think.")
     assert answer.keys() == {"answer", "start", "end", "score"}
     assert 0 < answer["score"] <= 1
-    pipe = Pipeline(load_adapter(results / "text_classification"))
+    pipe = Pipeline(load_result(results / "text_classification"))
     (one,) = pipe("Hello")
     assert one == pipe([{"text": "Hello"}])[0]
     assert one["label"] in pipe.loaded.labels
     with pytest.raises(DataError, match="neither classifies nor answers"):
-        Pipeline(load_adapter(results / "causal_lm"))
+        Pipeline(load_result(results / "causal_lm"))
 
 
 def test_the_harness_scores_an_adapter_offline(results, tmp_path):

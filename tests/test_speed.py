@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GPT2Config, GPT2ForQuestionAnswering, GPT2LMHeadModel
 
-from pipelines import loss_head
-from pipelines.attention import SHORT, use_plain_attention
-from pipelines.cpu import prepare_cpu, slow_precision
-from pipelines.loss_head import with_loss_head
+from pipelines.models import loss_head
+from pipelines.models.attention import SHORT, use_plain_attention
+from pipelines.models.cpu import prepare_cpu, slow_precision
+from pipelines.models.loss_head import with_loss_head
 
 VOCAB, ROWS, LENGTH = 307, 3, 41
 
@@ -182,7 +182,7 @@ def test_freed_memory_is_kept_for_the_next_step(prepared):
     """
     code = """
 import resource, sys, torch
-from pipelines.cpu import prepare_cpu
+from pipelines.models.cpu import prepare_cpu
 if sys.argv[1] == "True":
     prepare_cpu()
 def faults():
@@ -202,7 +202,7 @@ def test_matrices_of_ever_new_shapes_leave_no_memory_behind():
     """A new process: oneDNN reads its limits at its first product."""
     code = """
 import re, torch
-from pipelines.cpu import prepare_cpu
+from pipelines.models.cpu import prepare_cpu
 prepare_cpu()
 def resident():
     return int(re.search(r"VmRSS:\\s+(\\d+) kB", open("/proc/self/status").read())[1])

@@ -11,21 +11,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.cautions import cautions, count_shared
-from pipelines.data import check_splits, load_splits
-from pipelines.errors import RecipeError
-from pipelines.recipe import Lora, Model, Recipe, Train
-from pipelines.splits import draw_rows, hold_out_rows
-from pipelines.tasks import (
-    CausalLM,
-    DataError,
-    DatasetSource,
-    InstructionTuning,
-    PreferenceTuning,
-    QuestionAnswering,
-    TextClassification,
-)
+from pipelines.data.hold_out import draw_rows, hold_out_rows
+from pipelines.data.load import load_splits
+from pipelines.data.source import DatasetSource
+from pipelines.data.splits import check_splits
+from pipelines.errors import DataError, RecipeError
+from pipelines.recipe.recipe import Recipe
+from pipelines.recipe.values import Lora, Model, Train
+from pipelines.reporting.cautions import cautions, count_shared
 from pipelines.tasks.base import Features
+from pipelines.tasks.causal_lm import CausalLM
+from pipelines.tasks.instruction import InstructionTuning
+from pipelines.tasks.preference import PreferenceTuning
+from pipelines.tasks.question_answering import QuestionAnswering
+from pipelines.tasks.text_classification import TextClassification
 
 SEEDS = st.integers(0, 2**32)
 FRACTIONS = st.floats(0.01, 0.99)
@@ -127,7 +126,7 @@ def test_the_choice_is_the_same_on_every_machine():
     """The numbers are what Python's Mersenne Twister gives for seed 42, in every version."""
     inputs, labels = [f"row {i}" for i in range(40)], ["ab"[i % 4 == 0] for i in range(40)]
     program = (
-        "from pipelines.splits import *; "
+        "from pipelines.data.hold_out import *; "
         f"print(hold_out_rows({inputs}, {labels}, 0.2, 42), draw_rows({inputs}, {labels}, 6, 42))"
     )
     assert random.Random(42).random() == 0.6394267984578837
@@ -525,7 +524,7 @@ def test_steps_that_are_not_what_they_seem_are_told(tmp_path):
 
 
 def test_the_report_says_of_how_many_rows_and_which_labels(tmp_path):
-    from pipelines.report import split_line
+    from pipelines.reporting.report import split_line
 
     splits, _ = split(CLASSIFY, write_rows(tmp_path / "rows.jsonl", SORTED), max_train_rows=100)
     features = Features([], {"rows": 100, "rows_cut": 2}, num_rows=100)
@@ -544,17 +543,17 @@ def test_the_report_says_of_how_many_rows_and_which_labels(tmp_path):
 def test_a_maximum_of_a_hub_dataset_is_drawn_by_label_too(monkeypatch):
     import datasets
 
-    import pipelines.data
+    import pipelines.data.load
 
     features = datasets.Features(
         {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes", "?"])}
     )
     rows = [{"text": f"row {i}", "label": int(i >= 600)} for i in range(1000)]
     whole = datasets.Dataset.from_list(rows, features=features)
-    monkeypatch.setattr(pipelines.data, "hub_dataset", lambda *_, **options: whole)
+    monkeypatch.setattr(pipelines.data.load, "hub_dataset", lambda *_, **options: whole)
     options = {"eval_split": "test", "max_train_rows": 50, "max_eval_rows": 10}
     for part in (100_000, 500):  # as small datasets are read, and as large ones are
-        monkeypatch.setattr(pipelines.data, "MIN_PART", part)
+        monkeypatch.setattr(pipelines.data.load, "MIN_PART", part)
         splits, labels = split(CLASSIFY, "user/data", **options)
         assert labels == ("no", "yes", "?")
         assert abs(labels_of(splits.train)[0] - 30) <= (3 if part < 1000 else 0)
@@ -566,9 +565,9 @@ def test_a_maximum_of_a_hub_dataset_is_drawn_by_label_too(monkeypatch):
 
 
 def test_a_run_records_what_was_drawn_and_evaluate_draws_it_again(tmp_path, checkpoint, capsys):
-    from pipelines.card import model_card
+    from pipelines.evaluation.evaluate import evaluate_result
+    from pipelines.hub.card import model_card
     from pipelines.run import run
-    from pipelines.scoring import evaluate_adapter
 
     file = write_rows(tmp_path / "rows.jsonl", SORTED)
     source = DatasetSource(path=str(file), eval_split="test", max_train_rows=40, split_seed=3)
@@ -600,11 +599,11 @@ def test_a_run_records_what_was_drawn_and_evaluate_draws_it_again(tmp_path, chec
     }
     card = model_card(recipe, sidecar, "user/drawn")
     assert "10 % of the rows of train:" in card and "split: train" in card
-    assert evaluate_adapter(tmp_path / "run").equal
+    assert evaluate_result(tmp_path / "run").equal
 
 
 def test_a_stream_says_that_it_takes_the_first_rows(tmp_path):
-    from pipelines.report import split_line
+    from pipelines.reporting.report import split_line
 
     file = write_rows(tmp_path / "rows.jsonl", [{"text": f"row {i}"} for i in range(40)])
     options = {"path": str(file), "streaming": True, "max_eval_rows": 4}
@@ -624,7 +623,7 @@ def test_a_stream_says_that_it_takes_the_first_rows(tmp_path):
 def test_a_wrong_column_of_a_file_to_score_on_is_one_line(tmp_path):
     from types import SimpleNamespace
 
-    from pipelines.scoring import file_rows
+    from pipelines.evaluation.evaluate import file_rows
 
     loaded = SimpleNamespace(recipe=SimpleNamespace(task=CLASSIFY), labels=("x", "y"))
     file = write_rows(tmp_path / "rows.jsonl", [{"txt": "a", "label": "x"}] * 50)

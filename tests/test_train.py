@@ -11,9 +11,9 @@ from conftest import ROOT
 
 from pipelines import cli
 from pipelines.errors import RecipeError
-from pipelines.launcher import check_request, launcher_arguments, read_request
-from pipelines.recipe import Recipe
-from pipelines.train import is_one_on_cpu, load_recipe, read_config, recipe_file
+from pipelines.recipe.recipe import Recipe
+from pipelines.train import is_one_on_cpu, load_recipe, recipe_file
+from pipelines.training.launcher import check_request, launcher_arguments, read_config, read_request
 
 CONFIGS = ROOT / "accelerate_configs"
 CLI = ("-c", "from pipelines.cli import console; console()", "train")

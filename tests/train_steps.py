@@ -11,19 +11,21 @@ from pathlib import Path
 
 from transformers import set_seed
 
-import pipelines.packing
-from pipelines.data import load_splits
-from pipelines.models import build_model, load_tokenizer
-from pipelines.recipe import Recipe
-from pipelines.training import build_trainer, check_world_size
+import pipelines.models.packing
+from pipelines.data.load import load_splits
+from pipelines.models.build import build_model
+from pipelines.models.tokenizers import load_tokenizer
+from pipelines.recipe.recipe import Recipe
+from pipelines.training.build import build_trainer
+from pipelines.training.launcher import check_world_size
 
-PLAN = pipelines.packing.plan
+PLAN = pipelines.models.packing.plan
 
 
 def steps(recipe: Recipe) -> list[dict]:
     """Return loss and gradient norm of each step, and how many batches were packed."""
     plans = []
-    pipelines.packing.plan = lambda *batch: plans.append(PLAN(*batch)) or plans[-1]
+    pipelines.models.packing.plan = lambda *batch: plans.append(PLAN(*batch)) or plans[-1]
     set_seed(recipe.train.seed)
     splits = load_splits(recipe.task.dataset)
     labels = recipe.task.labels(splits.train)

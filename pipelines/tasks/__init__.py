@@ -1,7 +1,10 @@
 """The allow-list of tasks that a recipe.json may name."""
 
-from pipelines.tasks.base import DataError, DatasetSource, Generation, Task
+from pipelines.data.source import DatasetSource
+from pipelines.errors import DataError
+from pipelines.tasks.base import Task
 from pipelines.tasks.causal_lm import CausalLM
+from pipelines.tasks.generation import Generation
 from pipelines.tasks.instruction import InstructionTuning
 from pipelines.tasks.preference import PreferenceTuning
 from pipelines.tasks.question_answering import QuestionAnswering

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from annotated_types import Ge, Gt, Le, Lt
-
-from pipelines.rows import location
+from pipelines.data.padding import pad_inputs
+from pipelines.data.rows import Examples
+from pipelines.data.source import DatasetSource
+from pipelines.errors import DataError
+from pipelines.tasks.generation import Generation
 
 if TYPE_CHECKING:
     import torch
@@ -22,125 +23,6 @@ MULTIPLE = 8
 
 Batches of like lengths, in evaluation, share theirs as they are.
 """
-
-
-class DataError(ValueError):
-    """Rows that cannot be used; the message names the file and the row."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DatasetSource:
-    """Rows from the Hub, or from a file or folder of JSON, CSV, Parquet, Arrow or text."""
-
-    path: str
-    """Hub id, a local file, or a local folder with a file, shards or a subfolder for each split."""
-    name: str | None = None
-    """Configuration of the Hub dataset, as "sst2" of nyu-mll/glue."""
-    revision: str | None = None
-    """Commit, branch or tag of the Hub dataset."""
-    train_split: str = "train"
-    """Split to train on."""
-    eval_split: str | None = None
-    """Split to score on. Without one, eval_fraction of the training rows is held out."""
-    eval_fraction: Annotated[float, Gt(0), Lt(1)] = 0.1
-    """Fraction of the training rows held out when there is no eval_split, or only one file."""
-    split_seed: Annotated[int, Ge(0)] = 42
-    """Seed of what is held out and what max_train_rows and max_eval_rows draw."""
-    streaming: bool = False
-    """Read the training rows while training, for a corpus larger than the disk."""
-    max_train_rows: Annotated[int, Gt(0)] | None = None
-    """Train on so many rows, drawn by split_seed; of a stream, the first."""
-    max_eval_rows: Annotated[int, Gt(0)] | None = None
-    """Score on so many rows, drawn by split_seed; of a stream, the first."""
-    on_bad_row: Literal["stop", "skip"] = "stop"
-    """Stop at rows that cannot be used, or count them and write them to rejected.jsonl."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Generation:
-    """How to continue a text, in transformers' names."""
-
-    max_new_tokens: Annotated[int, Ge(1)] = 128
-    """Most tokens to write; a text that ends by itself is shorter."""
-    num_beams: Annotated[int, Ge(1)] = 1
-    """Beams of a beam search; 1 takes the likeliest token each time."""
-    do_sample: bool = False
-    """Draw tokens at random, by their probability."""
-    temperature: Annotated[float, Gt(0)] = 1.0
-    """Divides the logits before drawing; below 1 is bolder, above 1 wilder."""
-    top_k: Annotated[int, Ge(0)] = 50
-    """Draw from so many of the likeliest tokens; 0 draws from all."""
-    top_p: Annotated[float, Gt(0), Le(1)] = 1.0
-    """Draw from the likeliest tokens that hold this share of the probability."""
-    repetition_penalty: Annotated[float, Gt(0)] = 1.0
-    """Above 1 makes tokens that stand there already less likely."""
-    no_repeat_ngram_size: Annotated[int, Ge(0)] = 0
-    """Never write the same n-gram of this size twice; 0 may."""
-    length_penalty: float = 1.0
-    """Of a beam search: above 0 favours longer texts, below 0 shorter ones."""
-
-
-@dataclass(frozen=True)
-class Rejected:
-    """A row that cannot be used: the number of its line or row, why, and what it holds."""
-
-    file: str
-    line: int
-    where: str
-    reason: str
-    row: Any
-
-
-@dataclass(frozen=True)
-class Examples:
-    """Rows of one split, and where each comes from."""
-
-    rows: Sequence[dict[str, Any]] | Iterable[dict[str, Any]]
-    origin: str
-    lines: Sequence[int] | None = None
-    label_names: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """Names in the order of their ids, of each column that is a ClassLabel."""
-    numbers: Sequence[int] | None = None
-    """Where rows without lines stand in their split, if some were left out."""
-    rejected: tuple[Rejected, ...] = ()
-    """Rows of the same place that cannot be used."""
-    total: int | None = None
-    """Rows that these were drawn from, where there is a maximum."""
-
-    def number(self, index: int) -> int:
-        """Return the line of a row, or its number in the split."""
-        numbers = self.numbers if self.lines is None else self.lines
-        return index if numbers is None else numbers[index]
-
-    def where(self, index: int) -> str:
-        """Name the file and the line, or the split and the row, of a row."""
-        file, number = location(self.origin, self.number(index))
-        return f"{file}{' row ' if self.lines is None else ':'}{number}"
-
-    def only(self, kept: Iterable[int]) -> Examples:
-        """Return some of the rows, which keep the names of their places."""
-        assert isinstance(self.rows, list)
-        kept = list(kept)
-        numbers = [self.number(index) for index in kept]
-        return replace(
-            self,
-            rows=[self.rows[index] for index in kept],
-            lines=None if self.lines is None else numbers,
-            numbers=numbers if self.lines is None else None,
-        )
-
-    def hashes(self) -> Iterator[bytes]:
-        """Yield a hash of each row's content."""
-        for row in self.rows:
-            line = json.dumps(row, sort_keys=True, ensure_ascii=False, default=str)
-            yield hashlib.sha256(line.encode()).digest()
-
-    def fingerprint(self) -> str:
-        """Return a hash of the rows, to tell whether two scores are of the same data."""
-        digest = hashlib.sha256()
-        for row in self.hashes():
-            digest.update(row)
-        return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -166,6 +48,14 @@ class Score:
     primary: str
     interval: tuple[float, float]
     num_rows: int
+
+    def as_metrics(self) -> dict[str, Any]:
+        """Return the score as the Trainer's metrics."""
+        return self.metrics | {
+            "primary": self.primary,
+            "confidence_interval": list(self.interval),
+            "rows": self.num_rows,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -401,55 +291,3 @@ def check_truncated(examples: Examples, num_cut: int, num_rows: int, allowed: fl
             f"{examples.origin}: {num_cut:,} of {num_rows:,} rows do not fit, more than "
             f"--task.max-truncated-fraction {allowed:g}. Raise --task.max-length."
         )
-
-
-def round_up(length: int, multiple: int) -> int:
-    """Return the first multiple that is no less than a length."""
-    return -(-length // multiple) * multiple
-
-
-def pad_right(rows: Sequence[Sequence[int]], value: int, multiple: int) -> torch.Tensor:
-    """Return token ids, (rows, length), a `multiple` that the longest row fits into."""
-    import numpy as np
-    import torch
-
-    padded = np.full((len(rows), round_up(max(map(len, rows)), multiple)), value)
-    for place, row in enumerate(rows):
-        padded[place, : len(row)] = row
-    return torch.from_numpy(padded)
-
-
-def pad_inputs(rows: list[dict[str, Any]], pad_token_id: int, multiple: int) -> dict[str, Any]:
-    """Pad `input_ids` on the right; the mask comes from lengths, so a true EOS stays visible."""
-    import torch
-
-    ids = [row["input_ids"] for row in rows]
-    inputs = pad_right(ids, pad_token_id, multiple)
-    lengths = torch.tensor([[len(row)] for row in ids])
-    places = torch.arange(inputs.shape[1])
-    return {"input_ids": inputs, "attention_mask": (places < lengths).long()}
-
-
-def bootstrap(
-    contributions: Any, statistic: Callable[[Any], Any], *, num_resamples: int = 1000
-) -> tuple[float, float]:
-    """Return the 95 % percentile interval of `statistic` over resampled rows.
-
-    `contributions` is (rows, k); `statistic` maps mean contributions, (resamples, k), to
-    one value each. Seeded, so that equal predictions give equal intervals.
-    """
-    import numpy as np
-
-    contributions = np.asarray(contributions, dtype=np.float64)
-    num_rows = len(contributions)
-    generator = np.random.default_rng(0)
-    means = np.stack(
-        [
-            np.bincount(generator.integers(0, num_rows, num_rows), minlength=num_rows)
-            @ contributions
-            / num_rows
-            for _ in range(num_resamples)
-        ]
-    )
-    low, high = np.quantile(statistic(means), [0.025, 0.975])
-    return float(low), float(high)

@@ -10,18 +10,11 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge
 
-from pipelines.tasks.base import (
-    DataError,
-    Examples,
-    Features,
-    Score,
-    Task,
-    bootstrap,
-    pad_inputs,
-    pad_right,
-    text_of,
-    token_ids,
-)
+from pipelines.data.padding import pad_inputs, pad_right
+from pipelines.data.rows import Examples
+from pipelines.errors import DataError
+from pipelines.metrics.bootstrap import bootstrap
+from pipelines.tasks.base import Features, Score, Task, text_of, token_ids
 
 CHUNK = 1000  # documents that are encoded, and in a stream fitted into blocks, together
 
@@ -122,7 +115,7 @@ class CausalLM(Task):
         """Return rows of a document, or a piece of a long one; `together` of as many as fit."""
         import numpy as np
 
-        from pipelines.packing import best_fit
+        from pipelines.data.bin_packing import best_fit
 
         pieces = [piece for ids in documents for piece in self.cut(np.concatenate([[eos], ids]))]
         if not together:

@@ -10,20 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Ge, Lt
 
-from pipelines.tasks.base import (
-    DataError,
-    Features,
-    Score,
-    bootstrap,
-    check_truncated,
-    pad_inputs,
-    pad_right,
-)
+from pipelines.data.padding import pad_inputs, pad_right
+from pipelines.errors import DataError
+from pipelines.metrics.bootstrap import bootstrap
+from pipelines.tasks.base import Features, Score, check_truncated
 from pipelines.tasks.chat_forms import looks_like_turns
 from pipelines.tasks.replies import IGNORED, ReplyTask, exchange
 
 if TYPE_CHECKING:
-    from pipelines.generate import Continuation
+    from pipelines.tasks.generation import Continuation
 
 ROUGE_WORD = re.compile("[a-z0-9]")
 """What rouge-score keeps of a text."""

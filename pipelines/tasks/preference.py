@@ -7,7 +7,9 @@ from typing import Annotated, Any, ClassVar
 
 from annotated_types import Gt
 
-from pipelines.tasks.base import DataError, Features, Score, check_truncated, pad_inputs
+from pipelines.data.padding import pad_inputs
+from pipelines.errors import DataError
+from pipelines.tasks.base import Features, Score, check_truncated
 from pipelines.tasks.instruction import InstructionTuning
 from pipelines.tasks.replies import ReplyTask, exchange
 

@@ -13,17 +13,10 @@ from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge, Le
 
+from pipelines.errors import DataError
+from pipelines.metrics.bootstrap import bootstrap
 from pipelines.tasks.answer_forms import read_answers
-from pipelines.tasks.base import (
-    DataError,
-    Features,
-    Score,
-    Task,
-    bootstrap,
-    check_truncated,
-    text_of,
-    token_ids,
-)
+from pipelines.tasks.base import Features, Score, Task, check_truncated, text_of, token_ids
 from pipelines.tasks.cells import to_python
 from pipelines.tasks.label_forms import bit
 from pipelines.tasks.spans import (

@@ -14,8 +14,10 @@ from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge, Le
 
-from pipelines.tasks.base import DataError, Generation, Task, literal, token_ids
+from pipelines.errors import DataError
+from pipelines.tasks.base import Task, literal, token_ids
 from pipelines.tasks.chat_forms import begins_with_turn, looks_like_turns, read_turns
+from pipelines.tasks.generation import Generation
 
 Prompt = str | list[dict[str, str]]
 """A text, or the turns of a chat that ends with the user's."""

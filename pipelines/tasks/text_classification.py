@@ -11,20 +11,11 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Le
 
-from pipelines.errors import NonFiniteError
+from pipelines.data.rows import Examples
+from pipelines.errors import DataError, NonFiniteError
+from pipelines.metrics.bootstrap import bootstrap
 from pipelines.tasks import label_forms
-from pipelines.tasks.base import (
-    DataError,
-    Examples,
-    Features,
-    Score,
-    Task,
-    bootstrap,
-    check_truncated,
-    literal,
-    text_of,
-    token_ids,
-)
+from pipelines.tasks.base import Features, Score, Task, check_truncated, literal, text_of, token_ids
 from pipelines.tasks.cells import to_python, whole_number
 
 KINDS = {str: "text", int: "number", float: "number", bool: "boolean"}

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from side import arguments, now, report
 
-import pipelines.loss_head
-from pipelines.cpu import prepare_cpu
-from pipelines.loss_head import LossHead
+import pipelines.models.loss_head
+from pipelines.models.cpu import prepare_cpu
+from pipelines.models.loss_head import LossHead
 
 TOKENS, WIDTH, VOCABULARY = 2048, 768, 50257
 WARMUPS, STEPS = 4, 8
@@ -25,7 +25,7 @@ def main() -> None:
     labels = torch.randint(0, VOCABULARY, (1, TOKENS))
     head.labels = labels
     if "whole" in flags:
-        pipelines.loss_head.CHUNK = 2**62
+        pipelines.models.loss_head.CHUNK = 2**62
 
     def step() -> None:
         if "automatic" in flags:

@@ -11,16 +11,21 @@ from pathlib import Path
 import torch
 from side import Clock, arguments, now, report, rows_to_predict, texts_to_continue
 
-import pipelines.attention
-import pipelines.cpu
-import pipelines.generate
-import pipelines.loss_head
-import pipelines.models
+import pipelines.models.attention
+import pipelines.models.build
+import pipelines.models.cpu
+import pipelines.models.generation
+import pipelines.models.loss_head
 import pipelines.run
-import pipelines.trainer
-import pipelines.training
-from pipelines.recipe import NF4, Int8, Lora, Model, Recipe, Scratch, Tokenizer, Train
-from pipelines.tasks import CausalLM, DatasetSource, QuestionAnswering, TextClassification
+import pipelines.training.build
+import pipelines.training.resume
+import pipelines.training.trainer
+from pipelines.data.source import DatasetSource
+from pipelines.recipe.recipe import Recipe
+from pipelines.recipe.values import NF4, Int8, Lora, Model, Scratch, Tokenizer, Train
+from pipelines.tasks.causal_lm import CausalLM
+from pipelines.tasks.question_answering import QuestionAnswering
+from pipelines.tasks.text_classification import TextClassification
 
 OWN_WORK = {
     pipelines.run: (
@@ -29,9 +34,9 @@ OWN_WORK = {
         "check_vocabulary",
         "check_space",
         "print_report",
-        "newest_verified",
     ),
-    pipelines.trainer: ("mark_complete", "rotate"),
+    pipelines.training.trainer: ("mark_complete", "rotate"),
+    pipelines.training.resume: ("newest_verified",),
 }
 """Functions of a run that check, hash, mark and report."""
 WARMUPS = {"shakespeare": 20, "gpt2-124m-full": 5}
@@ -123,30 +128,30 @@ def leave_out(means: str) -> None:
         case "onednn":
             torch.cpu.get_capabilities = dict
         case "memory":
-            pipelines.cpu.keep_memory = lambda: None
+            pipelines.models.cpu.disable_malloc_trim = lambda: None
         case "kernels":
-            pipelines.cpu.keep_few_kernels = lambda: None
+            pipelines.models.cpu.limit_kernel_caches = lambda: None
         case "attention":
-            pipelines.attention.SHORT = 0
+            pipelines.models.attention.SHORT = 0
         case "gelu":
-            config = pipelines.models.GPT2Config
-            pipelines.models.GPT2Config = lambda **options: config(
+            config = pipelines.models.build.GPT2Config
+            pipelines.models.build.GPT2Config = lambda **options: config(
                 **options | {"activation_function": "gelu_new"}
             )
         case "packing":
-            pipelines.training.keeps_rows_apart = lambda body: False
+            pipelines.training.build.keeps_rows_apart = lambda body: False
         case "chunks":
-            pipelines.loss_head.CHUNK = 2**62
+            pipelines.models.loss_head.CHUNK = 2**62
         case _:
             raise SystemExit(f"no means {means!r}")
 
 
 def predict(data: Path, work: Path, flags: dict[str, str]) -> None:
     """Report the rows per second of a prediction, written to a file as the command writes it."""
-    from pipelines.hub import load_adapter
-    from pipelines.predict import predict_rows
+    from pipelines.hub.load import load_result
+    from pipelines.inference.predict import predict_rows
 
-    loaded = load_adapter(work / "make-predict")
+    loaded = load_result(work / "make-predict")
     file, num_rows = rows_to_predict(data, work, flags)
     out = work / "predicted.jsonl"
     for old in work.glob(f"{out.name}*"):
@@ -158,25 +163,27 @@ def predict(data: Path, work: Path, flags: dict[str, str]) -> None:
 
 def generate(data: Path, work: Path, flags: dict[str, str]) -> None:
     """Report the texts per second that are continued by 64 tokens each, the second time."""
-    from pipelines.hub import load_adapter
-    from pipelines.tasks.base import Generation
+    from pipelines.hub.load import load_result
+    from pipelines.tasks.generation import Generation
 
     folder = work / ("make-generate" if "adapter" in flags else "merged")
-    loaded = load_adapter(folder, precision=flags.get("base", "fp32"))
+    loaded = load_result(folder, precision=flags.get("base", "fp32"))
     prompts = loaded.tokenizer(texts_to_continue(data))["input_ids"]
     if "static" in flags:
-        config = pipelines.generate.generation_config
+        config = pipelines.models.generation.generation_config
 
         def static(*arguments):
             found = config(*arguments)
             found.cache_implementation = "static"
             return found
 
-        pipelines.generate.generation_config = static
+        pipelines.models.generation.generation_config = static
     options = Generation(max_new_tokens=64)
     for _ in range(2):  # the first time compiles, where decoding is compiled
         start = now()
-        pipelines.generate.continue_prompts(loaded.model, loaded.tokenizer, prompts, options)
+        pipelines.models.generation.continue_prompts(
+            loaded.model, loaded.tokenizer, prompts, options
+        )
         seconds = now() - start
     report(rate=len(prompts) / seconds)
 
@@ -198,7 +205,7 @@ def seconds_of_own_work() -> dict[str, float]:
     for module, names in OWN_WORK.items():
         for name in names:
             setattr(module, name, counted(getattr(module, name)))
-    log = pipelines.training.StepLog
+    log = pipelines.training.build.StepLog
     log.on_log = counted(log.on_log)
     return spent
 
@@ -214,7 +221,7 @@ def main() -> None:
     if "without" in flags:
         leave_out(flags["without"])
     if "attention" in flags:
-        pipelines.attention.SHORT = 2**62 if flags["attention"] == "plain" else 0
+        pipelines.models.attention.SHORT = 2**62 if flags["attention"] == "plain" else 0
         torch.backends.cuda.enable_flash_sdp(flags["attention"] == "fused")  # CPUs obey it too
     clock = Clock(WARMUPS.get(case, 1))
     build = pipelines.run.build_trainer
@@ -230,7 +237,7 @@ def main() -> None:
     pipelines.run.run(recipe)
     total = now() - start
     if case == "make-generate":
-        from pipelines.merge import merge
+        from pipelines.inference.merge import merge
 
         merge(work / case, work / "merged", rescore=False)
     if case == "overhead":

@@ -8,9 +8,10 @@ import random
 from ours import recipe_for
 from side import arguments, report
 
-from pipelines.data import check_splits, load_splits
-from pipelines.models import load_tokenizer
-from pipelines.packing import plan
+from pipelines.data.load import load_splits
+from pipelines.data.splits import check_splits
+from pipelines.models.packing import plan
+from pipelines.models.tokenizers import load_tokenizer
 
 
 def main() -> None:

@@ -8,14 +8,15 @@ import torch
 from conftest import make_tasks
 from transformers import get_scheduler
 
-import pipelines.training
-from pipelines.checkpoints import MARKER, mark_complete, newest_verified
+import pipelines.training.build
 from pipelines.errors import Preempted, RecipeError
-from pipelines.fields import plain
-from pipelines.identity import RESUMABLE, check_allowed, leaves, why_fixed
-from pipelines.recipe import Lora, Model, Recipe, Scratch, Tokenizer, Train
-from pipelines.result import read_manifest
+from pipelines.recipe.recipe import Recipe
+from pipelines.recipe.schema import to_json_value
+from pipelines.recipe.values import Lora, Model, Scratch, Tokenizer, Train
+from pipelines.results.files import read_manifest
 from pipelines.run import run
+from pipelines.training.checkpoints import MARKER, mark_complete, newest_verified
+from pipelines.training.identity import RESUMABLE, check_allowed, leaves, why_fixed
 
 TRAIN = Train(
     max_steps=8,
@@ -51,7 +52,7 @@ def watch(monkeypatch):
     seen = {"rates": {}, "groups": {}, "evaluated": [], "saved": [], "logged": []}
     stop = {"at": None}
 
-    class Watching(pipelines.training.StepLog):
+    class Watching(pipelines.training.build.StepLog):
         def on_step_begin(self, args, state, control, optimizer=None, **kwargs):
             step = state.global_step + 1
             seen["rates"][step] = [group["lr"] for group in optimizer.param_groups]
@@ -72,7 +73,7 @@ def watch(monkeypatch):
         def on_save(self, args, state, control, **kwargs):
             seen["saved"].append(state.global_step)
 
-    monkeypatch.setattr(pipelines.training, "StepLog", Watching)
+    monkeypatch.setattr(pipelines.training.build, "StepLog", Watching)
 
     def stopped(recipe, step=3):
         stop["at"] = step
@@ -213,7 +214,7 @@ def test_every_field_of_a_recipe_either_changes_or_says_why_not(helpdesk):
     recipe = Recipe(
         name="a", task=make_tasks(helpdesk)["causal_lm"], model=Model(name_or_path="a"), lora=Lora()
     )
-    fixed = {path for path in leaves(plain(recipe)) if why_fixed(path)}
+    fixed = {path for path in leaves(to_json_value(recipe)) if why_fixed(path)}
     assert {"train.optim", "train.seed", "model.revision", "lora.r"} <= fixed
     assert why_fixed("train.new_field") == RESUMABLE["train"]
     check_allowed(replace(recipe, allow_changed=("world_size", "versions.torch", "data.eval")))

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 import pytest
 
 from pipelines import selftest
-from pipelines.checkpoints import MARKER, all_checkpoints, what_is_wrong
-from pipelines.recipe import Model
-from pipelines.result import STAGE
+from pipelines.data.source import DatasetSource
+from pipelines.recipe.values import Model
+from pipelines.results.files import STAGE
 from pipelines.selftest import Bench, KillAtWrite, Running
-from pipelines.tasks import DatasetSource
+from pipelines.training.checkpoints import MARKER, all_checkpoints, find_damage
 
 CHECKPOINT = (
     "README.md",
@@ -61,8 +61,8 @@ def test_killed_in_the_middle_of_each_file_it_goes_on_to_the_same_bytes(bench):
     for name in CHECKPOINT:
         bench.expect(recipe, KillAtWrite(f"checkpoint-4/{name}"), -signal.SIGKILL)
         newest, older = all_checkpoints(bench.checkpoints("files"))
-        assert what_is_wrong(newest) == "its writing was interrupted", name
-        assert what_is_wrong(older) is None, name
+        assert find_damage(newest) == "its writing was interrupted", name
+        assert find_damage(older) is None, name
     bench.expect(recipe, KillAtWrite(f"checkpoint-4/{MARKER}.tmp"), -signal.SIGKILL)
     assert sorted(f.name for f in newest.iterdir()) == sorted(CHECKPOINT)
     said = "resuming from checkpoint-2"
@@ -112,7 +112,7 @@ def test_bad_rows_of_a_stream_in_a_worker_are_told_without_a_trace(bench):
 LEFT_BEHIND = """
 import multiprocessing
 from torch.utils.data import DataLoader
-from pipelines.trainer import without_signals
+from pipelines.training.signals import without_signals
 
 def fail():
     global iterator  # as the trace of an error keeps it
@@ -157,7 +157,7 @@ def test_killed_at_random_moments_it_ends_in_the_same_bytes(num_kills, bench):
         num_resumed += "resuming from checkpoint-" in said
         for checkpoint in all_checkpoints(bench.checkpoints(recipe.name)):
             if (checkpoint / MARKER).exists():
-                assert what_is_wrong(checkpoint) is None
+                assert find_damage(checkpoint) is None
     bench.expect(recipe, None, 0)
     assert num_resumed >= num_kills // 2
     found, wanted = (bench.folder / r.name / "adapter_model.safetensors" for r in (recipe, whole))

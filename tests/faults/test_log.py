@@ -12,7 +12,7 @@ from pipelines.log import FILE
 from pipelines.run import run
 
 BREAKING = f"""
-import pipelines.training as t
+import pipelines.training.build as t
 class Breaking(t.StepLog):
     def on_step_begin(self, args, state, control, **kwargs):
         if state.global_step == 1:
@@ -38,12 +38,12 @@ def test_an_error_of_ours_is_told_in_lines_and_logged_whole(checkpoint, helpdesk
 
 
 def test_the_log_of_a_run_that_another_refuses_stays_its_own(checkpoint, helpdesk, tmp_path):
-    from pipelines.checkpoints import locked
+    from pipelines.results.lock import lock_run_folder
 
     recipe = recipe_for("text_classification", "full", checkpoint, helpdesk, tmp_path / "run")
     run(replace(recipe, train=replace(recipe.train, max_steps=1)))
     log = (tmp_path / "run" / FILE).read_text()
     assert "resumed: accuracy" in log
-    with locked(tmp_path / "run"), pytest.raises(RecipeError, match="is running in"):
+    with lock_run_folder(tmp_path / "run"), pytest.raises(RecipeError, match="is running in"):
         run(recipe)
     assert (tmp_path / "run" / FILE).read_text() == log

@@ -12,14 +12,13 @@ from pathlib import Path
 import pytest
 from test_resume import cut, flip
 
-from pipelines.checkpoints import all_checkpoints, locked, reading, step_of, what_is_wrong
 from pipelines.errors import CheckpointError, RecipeError
-from pipelines.hub import load_adapter
-from pipelines.log import FILE, LOG, logged
-from pipelines.merge import merge
-from pipelines.publish import read_result as read_published
-from pipelines.recipe import Recipe
-from pipelines.result import (
+from pipelines.hub.load import load_result
+from pipelines.hub.publish import read_result as read_published
+from pipelines.inference.merge import merge
+from pipelines.log import FILE, LOG, log_to_folder
+from pipelines.recipe.recipe import Recipe
+from pipelines.results.files import (
     STAGE,
     damage,
     files_of,
@@ -29,8 +28,10 @@ from pipelines.result import (
     unchanging,
     write_manifest,
 )
+from pipelines.results.lock import lock_for_reading, lock_run_folder
 from pipelines.run import run
 from pipelines.selftest import Bench, Scoring, SignalAt
+from pipelines.training.checkpoints import all_checkpoints, find_damage, step_of
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,11 @@ class Calling:
         """Wrap it."""
         import importlib
 
-        module = importlib.import_module(self.module)
-        inner, calls = getattr(module, self.name), []
+        *owners, name = self.name.split(".")
+        owner = importlib.import_module(self.module)
+        for each in owners:
+            owner = getattr(owner, each)
+        inner, calls = getattr(owner, name), []
 
         def wrapped(*arguments, **options):
             calls.append(1)
@@ -56,7 +60,7 @@ class Calling:
                 ACTS[self.act](*([self.folder] if self.folder else []))
             return inner(*arguments, **options)
 
-        setattr(module, self.name, wrapped)
+        setattr(owner, name, wrapped)
 
 
 def fill_disk() -> None:
@@ -114,15 +118,15 @@ class KillAt:
 
     def arrange(self) -> None:
         """Watch the renames and removals inside `swap_in`."""
-        import pipelines.hub
+        import pipelines.results.save
 
-        real = pipelines.hub.swap_in
+        real = pipelines.results.save.swap_in
 
         def swap_in(folder):
             kill_at(self.count)
             real(folder)
 
-        pipelines.hub.swap_in = swap_in
+        pipelines.results.save.swap_in = swap_in
 
 
 def kill_at(count: int) -> None:
@@ -322,9 +326,9 @@ def test_a_result_with_other_files_than_its_own_is_refused_by_name(bench, tmp_pa
         folder = shutil.copytree(bench.folder / "uninterrupted", tmp_path / str(number))
         (folder / "README.md").write_text("the user's own")
         (folder / "notes.txt").write_text("the user's own")
-        assert load_adapter(folder).labels
+        assert load_result(folder).labels
         spoil(folder)
-        for use in (load_adapter, read_published, lambda f: merge(f, tmp_path / "out")):
+        for use in (load_result, read_published, lambda f: merge(f, tmp_path / "out")):
             with pytest.raises(RecipeError, match=message.split(" is missing")[0]):
                 use(folder)
         with pytest.raises(RecipeError, match="--overwrite"):
@@ -355,10 +359,10 @@ def test_a_result_that_is_replaced_while_it_is_read_is_told(tmp_path):
 def test_a_signal_in_the_last_evaluation_costs_only_that(save_steps, bench):
     recipe = bench.adapter(f"last-{save_steps}")
     recipe = replace(recipe, train=replace(recipe.train, save_steps=save_steps))
-    fault = Calling("pipelines.training", "as_metrics", "SIGTERM")
+    fault = Calling("pipelines.tasks.base", "Score.as_metrics", "SIGTERM")
     said = "stopped in the last evaluation, with a checkpoint of step 6"
     bench.expect(recipe, fault, 75, said)
-    assert what_is_wrong(bench.checkpoints(recipe.name) / "checkpoint-6") is None
+    assert find_damage(bench.checkpoints(recipe.name) / "checkpoint-6") is None
     assert not (bench.folder / recipe.name / "task.json").exists()
     code, said = bench.run(recipe)
     assert code == 0, said
@@ -372,7 +376,11 @@ def test_a_signal_in_the_last_evaluation_costs_only_that(save_steps, bench):
     [
         ("pipelines.run", "load_splits", "SIGTERM"),
         ("pipelines.run", "build_model", "SIGHUP"),
-        ("pipelines.training", "as_metrics", "SIGTERM"),  # in the evaluation before training
+        (
+            "pipelines.tasks.base",
+            "Score.as_metrics",
+            "SIGTERM",
+        ),  # in the evaluation before training
     ],
 )
 def test_a_signal_before_the_first_step_ends_the_run_at_once(module, name, act, bench):
@@ -384,7 +392,7 @@ def test_a_signal_before_the_first_step_ends_the_run_at_once(module, name, act, 
 def test_a_signal_while_the_result_is_written_lets_it_be_finished(bench):
     for number, (name, act) in enumerate((("write_result", "SIGTERM"), ("swap_in", "SIGHUP"))):
         recipe = bench.adapter(f"saving-{number}")
-        bench.expect(recipe, Calling("pipelines.hub", name, act), 0)
+        bench.expect(recipe, Calling("pipelines.results.save", name, act), 0)
         assert damage(bench.folder / recipe.name) == []
         assert not bench.checkpoints(recipe.name).exists()
 
@@ -421,7 +429,7 @@ def test_a_terminal_that_is_closed_stops_the_run_with_a_checkpoint(bench):
     code, _ = bench.wait(process)
     assert code == 75
     [checkpoint] = all_checkpoints(bench.checkpoints("terminal"))
-    assert what_is_wrong(checkpoint) is None
+    assert find_damage(checkpoint) is None
     log = (bench.folder / "terminal" / FILE).read_text()
     assert f"stopped at step {step_of(checkpoint):,}" in log
 
@@ -445,9 +453,14 @@ def test_a_hangup_stops_with_a_checkpoint_unless_it_is_ignored(bench):
 
 
 ERRORS = [
-    ("pipelines.hub", "write_result", "full disk", "MB are free there. A result that was there"),
-    ("pipelines.hub", "write_result", "fsync", "Input/output error"),
-    ("pipelines.hub", "swap_in", "rename", "puts the new result in place"),
+    (
+        "pipelines.results.save",
+        "write_result",
+        "full disk",
+        "MB are free there. A result that was there",
+    ),
+    ("pipelines.results.save", "write_result", "fsync", "Input/output error"),
+    ("pipelines.results.save", "swap_in", "rename", "puts the new result in place"),
 ]
 
 
@@ -460,14 +473,14 @@ def test_an_error_of_the_disk_at_the_last_save_loses_nothing(module, name, act, 
     bench.expect(recipe, fault, 5, "could not be written", "It needs about", message)
     if act != "rename":
         assert same_result(folder, bench.folder / "full")
-    assert what_is_wrong(bench.checkpoints(label) / "checkpoint-6") is None
+    assert find_damage(bench.checkpoints(label) / "checkpoint-6") is None
     bench.expect(recipe, None, 0)
     assert same_result(folder, bench.folder / "uninterrupted")
 
 
 def test_an_error_of_the_disk_at_a_marker_leaves_the_checkpoint_before(bench):
     recipe = bench.adapter("marker")
-    fault = Calling("pipelines.trainer", "mark_complete", "fsync", 2)
+    fault = Calling("pipelines.training.trainer", "mark_complete", "fsync", 2)
     bench.expect(recipe, fault, 5, "checkpoint-4 could not be written: Input/output error")
     bench.expect(recipe, None, 0, "resuming from checkpoint-2")
     bench.same_bytes("marker")
@@ -475,7 +488,7 @@ def test_an_error_of_the_disk_at_a_marker_leaves_the_checkpoint_before(bench):
 
 @pytest.mark.parametrize(("name", "count"), [("mark_complete", 2), ("save", 1)])
 def test_a_folder_that_vanishes_is_made_again_or_told(name, count, bench):
-    module = "pipelines.trainer" if name == "mark_complete" else "pipelines.run"
+    module = "pipelines.training.trainer" if name == "mark_complete" else "pipelines.run"
     for act, code in (("vanish", 0 if name == "save" else 5), ("no folder", 5)):
         recipe = bench.adapter(f"{name}-{act}".replace(" ", "-"))
         fault = Calling(module, name, act, count, bench.folder / recipe.name)
@@ -486,11 +499,11 @@ def test_a_folder_that_vanishes_is_made_again_or_told(name, count, bench):
 
 def test_a_full_disk_under_the_log_hides_no_error(tmp_path):
     (tmp_path / FILE).symlink_to("/dev/full")
-    with pytest.raises(CheckpointError, match="what ended it"), logged(tmp_path):
+    with pytest.raises(CheckpointError, match="what ended it"), log_to_folder(tmp_path):
         LOG.info("a line that the disk does not take")
         raise CheckpointError("what ended it")
     (tmp_path / "other" / FILE).mkdir(parents=True)
-    with pytest.raises(RecipeError, match="cannot be written"), logged(tmp_path / "other"):
+    with pytest.raises(RecipeError, match="cannot be written"), log_to_folder(tmp_path / "other"):
         pass
 
 
@@ -526,14 +539,17 @@ def test_a_score_that_is_not_finite_says_how_to_score_again(bench):
 def test_publish_and_runs_keep_out_of_each_others_way(tmp_path):
     folder = tmp_path / "run"
     write_result(folder, OLD, "old")
-    with locked(folder):
+    with lock_run_folder(folder):
         (folder / ".publish-killed").mkdir()
-        with reading(folder):  # the run itself publishes
+        with lock_for_reading(folder):  # the run itself publishes
             assert (folder / ".publish-killed").exists()
-    with reading(folder), reading(folder):
+    with lock_for_reading(folder), lock_for_reading(folder):
         assert not (folder / ".publish-killed").exists()
-        with pytest.raises(RecipeError, match="another command is reading"), locked(folder):
+        with (
+            pytest.raises(RecipeError, match="another command is reading"),
+            lock_run_folder(folder),
+        ):
             pass
     (folder / ".publish-killed").mkdir()
-    with locked(folder):
+    with lock_run_folder(folder):
         assert not (folder / ".publish-killed").exists()

@@ -14,11 +14,12 @@ import psutil
 import pytest
 from conftest import CASES, ROOT, make_tasks, method
 
-import pipelines.training
-from pipelines.checkpoints import MARKER, all_checkpoints, what_is_wrong
+import pipelines.training.build
 from pipelines.errors import CheckpointError, Preempted, RecipeError
-from pipelines.recipe import Model, Recipe, Scratch, Tokenizer, Train
+from pipelines.recipe.recipe import Recipe
+from pipelines.recipe.values import Model, Scratch, Tokenizer, Train
 from pipelines.run import run
+from pipelines.training.checkpoints import MARKER, all_checkpoints, find_damage
 
 TRAIN = Train(max_steps=6, learning_rate=1e-2, global_batch_size=8, save_steps=2, logging_steps=1)
 
@@ -40,12 +41,12 @@ def signal_at(monkeypatch):
     """Let this process send itself a real signal at a step."""
 
     def at(step: int, number: int = signal.SIGTERM) -> None:
-        class Signalling(pipelines.training.StepLog):
+        class Signalling(pipelines.training.build.StepLog):
             def on_step_begin(self, args, state, control, **kwargs):
                 if state.global_step == step:
                     os.kill(os.getpid(), number)
 
-        monkeypatch.setattr(pipelines.training, "StepLog", Signalling)
+        monkeypatch.setattr(pipelines.training.build, "StepLog", Signalling)
 
     yield at
     monkeypatch.undo()
@@ -64,14 +65,14 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(
     whole = recipe_for(task, name, checkpoint, helpdesk, tmp_path / "whole")
     metrics = run(whole)
     stopped = replace(whole, output_dir=str(tmp_path / "stopped"))
-    plain_log = pipelines.training.StepLog
+    plain_log = pipelines.training.build.StepLog
     signal_at(2)
     with pytest.raises(Preempted, match="stopped at step 3"):
         run(stopped)
     assert not (tmp_path / "stopped" / "task.json").exists()
     names = [c.name for c in all_checkpoints(tmp_path / "stopped" / "checkpoints")]
     assert names == ["checkpoint-3", "checkpoint-2"]
-    monkeypatch.setattr(pipelines.training, "StepLog", plain_log)
+    monkeypatch.setattr(pipelines.training.build, "StepLog", plain_log)
     again = run(stopped)
     assert weights(tmp_path / "stopped") == weights(tmp_path / "whole")
     assert {k: v for k, v in again.items() if k != "seconds"} == {
@@ -215,7 +216,7 @@ def test_other_data_do_not_resume(stopped, helpdesk, tmp_path):
 def script_for(recipe: Recipe, place) -> list[str]:
     """Write a recipe as a script; return the command that runs it."""
     file = place / "recipe.py"
-    lines = "from pipelines.cli import main; from pipelines.recipe import Recipe; "
+    lines = "from pipelines.recipe_cli import main; from pipelines.recipe.recipe import Recipe; "
     file.write_text(f"{lines}main(Recipe.from_json({recipe.to_json()!r}))")
     return [sys.executable, str(file)]
 
@@ -275,7 +276,7 @@ def test_signals_and_their_exit_codes(long_run, tmp_path):
 
 
 TWICE = """
-import os, signal, pipelines.training as t
+import os, signal, pipelines.training.build as t
 class Impatient(t.StepLog):
     def on_step_begin(self, args, state, control, **kwargs):
         if state.global_step == 5:
@@ -293,14 +294,14 @@ def test_the_second_interrupt_stops_at_once_and_the_last_checkpoint_is_whole(lon
     assert done.returncode == 130
     [checkpoint] = all_checkpoints(tmp_path / "killed" / "checkpoints")
     assert checkpoint.name == "checkpoint-3"
-    assert what_is_wrong(checkpoint) is None
+    assert find_damage(checkpoint) is None
 
 
 def test_what_is_not_finite_stops_before_the_update(checkpoint, helpdesk, tmp_path, monkeypatch):
     import torch
 
-    from pipelines import training
     from pipelines.errors import NonFiniteError
+    from pipelines.training import build as training
 
     class Breaking(training.StepLog):
         def on_step_begin(self, args, state, control, model, **kwargs):
@@ -316,8 +317,9 @@ def test_what_is_not_finite_stops_before_the_update(checkpoint, helpdesk, tmp_pa
 
 
 def test_the_rows_of_a_step_that_is_no_number_are_named(checkpoint, tmp_path):
+    from pipelines.data.source import DatasetSource
     from pipelines.errors import NonFiniteError
-    from pipelines.tasks import DatasetSource, TextClassification
+    from pipelines.tasks.text_classification import TextClassification
 
     rows = [{"text": f"ticket {n}", "score": 1e30 if n == 20 else n / 40} for n in range(40)]
     (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -338,7 +340,7 @@ def test_the_rows_of_a_step_that_is_no_number_are_named(checkpoint, tmp_path):
 
 
 ON_RANK_1 = """
-import os, signal, pipelines.training as t
+import os, signal, pipelines.training.build as t
 class Signalling(t.StepLog):
     def on_step_begin(self, args, state, control, **kwargs):
         if state.global_step == {step} and os.environ["RANK"] == "1":
@@ -348,23 +350,23 @@ t.StepLog = Signalling
 
 
 IN_LAST_EVALUATION = """
-import os, signal, pipelines.training as t
-real = t.as_metrics
+import os, signal, pipelines.tasks.base as t
+real = t.Score.as_metrics
 def signalling(score):
     if os.environ["RANK"] == "1":
         os.kill(os.getpid(), signal.SIGHUP)
     return real(score)
-t.as_metrics = signalling
+t.Score.as_metrics = signalling
 """
 
 
 SLOW_RANK_0 = """
 import os, time, pipelines.run as r
-pin = r.pin
+pin = r.pin_revisions
 def slow(recipe):
     time.sleep(5 * (os.environ["RANK"] == "0"))
     return pin(recipe)
-r.pin = slow
+r.pin_revisions = slow
 """
 
 
@@ -425,7 +427,7 @@ def test_two_processes_resume_to_the_same_bytes(checkpoint, helpdesk, tmp_path):
 
 FULL_DISK = """
 import resource, signal
-import pipelines.training as t
+import pipelines.training.build as t
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 class Filling(t.StepLog):
     def on_step_begin(self, args, state, control, **kwargs):
@@ -447,8 +449,8 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint_whole(checkpoint, helpd
     assert "MB are free there" in done.stderr
     assert "Traceback" not in done.stderr
     newest, older = all_checkpoints(tmp_path / "run" / "checkpoints")
-    assert what_is_wrong(newest) == "its writing was interrupted"
-    assert what_is_wrong(older) is None
+    assert find_damage(newest) == "its writing was interrupted"
+    assert find_damage(older) is None
     script.write_text(plain_script)
     done = subprocess.run(command, capture_output=True, text=True)
     assert "resuming from checkpoint-2" in done.stdout
@@ -459,17 +461,17 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint_whole(checkpoint, helpd
 def test_a_disk_too_small_is_told_before_the_first_step(
     checkpoint, helpdesk, tmp_path, monkeypatch, capsys
 ):
-    import pipelines.checkpoints
+    import pipelines.results.disk
 
     usage = shutil.disk_usage(tmp_path)._replace(free=100_000)
-    monkeypatch.setattr(pipelines.checkpoints.shutil, "disk_usage", lambda folder: usage)
+    monkeypatch.setattr(pipelines.results.disk.shutil, "disk_usage", lambda folder: usage)
     recipe = recipe_for("text_classification", "full", checkpoint, helpdesk, tmp_path / "run")
     with pytest.raises(RecipeError, match="0 MB free; checkpoints need about 2 MB"):
         run(recipe)
     run(replace(recipe, train=replace(recipe.train, save_steps=None)))
     assert "checkpoints: about" not in capsys.readouterr().out
     enough = usage._replace(free=7_000_000)
-    monkeypatch.setattr(pipelines.checkpoints.shutil, "disk_usage", lambda folder: enough)
+    monkeypatch.setattr(pipelines.results.disk.shutil, "disk_usage", lambda folder: enough)
     run(replace(recipe, overwrite=True))
     assert "  checkpoints: about 2 MB, of 7 MB free" in capsys.readouterr().out
 

@@ -5,17 +5,17 @@ from dataclasses import replace
 
 import pytest
 
-from pipelines.cautions import of_rows
-from pipelines.data import check_splits, load_splits
-from pipelines.recipe import Model, Recipe, Scratch, Train
+from pipelines.data.load import load_splits
+from pipelines.data.source import DatasetSource
+from pipelines.data.splits import check_splits
+from pipelines.errors import DataError
+from pipelines.recipe.recipe import Recipe
+from pipelines.recipe.values import Model, Scratch, Train
+from pipelines.reporting.cautions import of_rows
 from pipelines.run import run
-from pipelines.tasks import (
-    CausalLM,
-    DataError,
-    DatasetSource,
-    QuestionAnswering,
-    TextClassification,
-)
+from pipelines.tasks.causal_lm import CausalLM
+from pipelines.tasks.question_answering import QuestionAnswering
+from pipelines.tasks.text_classification import TextClassification
 
 GOOD = {"text": "a ticket", "label": "x"}
 OTHER = {"text": "another ticket", "label": "y"}
@@ -183,7 +183,7 @@ def test_one_question_of_a_squad_file_can_be_left_out(tmp_path):
 
 
 def test_class_names_of_two_splits_are_compared_by_name_not_by_number(tmp_path):
-    from pipelines.tasks.base import Examples
+    from pipelines.data.rows import Examples
 
     task = TextClassification(dataset=DatasetSource(path="a"))
     other = Examples([{"text": "a", "label": 0}], "eval", label_names={"label": ("y", "x")})
@@ -216,8 +216,8 @@ def test_rows_held_out_keep_their_lines(tmp_path):
 def test_a_run_counts_what_it_skips_and_its_score_can_be_found_again(
     helpdesk, checkpoint, tmp_path, capsys
 ):
-    from pipelines.card import results
-    from pipelines.scoring import evaluate_adapter
+    from pipelines.evaluation.evaluate import evaluate_result
+    from pipelines.hub.card import results
 
     data = tmp_path / "data"
     data.mkdir()
@@ -243,7 +243,7 @@ def test_a_run_counts_what_it_skips_and_its_score_can_be_found_again(
     assert metrics["rows"] == 32
     assert metrics["rows_skipped"] == metrics["train_rows_skipped"] == 1
     assert len((tmp_path / "run" / "rejected.jsonl").read_text().splitlines()) == 2
-    assert evaluate_adapter(tmp_path / "run").equal
+    assert evaluate_result(tmp_path / "run").equal
     sidecar = json.loads((tmp_path / "run" / "task.json").read_text())
     assert "without 1 rows that cannot be used:" in results(recipe, sidecar)
 

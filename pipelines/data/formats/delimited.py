@@ -1,0 +1,301 @@
+"""Read delimited text, and recover at the line after a bad quote.
+
+A quote that was never meant as one (an inch mark, say) can open a cell that swallows the rows up to
+the next quote; to a CSV parser that is a cell with line breaks. A record of several lines is taken
+for such an accident if most of its lines are, each by itself, rows like the file's other rows. Then
+the line with the quote is lost, and the next line is read on its own.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipelines.data.formats.dialects import SEPARATOR_LINE, Dialect, Header, read_header
+from pipelines.data.formats.text_stream import TextLines
+from pipelines.data.rows import Numbered, Unreadable
+from pipelines.errors import DataError
+
+NUM_REFERENCES = 200  # rows that others are compared with
+NUM_COMPARED = 100  # lines of one record that are compared with them
+FEW = 5  # rows, below which they do not show all that a column may hold
+SWALLOWED = 1000  # lines after which an open quote is judged without waiting for its end
+OPENED = "a quote opens a cell here"
+
+
+def read_delimited(file: Path, lines: TextLines, dialect: Dialect) -> Iterator[Numbered]:
+    """Yield rows as text, so that `NA` stays `NA`; each must be as long as the header.
+
+    Trailing rows without any content, as Excel writes them, are left out.
+    """
+    records = Records(file, lines, dialect)
+    blank: list[Numbered] = []
+    for number, cells in records:
+        row = cells if isinstance(cells, Unreadable) else records.header.row(cells)
+        if isinstance(row, dict) and len(row) > 1 and not any(row.values()):
+            blank.append((number, row))
+            continue
+        yield from blank
+        blank.clear()
+        yield number, row
+
+
+class Records:
+    """Records of a delimited file after its header, or the lines that were lost, numbered."""
+
+    def __init__(self, file: Path, lines: TextLines, dialect: Dialect):
+        self.dialect = dialect
+        sample = lines.sample()
+        self.lines = _Replay(lines)
+        if sample and SEPARATOR_LINE.match(sample[0]):
+            next(self.lines)
+        self.reader = dialect.reader(self.lines)
+        self.header = self._read_header(file)
+        self.recent: deque[list[str]] = deque(maxlen=NUM_REFERENCES)
+        self.quotes_well = False  # these rows have line breaks or delimiters in quoted cells
+        self.columns: list[_Column] | None = None  # of the rows above, worked out when needed
+        self.early = [
+            cells
+            for cells in dialect.reader(sample[self.lines.number :], strict=False)
+            if self.header.fits(cells)
+        ][:NUM_REFERENCES]
+
+    def _read_header(self, file: Path) -> Header:
+        cells: list[str] | None = []
+        while cells == []:
+            self.lines.begin()
+            try:
+                cells = next(self.reader, None)
+            except csv.Error as error:
+                text = f"{file}:{self.lines.number}: {error}: a quote of the header is not closed."
+                raise DataError(text) from None
+        return Header(()) if cells is None else read_header(file, self.lines.number, cells)
+
+    def __iter__(self) -> Iterator[tuple[int, list[str] | Unreadable]]:
+        lines = self.lines
+        lines.interrupt = self._swallows_rows
+        resyncing = False  # after text that belonged to a broken cell
+        while True:
+            lines.begin()
+            error: csv.Error | None = None
+            cells: list[str] = []
+            try:
+                cells = next(self.reader, [])
+            except csv.Error as caught:
+                error = caught
+            if not lines.taken:
+                return
+            if error is None and not cells:
+                continue
+            if error is not None or (
+                len(lines.taken) > 1 and self._swallows_rows(lines.taken, cells)
+            ):
+                resyncing = yield from self._recover(error)
+                continue
+            fits = self.header.fits(cells)
+            if resyncing and len(lines.taken) == 1 and not (fits and self._resumes(cells)):
+                yield lines.number, self._lost(lines.taken[0], resyncing=True)
+                continue
+            resyncing = False
+            if fits:
+                self.recent.append(cells)
+                self.columns = None
+            yield lines.number, cells
+
+    def _recover(self, error: csv.Error | None) -> Generator[tuple[int, Unreadable], None, bool]:
+        """Yield what a bad quote costs; return whether text of a broken cell may follow."""
+        lines = self.lines
+        first, num_lines = lines.number, len(lines.taken)
+        if error is None:
+            reason = (
+                f"{OPENED} that closes in line {first + num_lines - 1}, but its lines are rows by "
+                "themselves. Write a quote within a text twice, in a quoted cell."
+            )
+        elif lines.exhausted(error):
+            reason = f"{OPENED}, but {error}: a quote is not closed."
+        elif num_lines > 1:
+            reason = f"{OPENED}, but line {first + num_lines - 1} does not close it: {error}."
+        else:
+            reason = f"{error}."
+        open_lines = lines.taken if error is None or lines.exhausted(error) else lines.taken[:-1]
+        swallows_rows = error is None or self._swallows_rows(open_lines or lines.taken)
+        yield first, Unreadable(reason, lines.taken[0].rstrip("\r\n"))
+        if swallows_rows:
+            lines.give_back(1)
+            return False
+        for offset, line in enumerate(open_lines[1:], start=1):
+            if line.strip():
+                yield first + offset, self._lost(line, resyncing=False)
+        lines.give_back(max(1, len(open_lines)))
+        return True
+
+    def _lost(self, line: str, *, resyncing: bool) -> Unreadable:
+        where = "after" if resyncing else "within"
+        return Unreadable(f"{where} a cell whose quotes are broken.", line.rstrip("\r\n"))
+
+    def _swallows_rows(self, lines: Sequence[str], cells: list[str] | None = None) -> bool:
+        """Tell whether most lines of a record are, each by itself, rows like the others.
+
+        A well-formed record, of which `cells` are given, shares its last line's end or its first
+        line's begin with every such record: these prove nothing.
+        """
+        num_columns = self.header.width
+        proof = list(lines[:NUM_COMPARED])
+        opening = proof[0]
+        well_formed = cells is not None and self.header.fits(cells)
+        if cells is not None and well_formed:
+            column = next((i for i, cell in enumerate(cells) if _has_line_break(cell)), 0)
+            if column == 0 and len(proof) == len(lines):
+                proof = proof[:-1]
+            if column == num_columns - 1:
+                proof = proof[1:]
+            if num_columns < 2 or self._alone(lines[-1]) is None:
+                return False
+        while proof and not proof[-1].strip():  # as at the end of a file
+            proof.pop()
+        if not proof:
+            return False
+        found = [self._alone(line, opens=line is opening) for line in proof]
+        rows = [cells for cells in found if cells is not None]
+        if 3 * len(rows) < 2 * len(proof):
+            return False
+        columns = self._columns()
+        alike = [cells for cells in rows if all(map(_Column.holds, columns, cells))]
+        if well_formed and self.quotes_well and all(column.prose for column in columns):
+            return len(alike) == len(proof) >= 3  # nothing but its lines speaks against the record
+        return 3 * len(alike) >= 2 * len(proof) and any(
+            all(map(_Column.knows, columns, cells)) for cells in alike
+        )
+
+    def _alone(self, line: str, *, opens: bool = False) -> list[str] | None:
+        """Return the cells of a line by itself without quotes, if it is a whole record.
+
+        In a line that `opens` a cell, one quote at the begin of a cell is taken for text.
+        """
+        variants = [line]
+        if opens:
+            begin = rf'(?:^|{re.escape(self.dialect.delimiter)}) *(")'
+            places = [found.start(1) for found in re.finditer(begin, line)]
+            variants = [line[:place] + line[place + 1 :] for place in places]
+        for variant in variants:
+            try:
+                cells = next(self.dialect.reader([variant]), [])
+            except csv.Error:
+                continue
+            if cells and self.header.fits(cells):
+                return [cell.replace('"', "") for cell in cells]
+        return None
+
+    def _resumes(self, cells: list[str]) -> bool:
+        """Tell whether rows go on after a broken cell: with one like the others, without quotes."""
+        plain = not any('"' in cell for cell in cells)
+        return plain and all(map(_Column.holds, self._columns(), cells))
+
+    def _columns(self) -> list[_Column]:
+        if self.columns is None:
+            rows = [*dict.fromkeys(map(tuple, [*self.recent, *self.early]))]
+            breaks = sum(any(map(_has_line_break, row)) for row in rows)
+            self.quotes_well = (breaks >= FEW and breaks > len(rows) / 5) or any(
+                self.dialect.delimiter in cell and not _has_line_break(cell)
+                for row in rows
+                for cell in row
+            )
+            self.columns = [
+                _Column.of([row[index] for row in rows if not _has_line_break(row[index])])
+                for index in range(self.header.width)
+            ]
+        return self.columns
+
+
+@dataclass(frozen=True)
+class _Column:
+    """What the cells of a column look like, apart from those with line breaks.
+
+    Even in a record that has swallowed rows, its cells without line breaks are genuine.
+    """
+
+    values: frozenset[str]
+    num_rows: int
+    spaced: bool
+    """Some cells begin with a space."""
+    prose: bool
+    """Some cells hold more than three words, so that any characters may be in others."""
+    lengths: tuple[int, int]
+    characters: frozenset[str]
+
+    @classmethod
+    def of(cls, cells: list[str]) -> _Column:
+        """Return what cells of a column have in common, apart from quotes."""
+        cells = [cell.replace('"', "") for cell in cells]
+        lengths = [len(cell) for cell in cells] or [0]
+        prose = not cells or any(cell.strip().count(" ") > 2 for cell in cells)
+        slack = 2 if len(cells) >= FEW and not prose else 4
+        return cls(
+            frozenset(cells),
+            len(cells),
+            any(cell[:1].isspace() for cell in cells),
+            prose,
+            (min(lengths) // slack, max(lengths) * slack),
+            frozenset(" _-").union(*map(_character_classes, cells)),
+        )
+
+    def holds(self, cell: str) -> bool:
+        """Tell whether a cell looks like those of the column."""
+        if cell[:1].isspace() and not self.spaced:
+            return False
+        if not cell or not self.num_rows:
+            return "" in self.values or bool(cell)
+        shortest, longest = self.lengths
+        fits = shortest <= len(cell) <= longest
+        return fits and (self.prose or _character_classes(cell) <= self.characters)
+
+    def knows(self, cell: str) -> bool:
+        """Tell whether a cell is a value of the column, if the column has few values."""
+        few = self.num_rows >= FEW and len(self.values) <= self.num_rows / 2
+        return self.prose or not few or cell in self.values
+
+
+def _character_classes(text: str) -> frozenset[str]:
+    """Return "a" for letters, "0" for digits, and every other character of a text."""
+    return frozenset("a" if c.isalpha() else "0" if c.isdecimal() else c for c in text)
+
+
+def _has_line_break(cell: str) -> bool:
+    return "\n" in cell or "\r" in cell
+
+
+class _Replay(Iterator[str]):
+    """Lines for a csv reader, which can be given back after it has consumed them."""
+
+    def __init__(self, lines: Iterator[str]):
+        self.lines = lines
+        self.given_back: deque[str] = deque()
+        self.taken: list[str] = []
+        self.number = 1
+        self.interrupt: Callable[[list[str]], bool] | None = None
+
+    def __next__(self) -> str:
+        if len(self.taken) == SWALLOWED and self.interrupt and self.interrupt(self.taken):
+            raise csv.Error("unexpected end of data after 1,000 lines")
+        line = self.given_back.popleft() if self.given_back else next(self.lines)
+        self.taken.append(line)
+        return line
+
+    def begin(self) -> None:
+        """Begin a record: `number` becomes that of its first line."""
+        self.number += len(self.taken)
+        self.taken = []
+
+    def give_back(self, kept: int) -> None:
+        """Give back the lines of the record after the first `kept`."""
+        self.given_back.extendleft(reversed(self.taken[kept:]))
+        del self.taken[kept:]
+
+    @staticmethod
+    def exhausted(error: csv.Error) -> bool:
+        """Tell whether the reader met the end of the file within quotes."""
+        return "unexpected end of data" in str(error)

@@ -1,0 +1,34 @@
+"""Datasets of the Hub."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipelines.data.source import DatasetSource
+from pipelines.errors import DataError
+
+
+def hub_dataset(source: DatasetSource, split: str, *, streaming: bool) -> Any:
+    """Load a split through datasets, with further attempts when the Hub fails."""
+    from datasets import load_dataset
+
+    from pipelines.hub_client.client import Hub
+    from pipelines.hub_client.transport import HubError
+
+    where: dict[str, Any] = {"revision": source.revision, "streaming": streaming}
+    try:
+        return Hub().fetch(
+            lambda: load_dataset(source.path, source.name, split=split, **where), watched=False
+        )
+    except HubError as error:
+        raise DataError(f"{source.path}: {error}") from error
+
+
+def class_labels(features: Any) -> dict[str, tuple[str, ...]]:
+    """Return the names of each column that is a ClassLabel or a list of them."""
+    if features is None:
+        return {}
+    from datasets import ClassLabel
+
+    inner = {name: getattr(f, "feature", f) for name, f in features.items()}
+    return {name: tuple(f.names) for name, f in inner.items() if isinstance(f, ClassLabel)}

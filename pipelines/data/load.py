@@ -1,0 +1,118 @@
+"""Read the splits of a DatasetSource."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pipelines.data.hold_out import shuffled
+from pipelines.data.hub_datasets import class_labels, hub_dataset
+from pipelines.data.local_files import is_local, split_files
+from pipelines.data.readers import describe, features_of, read, read_files
+from pipelines.data.rows import Examples
+from pipelines.data.source import DatasetSource
+from pipelines.data.stream import Stream, origin_of
+from pipelines.data.validate import raise_rejected, to_examples
+from pipelines.errors import DataError
+
+MIN_PART = 100_000  # rows of a Hub dataset that are always read
+
+
+@dataclass(frozen=True)
+class RawSplits:
+    """Rows as they were read. `held_out` is None where it is still to be drawn from `train`."""
+
+    train: Examples
+    held_out: Examples | None
+
+
+def load_splits(source: DatasetSource) -> RawSplits:
+    """Read all rows of both splits; unreadable lines are listed in `rejected`."""
+    if source.streaming:
+        return stream_splits(source)
+    eval_split = separate_split(source)
+    train_rows = source.max_train_rows if eval_split else None
+    return RawSplits(
+        load_split(source, source.train_split, train_rows),
+        load_split(source, eval_split, source.max_eval_rows) if eval_split else None,
+    )
+
+
+def separate_split(source: DatasetSource) -> str | None:
+    """Return the split to score on, or None where rows of the training split are held out.
+
+    One file has no splits, so rows of it are held out whatever `eval_split` says.
+    """
+    if source.eval_split is None or not is_local(source):
+        return source.eval_split
+    train = split_files(source, source.train_split)
+    held_out = split_files(source, source.eval_split)
+    if train == held_out:
+        return None
+    for file in held_out:
+        same = next((other for other in train if other.samefile(file)), None)
+        if same is not None:
+            raise DataError(
+                f"{file} is {same}: the score would be of the training rows. Name another "
+                "--task.dataset.eval-split."
+            )
+    return source.eval_split
+
+
+def stream_splits(source: DatasetSource) -> RawSplits:
+    """Score on `eval_split`, or on the first rows, which are then not trained on."""
+    if source.max_eval_rows is None:
+        raise DataError(
+            f"{source.path}: a stream is scored on a fixed number of rows. "
+            "Set --task.dataset.max-eval-rows."
+        )
+    eval_split = separate_split(source)
+    split = eval_split or source.train_split
+    origin, records = Stream(replace(source, max_train_rows=source.max_eval_rows), split).records()
+    held_out = to_examples(records, origin, is_local(source))
+    skip = 0 if eval_split else source.max_eval_rows
+    train = Examples(
+        Stream(source, source.train_split, skip), f"{source.path} {source.train_split}"
+    )
+    return RawSplits(train, held_out)
+
+
+def load_split(source: DatasetSource, split: str, max_rows: int | None = None) -> Examples:
+    """Read one split from the Hub or from its files.
+
+    Of a Hub dataset that is far larger than `max_rows` only a random part becomes Python objects,
+    from which `max_rows` are drawn later, by label.
+    """
+    if is_local(source):
+        files = split_files(source, split)
+        examples = to_examples(read_files(files), origin_of(files), local=True)
+        return replace(examples, label_names=class_labels(features_of(files[0])))
+    dataset = hub_dataset(source, split, streaming=False)
+    total, numbers = len(dataset), None
+    if max_rows is not None and total > (part := max(MIN_PART, 10 * max_rows)):
+        numbers = shuffled(range(total), source.split_seed)[:part]
+        numbers.sort()
+        dataset = dataset.select(numbers)
+    return Examples(
+        dataset.to_list(),
+        f"{source.path} {split}",
+        label_names=class_labels(dataset.features),
+        numbers=numbers,
+        total=None if numbers is None else total,
+    )
+
+
+def detected(source: DatasetSource) -> Iterator[str]:
+    """Yield what each split's first local file was read as, where its suffix does not say."""
+    if is_local(source):
+        splits = (source.train_split, separate_split(source))
+        files = {split_files(source, split)[0]: None for split in splits if split is not None}
+        yield from filter(None, map(describe, files))
+
+
+def read_file(file: Path) -> Examples:
+    """Read a local file. Raise DataError for one that has no rows, or lines that are none."""
+    examples = to_examples(read(file), str(file), local=True)
+    raise_rejected(examples.rejected)
+    return replace(examples, label_names=class_labels(features_of(file)))

@@ -1,0 +1,152 @@
+"""Find the local files of a split, and tell a local path from a Hub id."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from difflib import get_close_matches
+from pathlib import Path
+
+from pipelines.data.readers import ACCEPTED, is_accepted, suffix_of
+from pipelines.data.source import DatasetSource
+from pipelines.errors import DataError
+
+SHARD = re.compile(  # the Hub's own exports once ended in a hash
+    r"(?P<name>.*?)[-_.](?P<index>\d+)(?:-of-(?P<count>\d+)(?:-[0-9a-f]{8,})?)?", re.IGNORECASE
+)
+
+SAVED_BESIDE = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+"""What `datasets` saves next to its rows."""
+
+
+def is_local(source: DatasetSource) -> bool:
+    """Tell a path from a Hub id. Raise DataError for a path that is not there."""
+    path = local_path(source)
+    if path.exists():
+        return True
+    text = source.path
+    message = f"{text}: no such file or folder."
+    nearest = nearest_path(path)
+    hint = f" Did you mean {nearest}?" if nearest else ""
+    looks_local = is_accepted(path) or path.is_absolute() or text.startswith((".", "~"))
+    if looks_local or text.endswith("/") or text.count("/") > 1:
+        raise DataError(message + hint)
+    folder = path.parent
+    of_hub = source.name or source.revision
+    if folder.name and folder.is_dir() and (nearest or not of_hub):
+        raise DataError(
+            f"{message}{hint} There is a folder {folder}, so this was read as a path. To load "
+            f"the dataset {text} of the Hub, run the command from another folder."
+        )
+    return False
+
+
+def local_path(source: DatasetSource) -> Path:
+    """Return the path of a source, with `~` expanded."""
+    return Path(os.path.expanduser(source.path))
+
+
+def nearest_path(path: Path) -> Path | None:
+    """Return the existing path that is nearest in spelling, part by part."""
+    found = Path(path.anchor)
+    for part in path.parts[1 if path.anchor else 0 :]:
+        if part != ".." and not (found / part).exists():
+            matches = get_close_matches(part, _names_in(found), n=1)
+            if not matches:
+                return None
+            part = matches[0]
+        found = found / part
+    return found
+
+
+def _names_in(folder: Path) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except OSError:
+        return []
+
+
+def split_files(source: DatasetSource, split: str) -> tuple[Path, ...]:
+    """Return the files of a split, in order.
+
+    In a folder these are a file `split.*`, its shards, or the files of a subfolder `split`; else
+    all documents of a folder of text files, if no other split is named. Raise DataError where
+    there are none, where they are ambiguous, or where a shard is missing.
+    """
+    path = local_path(source)
+    if not path.is_dir():
+        return (path,)
+    for folder in (path, path / "data"):
+        candidates = list(_candidates(folder, split))
+        if len(candidates) > 1:
+            names = " and ".join(str(files[0].relative_to(path)) for files in candidates)
+            raise DataError(f"{path}: split {split!r} is ambiguous: {names}. Give one as the path.")
+        if candidates:
+            return candidates[0]
+    whole = _unnamed(path) if source.eval_split is None and split == source.train_split else ()
+    if whole:
+        return whole
+    there = ", ".join(_names_in(path)) or "nothing"
+    text = f"{path}: no file for split {split!r} ({there} there). Accepted: {split} with {ACCEPTED}"
+    raise DataError(f"{text}; or shards such as {split}-00000-of-00002.parquet.")
+
+
+def _candidates(folder: Path, split: str) -> Iterator[tuple[Path, ...]]:
+    """Yield each file, group of shards and subfolder that is named after a split."""
+    files = _data_files(folder)
+    named = [file for file in files if _stem(file).lower() == split.lower()]
+    yield from ((file,) for file in named)
+    shards: dict[str, list[Path]] = {}
+    for file in files:
+        shard = SHARD.fullmatch(_stem(file))
+        if shard and shard["name"].lower() == split.lower() and (shard["count"] or not named):
+            shards.setdefault(file.name[len(_stem(file)) :].lower(), []).append(file)
+    yield from map(_complete, shards.values())
+    for name in _names_in(folder):
+        inside = _data_files(folder / name) if name.lower() == split.lower() else []
+        if len({suffix_of(file) for file in inside}) > 1:
+            names = ", ".join(file.name for file in inside)
+            raise DataError(f"{folder / name}: files of several formats: {names}.")
+        if inside:
+            yield _complete(inside)
+
+
+def _unnamed(folder: Path) -> tuple[Path, ...]:
+    """Return the files of a folder without splits: text documents, or one set of shards."""
+    files = _data_files(folder)
+    if files and all(suffix_of(file) == ".txt" for file in files):
+        return tuple(files)
+    names = {(m["name"], suffix_of(f)) for f in files if (m := SHARD.fullmatch(_stem(f)))}
+    shards = len(names) == 1 and all(SHARD.fullmatch(_stem(file)) for file in files)
+    return _complete(files) if shards else ()
+
+
+def _data_files(folder: Path) -> list[Path]:
+    """Return the files of a folder that have a suffix of data, by name."""
+    names = (name for name in _names_in(folder) if not name.startswith("."))
+    files = (folder / name for name in names if name not in SAVED_BESIDE)
+    return [file for file in files if is_accepted(file) and file.is_file()]
+
+
+def _stem(file: Path) -> str:
+    """Return a file's name without its suffix and that of its compression."""
+    suffix = suffix_of(file)
+    return file.name[: file.name.lower().rindex(suffix)]
+
+
+def _complete(files: list[Path]) -> tuple[Path, ...]:
+    """Return shards in the order of their numbers. Raise DataError if some are missing."""
+    found = {file: SHARD.fullmatch(_stem(file)) for file in files}
+    counts = {int(shard["count"]) for shard in found.values() if shard and shard["count"]}
+    if len(counts) > 1 or (counts and {len(files)} != counts):
+        text = f"{len(files)} shards are there, but their names say {max(counts)}"
+        raise DataError(f"{files[0].parent}: {text}: {', '.join(file.name for file in files)}.")
+    if all(found.values()):
+        return tuple(sorted(files, key=lambda file: int(found[file]["index"])))  # type: ignore[index]
+    return tuple(files)
+
+
+def is_path(name: str) -> bool:
+    """Tell an explicit local path from a Hub id, which starts with neither "." nor "/"."""
+    return name.startswith((".", "/"))

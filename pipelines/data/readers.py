@@ -1,0 +1,196 @@
+"""Read rows from a file, whatever its suffix says, and say which lines are unreadable.
+
+A suffix is a hint. Compression and columnar formats are told by a file's first bytes, the encoding
+by its byte order mark, JSON and delimited text by the first lines. What the suffix does not say is
+in `describe`.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from lzma import LZMAError
+from pathlib import Path
+from typing import Any
+
+from pipelines.data.formats.columnar import read_columnar, read_features
+from pipelines.data.formats.delimited import read_delimited
+from pipelines.data.formats.dialects import agreement, sniff
+from pipelines.data.formats.json_rows import LINE_SUFFIXES, is_object, read_json, starts_json
+from pipelines.data.formats.text_stream import (
+    BUFFER,
+    COMPRESSIONS,
+    TextLines,
+    binary_format,
+    columnar_format,
+    decode,
+    open_bytes,
+)
+from pipelines.data.rows import NO_TEXT, Line, Numbered, Unreadable, why_not_text
+from pipelines.errors import DataError
+
+TEXT_SUFFIXES = (*LINE_SUFFIXES, ".json", ".csv", ".tsv", ".tab", ".psv", ".txt")
+COLUMNAR_SUFFIXES = {".parquet": "Parquet", ".arrow": "Arrow", ".feather": "Arrow"}
+COMPRESSED_SUFFIXES = tuple(compression.suffix for compression in COMPRESSIONS)
+DELIMITED_SUFFIXES = {".csv": ",", ".tsv": "\t", ".tab": "\t", ".psv": "|"}
+ACCEPTED = (
+    f"{', '.join(TEXT_SUFFIXES)}, each also with {', '.join(COMPRESSED_SUFFIXES)}; "
+    f"{', '.join(COLUMNAR_SUFFIXES)}"
+)
+USUAL = {  # what suffixes say, which needs no mention
+    ".jsonl": ("JSON lines",),
+    ".ndjson": ("JSON lines",),
+    ".json": ("SQuAD", "a JSON array"),
+}
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A file whose form is known: its rows, and what its suffix does not say of it."""
+
+    rows: Iterator[Numbered]
+    notes: tuple[str, ...]
+
+
+def read(file: Path) -> Iterator[Numbered]:
+    """Yield line numbers and rows of a file; a line that cannot be read as a row is Unreadable.
+
+    Rows of a JSON document, of Parquet and of Arrow are numbered by position. Raise DataError for
+    a file that holds no rows, and for one of which nothing more can be read.
+    """
+    with _opened(file) as opened:
+        yield from opened.rows
+
+
+def read_files(files: Sequence[Path]) -> Iterator[Numbered]:
+    """Yield the rows of a split's files; with several, each number knows its file and line."""
+    if len(files) == 1:
+        yield from read(files[0])
+        return
+    last = 0
+    for file in files:
+        offset = last
+        for number, row in read(file):
+            last = offset + number
+            yield Line(last, str(file), number), row
+
+
+def read_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield line numbers and rows. Raise DataError at the first unreadable line."""
+    for number, row in read(file):
+        if isinstance(row, Unreadable):
+            raise DataError(f"{file}:{number}: {row.reason}")
+        yield number, row
+
+
+def describe(file: Path) -> str | None:
+    """Say what was detected in a file beyond what its suffix says, or return None."""
+    if not file.is_file():
+        return None  # a pipe can be read once
+    with _opened(file) as opened:
+        return f"{file}: read as {', '.join(opened.notes)}" if opened.notes else None
+
+
+def features_of(file: Path) -> Any:
+    """Return the `datasets.Features` of a Parquet or Arrow file, or None for another."""
+    if not file.is_file():
+        return None
+    with _errors_named(file), open_bytes(file)[0] as stream:
+        name = columnar_format(stream.peek(BUFFER))
+        return None if name is None else read_features(file, stream, name)
+
+
+def suffix_of(file: Path) -> str:
+    """Return a file's suffix in small letters, without that of its compression."""
+    suffixes = [suffix.lower() for suffix in file.suffixes]
+    if suffixes and suffixes[-1] in COMPRESSED_SUFFIXES:
+        suffixes.pop()
+    return suffixes[-1] if suffixes else ""
+
+
+def is_accepted(file: Path) -> bool:
+    """Tell whether a file's suffix is one of data."""
+    return suffix_of(file) in TEXT_SUFFIXES or file.suffix.lower() in COLUMNAR_SUFFIXES
+
+
+@contextmanager
+def _errors_named(file: Path) -> Iterator[None]:
+    """Raise DataError, naming the file, for what its bytes or the disk raise."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: not {error.encoding.upper()}: {error.reason}.") from None
+    except (EOFError, zlib.error, LZMAError) as error:
+        raise DataError(f"{file}: damaged or incomplete compressed data: {error}") from None
+    except OSError as error:
+        raise DataError(f"{file}: {error.strerror or error}.") from None
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Opened]:
+    """Open a file and detect its form."""
+    with _errors_named(file):
+        stream, compression = open_bytes(file)
+        with stream:
+            suffix, notes = suffix_of(file), []
+            if compression is not None and file.suffix.lower() != compression.suffix:
+                notes.append(compression.name)
+            head = stream.peek(BUFFER)
+            columnar = columnar_format(head)
+            if columnar is not None:
+                if compression is not None:
+                    raise DataError(f"{file}: compressed {columnar}; decompress it.")
+                if COLUMNAR_SUFFIXES.get(suffix) != columnar:
+                    notes.append(columnar)
+                yield Opened(read_columnar(file, stream, columnar), tuple(notes))
+                return
+            other = binary_format(head)
+            if other is not None:
+                raise DataError(f"{file}: {other}. Rows are read from {ACCEPTED}.")
+            lines, encoding = decode(stream)
+            notes += [encoding] if encoding else []
+            form, rows = _read_text(file, lines, suffix)
+            yield Opened(rows, (*notes, *form))
+
+
+def _read_text(file: Path, lines: TextLines, suffix: str) -> tuple[list[str], Iterator[Numbered]]:
+    """Return what a text is beyond its suffix, and its rows."""
+    if suffix == ".txt":
+        two = lines.first(2)
+        as_json = len(two) == 2 and all(map(is_object, two))
+        notes = ["plain text, though it looks like JSON lines"] if as_json else []
+        return notes, read_document(lines)
+    hint = DELIMITED_SUFFIXES.get(suffix)
+    if _is_delimited(lines, hint):
+        dialect = sniff(lines.sample(), hint or ",")
+        notes = ["delimited text"] if hint is None else []
+        notes += dialect.notes(hint or "")
+        return notes, read_delimited(file, lines, dialect)
+    form, rows = read_json(file, lines, suffix)
+    return [] if form in USUAL.get(suffix, ()) else [form], rows
+
+
+def _is_delimited(lines: TextLines, hint: str | None) -> bool:
+    """Tell delimited text from JSON: by its first line, and if need be by its other lines."""
+    first = "".join(lines.first(1))
+    if hint is not None:
+        return not starts_json(first)
+    if first.lstrip()[:1] in ("{", "["):
+        return False
+    sample = lines.sample()
+    if len(sample) < 2 or any(map(is_object, sample)):
+        return False
+    return agreement(sniff(sample, ","), sample) > 0.5
+
+
+def read_document(lines: TextLines) -> Iterator[Numbered]:
+    """Yield a whole text as one row."""
+    text = lines.rest()
+    found = NO_TEXT.search(text)
+    if found:
+        number = text.count("\n", 0, found.start()) + 1
+        yield number, Unreadable(str(why_not_text(text)), text)
+    elif text:
+        yield 1, {"text": text}

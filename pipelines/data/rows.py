@@ -1,0 +1,142 @@
+"""What readers yield: numbered rows, and what could not be read as one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+NO_TEXT = re.compile("[\0\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A line that cannot be read as a row: the reason, and its content."""
+
+    reason: str
+    content: Any
+
+
+Numbered = tuple[int, dict[str, Any] | Unreadable]
+
+
+class Line(int):
+    """A row's number in a split of several files; knows its file and its line there.
+
+    The number itself counts on from file to file, so that rows of a split stay in order.
+    """
+
+    file: str
+    line: int
+
+    def __new__(cls, number: int, file: str = "", line: int = 0) -> Line:
+        self = super().__new__(cls, number)
+        self.file, self.line = file, line
+        return self
+
+
+def location(origin: str, number: int) -> tuple[str, int]:
+    """Return the file and the line of a row whose split was read from `origin`."""
+    return (number.file, number.line) if isinstance(number, Line) else (origin, number)
+
+
+def why_not_text(text: str) -> str | None:
+    """Explain why a string cannot be tokenised, or return None."""
+    found = NO_TEXT.search(text)
+    if found is None:
+        return None
+    code = ord(found[0])
+    if code == 0:
+        return "a NUL character."
+    if 0xDC80 <= code <= 0xDCFF:  # where `surrogateescape` puts a byte
+        return f"not UTF-8: byte 0x{code - 0xDC00:02x}. Save the file as UTF-8."
+    return f"half a surrogate pair, U+{code:04X}."
+
+
+def strings(value: Any) -> Iterator[str]:
+    """Yield every string in a JSON-like value, keys included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for item in value:
+            yield from strings(item)
+    elif isinstance(value, dict):
+        yield from value
+        for item in value.values():
+            yield from strings(item)
+
+
+def first_reason(texts: Iterator[str] | list[str]) -> str | None:
+    """Explain why the first unusable string cannot be tokenised, or return None."""
+    return next(filter(None, map(why_not_text, texts)), None)
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A row that cannot be used: the number of its line or row, why, and what it holds."""
+
+    file: str
+    line: int
+    where: str
+    reason: str
+    row: Any
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Rows of one split, and where each comes from."""
+
+    rows: Sequence[dict[str, Any]] | Iterable[dict[str, Any]]
+    origin: str
+    lines: Sequence[int] | None = None
+    label_names: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Names in the order of their ids, of each column that is a ClassLabel."""
+    numbers: Sequence[int] | None = None
+    """Where rows without lines stand in their split, if some were left out."""
+    rejected: tuple[Rejected, ...] = ()
+    """Rows of the same place that cannot be used."""
+    total: int | None = None
+    """Rows that these were drawn from, where there is a maximum."""
+
+    @property
+    def streamed(self) -> bool:
+        """Whether the rows are read anew at each iteration, and not held in memory."""
+        return not isinstance(self.rows, Sequence)
+
+    def number(self, index: int) -> int:
+        """Return the line of a row, or its number in the split."""
+        numbers = self.numbers if self.lines is None else self.lines
+        return index if numbers is None else numbers[index]
+
+    def where(self, index: int) -> str:
+        """Name the file and the line, or the split and the row, of a row."""
+        file, number = location(self.origin, self.number(index))
+        return f"{file}{' row ' if self.lines is None else ':'}{number}"
+
+    def only(self, kept: Iterable[int]) -> Examples:
+        """Return some of the rows, which keep the names of their places."""
+        assert isinstance(self.rows, list)
+        kept = list(kept)
+        numbers = [self.number(index) for index in kept]
+        return replace(
+            self,
+            rows=[self.rows[index] for index in kept],
+            lines=None if self.lines is None else numbers,
+            numbers=numbers if self.lines is None else None,
+        )
+
+    def hashes(self) -> Iterator[bytes]:
+        """Yield a hash of each row's content."""
+        for row in self.rows:
+            line = json.dumps(row, sort_keys=True, ensure_ascii=False, default=str)
+            yield hashlib.sha256(line.encode()).digest()
+
+    def fingerprint(self) -> str:
+        """Return a hash of the rows, to tell whether two scores are of the same data."""
+        digest = hashlib.sha256()
+        for row in self.hashes():
+            digest.update(row)
+        return digest.hexdigest()

@@ -1,0 +1,166 @@
+"""Score a result again: on the rows of its run, or on other rows, and by other metrics."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines import metrics
+from pipelines.console import console
+from pipelines.data.load import load_splits, read_file
+from pipelines.data.local_files import is_local
+from pipelines.data.readers import describe
+from pipelines.data.rows import Examples
+from pipelines.data.splits import check_splits
+from pipelines.data.validate import check_columns, drop_unusable, raise_rejected
+from pipelines.errors import DataError, Problem, RecipeError
+from pipelines.hub.load import Loaded, load_result
+from pipelines.inference.predict import predict
+from pipelines.process import quiet_libraries
+from pipelines.reporting.report import print_score
+from pipelines.tasks.question_answering import QuestionAnswering
+from pipelines.tasks.text_classification import TextClassification
+from pipelines.training.score import score_result
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A score, and what the run itself claims for the same rows; None for other rows."""
+
+    metrics: dict[str, Any]
+    claimed: float | None
+
+    @property
+    def score(self) -> float:
+        """The primary metric."""
+        return self.metrics[self.metrics["primary"]]
+
+    @property
+    def equal(self) -> bool:
+        """Tell whether the claim was found again, to 1e-5."""
+        return self.claimed is not None and math.isclose(
+            self.score, self.claimed, rel_tol=1e-5, abs_tol=1e-9
+        )
+
+
+@quiet_libraries()
+def evaluate_result(
+    repo: str | Path,
+    revision: str | None = None,
+    *,
+    base: str | None = None,
+    data: Path | None = None,
+    metric: str | None = None,
+    metric_options: dict[str, Any] | None = None,
+) -> Evaluation:
+    """Score a result on the evaluation split of its recipe, or on the rows of a file.
+
+    `base` replaces the base that an adapter names, say by a copy on disk. `metric` adds an
+    `evaluate` module: a name of pipelines/metrics, a path, or a name on the Hub; `metric_options`
+    go to its `compute`, and what it finds is `metrics["added"]`. Raise RecipeError when it refuses
+    them, and DataError when the rows of the recipe are not on this machine.
+    """
+    loaded = load_result(repo, revision, base=base)
+    module = None if metric is None else metric_module(metric)
+    rows = file_rows(loaded, data) if data else evaluation_rows(loaded)
+    found = score_result(loaded, rows)
+    print_score(loaded.recipe.name, found)
+    if module is not None:
+        inputs = metric_inputs(module, loaded, rows)
+        try:
+            added = module.compute(**inputs, **(metric_options or {}))
+        except (TypeError, ValueError) as error:
+            raise RecipeError([Problem("metric", f"{metric}: {error}")]) from error
+        found["added"] = added
+        for name, value in added.items():
+            console().print(f"  {name} {value}", markup=False)
+    same = rows.fingerprint() == loaded.sidecar["dataset"]["eval_rows_sha256"]
+    result = Evaluation(found, loaded.metrics[loaded.metrics["primary"]] if same else None)
+    print_comparison(result)
+    return result
+
+
+def file_rows(loaded: Loaded, file: Path) -> Examples:
+    """Return the rows of a file. Raise DataError that names those that cannot be scored."""
+    read_rows = read_file(file)
+    rows = drop_unusable(loaded.recipe.task, read_rows, loaded.labels)
+    note = describe(file)
+    if note is not None:
+        console().print(f"  {note}", style="yellow", markup=False)
+    check_columns(loaded.recipe.task, (read_rows, rows))
+    raise_rejected(rows.rejected)
+    return rows
+
+
+def evaluation_rows(loaded: Loaded) -> Examples:
+    """Return the rows that the run was scored on."""
+    source = loaded.recipe.task.dataset
+    try:
+        is_local(source)
+    except DataError as error:
+        text = f"{error} The run read its rows there. Score on your own with --data FILE."
+        raise DataError(text) from None
+    splits, _ = check_splits(loaded.recipe.task, load_splits(source))
+    return splits.held_out
+
+
+def print_comparison(result: Evaluation) -> None:
+    """Say whether the claimed score was found again."""
+    if result.claimed is None:
+        line = "these are not the rows of the run, so that its score is not compared"
+    elif result.equal:
+        line = f"equal to the score of the run, {result.claimed:.4f}"
+    else:
+        line = f"NOT equal: the run claims {result.claimed:.6f}, found {result.score:.6f}"
+    console().print(f"  {line}", markup=False)
+
+
+def metric_module(name: str) -> Any:
+    """Load an `evaluate` module by its name here, by a path, or from the Hub."""
+    import evaluate
+
+    if name in metrics.NAMES:
+        return metrics.load(name)
+    if not Path(name).exists():
+        console().print(f"{name}: from the Hub; its code runs on this machine", style="yellow")
+    try:
+        return evaluate.load(name)
+    except FileNotFoundError:
+        known = ", ".join(metrics.NAMES)
+        text = f"no such metric here or on the Hub. Here: {known}."
+        raise RecipeError([Problem(name, text)]) from None
+    except OSError as error:
+        text = f"{name} is copied into HF_HOME, which cannot be written: {error}. Set HF_HOME."
+        raise RecipeError([Problem("metric", text)]) from None
+
+
+def metric_inputs(module: Any, loaded: Loaded, rows: Examples) -> dict[str, list[Any]]:
+    """Return predictions and references in the form that a metric takes."""
+    task = loaded.recipe.task
+    if isinstance(task, QuestionAnswering):
+        found = predict(loaded, rows)
+        ids = [str(row.get("id", i)) for i, row in enumerate(rows.rows)]
+        truth = [task.example(rows, i, row, ()).answers for i, row in enumerate(rows.rows)]
+        guesses = [
+            {"id": i, "prediction_text": guess["answer"]}
+            for i, guess in zip(ids, found, strict=True)
+        ]
+        features = module.features[0] if isinstance(module.features, list) else module.features
+        if "no_answer_probability" in features["predictions"]:
+            guesses = [
+                guess | {"no_answer_probability": float(not guess["prediction_text"])}
+                for guess in guesses
+            ]
+        references = [{"id": i, "answers": a} for i, a in zip(ids, truth, strict=True)]
+        return {"predictions": guesses, "references": references}
+    if not isinstance(task, TextClassification):
+        text = "a language model predicts no labels that it could be computed from."
+        raise RecipeError([Problem("metric", text)])
+    encoded = task.features(rows, loaded.tokenizer, loaded.labels, training=False)
+    ids_of = {name: i for i, name in enumerate(loaded.labels)}
+    return {
+        "predictions": [task.guess(prediction, ids_of) for prediction in predict(loaded, rows)],
+        "references": [row["labels"] for row in encoded.dataset],
+    }

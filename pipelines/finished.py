@@ -1,0 +1,99 @@
+"""What a run does with a finished result that is in its folder already."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
+from pipelines.console import say
+from pipelines.data.splits import Splits
+from pipelines.errors import Problem, RecipeError
+from pipelines.hub.publish import publish_finished
+from pipelines.recipe.recipe import Recipe
+from pipelines.reporting.report import print_score
+from pipelines.results.disk import explain_disk_errors
+from pipelines.results.files import damage, files_of, read_manifest, settle
+from pipelines.training.identity import check_same, comparable, data_of, differences
+from pipelines.training.resume import delete_checkpoints
+from pipelines.training.signals import AGAIN, StopSignals
+
+STARTED = ".started"  # the run that has begun in a folder and not come to its end
+
+
+def finished_result(recipe: Recipe) -> dict[str, Any] | None:
+    """Return the task.json of the whole result in the folder, or None where there is none.
+
+    Raise RecipeError for a result of another recipe, and for files that are not a whole result.
+    With `recipe.overwrite` return None for these, and for any but that of this very command, where
+    a kill or the Hub kept it from its end. Rank 0 decides for all.
+    """
+    found: list[dict[str, Any] | None] = [None]
+    if PartialState().is_main_process:
+        with explain_disk_errors(recipe.folder, 0, f"Mend that and {AGAIN}"):
+            settle(recipe.folder)
+            found = [result_in(recipe)]
+    if PartialState().num_processes > 1:
+        broadcast_object_list(found)
+    return found[0]
+
+
+def result_in(recipe: Recipe) -> dict[str, Any] | None:
+    """Do what `finished_result` does, on one rank."""
+    folder = recipe.folder
+    if not (folder / "task.json").is_file():
+        foreign = ", ".join(file.name for file in files_of(folder))
+        if foreign and not recipe.overwrite:
+            text = (
+                f"{folder} has {foreign}, but no task.json: no finished run left them there. Use "
+            )
+            text += "another --output-dir, or replace them with --overwrite."
+            raise RecipeError([Problem("output_dir", text)])
+        return None
+    if wrong := damage(folder):
+        if recipe.overwrite:
+            return None
+        text = "Bring back the files of the result, or replace it with --overwrite."
+        problems = [Problem(str(folder), each) for each in wrong]
+        raise RecipeError([*problems, Problem("output_dir", text)])
+    sidecar = read_manifest(folder)
+    delete_checkpoints(folder, run=sidecar.get("run"))  # which a kill left there
+    before = comparable(Recipe.from_file(folder / "recipe.json"))
+    if recipe.overwrite:
+        started = folder / STARTED
+        interrupted = started.is_file() and started.read_text() == sidecar.get("run")
+        return sidecar if interrupted and before == comparable(recipe) else None
+    check_same(folder, differences(before, comparable(recipe)))
+    return sidecar
+
+
+def rows_changed(sidecar: dict[str, Any], splits: Splits) -> list[tuple[str, Any, Any]]:
+    """Return the fingerprints of rows that are not those of a finished result."""
+    recorded = sidecar["dataset"]
+    before = {name: recorded[f"{name}_rows_sha256"] for name in ("train", "eval")}
+    return list(differences({"data": before}, {"data": data_of(splits)}))
+
+
+def finish_again(
+    recipe: Recipe, sidecar: dict[str, Any], splits: Splits, signals: StopSignals
+) -> dict[str, Any]:
+    """Say that a run is finished, publish its result if asked for, and return its metrics.
+
+    Raise RecipeError where the rows have changed since.
+    """
+    check_same(recipe.folder, rows_changed(sidecar, splits))
+    say(f"{recipe.folder} holds the finished result of this run. Train again with --overwrite.")
+    print_score(recipe.name, sidecar["metrics"])
+    with signals.ending(not_published(recipe.folder)):
+        if recipe.push_to and PartialState().is_main_process:
+            publish_finished(recipe.folder, recipe.push_to, public=recipe.public)
+    (recipe.folder / STARTED).unlink(missing_ok=True)
+    PartialState().wait_for_everyone()
+    return sidecar["metrics"]
+
+
+def not_published(folder: Path) -> str:
+    """Return what a signal ends `publish` with."""
+    return f"stopped. The result is complete in {folder}; the same command publishes it."

@@ -1,0 +1,139 @@
+"""Check, before hours of training, that a result can be published where it should be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from huggingface_hub import HfApi, constants, is_offline_mode
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalTokenNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import validate_repo_id
+
+from pipelines.data.local_files import is_path
+from pipelines.errors import Problem, RecipeError
+from pipelines.hub_client.client import Hub, reason, status_of
+from pipelines.hub_client.transport import HubError
+from pipelines.recipe.recipe import Recipe, wrong_repo_id
+from pipelines.recipe.values import Model
+
+
+def check_destination(recipe: Recipe, repo: str, *, public: bool) -> None:
+    """Make sure, before training, that `repo` can take the result; create it if it is not there.
+
+    Raise RecipeError for what would fail later, and when the Hub does not answer.
+    """
+    hub = Hub()
+    try:
+        problems = wrong_destination(hub, recipe, repo, public=public)
+    except HubError as error:
+        problems = [Problem("push_to", str(error))]
+    except HfHubHTTPError as error:
+        problems = [Problem("push_to", f"{constants.ENDPOINT} refuses: {reason(error)}")]
+    if problems:
+        raise RecipeError(problems)
+
+
+def wrong_destination(hub: Hub, recipe: Recipe, repo: str, *, public: bool) -> list[Problem]:
+    """Return what is wrong with the account, the base or the repository, which it creates last."""
+    return (
+        list(wrong_name(repo))
+        or list(wrong_account(hub, repo))
+        or list(wrong_base(hub, recipe, public=public))
+        or list(wrong_repository(hub, repo, public=public))
+    )
+
+
+def wrong_name(repo: str) -> Iterator[Problem]:
+    """Yield why `repo` cannot be the id of a repository of a user."""
+    problems = list(wrong_repo_id(repo))
+    yield from problems
+    if not problems:
+        try:
+            validate_repo_id(repo)
+        except HFValidationError as error:
+            yield Problem("push_to", f"the Hub takes no such name. {error}")
+
+
+def wrong_account(hub: Hub, repo: str) -> Iterator[Problem]:
+    """Yield why this account may not write to the owner of `repo`."""
+    if is_offline_mode():
+        yield Problem("push_to", "HF_HUB_OFFLINE is set.")
+        return
+    owner = repo.split("/")[0]
+    try:
+        user, roles, right = hub.ask(account)
+    except LocalTokenNotFoundError:
+        yield Problem("push_to", "nobody is logged in. Use `hf auth login`, or set HF_TOKEN.")
+        return
+    except HfHubHTTPError as error:
+        if status_of(error) != 401:
+            raise
+        text = f"the Hub does not know the token: {reason(error)}. Use `hf auth login`."
+        yield Problem("push_to", text)
+        return
+    if owner != user and roles.get(owner) not in ("admin", "write", "contributor"):
+        text = f"{user!r} may not write to {owner!r}"
+        names = [user, *(name for name, role in roles.items() if role != "read")]
+        yield Problem("push_to", f"{text}; it may write to {', '.join(names)}.")
+        return
+    if right == "read":
+        yield Problem("push_to", "the token may only read. Use one that may write.")
+
+
+def account(api: HfApi) -> tuple[str, dict[str, str | None], str | None]:
+    """Return the user, the role in each of its organizations, and the token's right."""
+    found = api.whoami()
+    roles = {org["name"]: org.get("roleInOrg") for org in found["orgs"]}
+    return found["name"], roles, found.get("auth", {}).get("accessToken", {}).get("role")
+
+
+def wrong_base(hub: Hub, recipe: Recipe, *, public: bool) -> Iterator[Problem]:
+    """Yield why others could not load an adapter's base."""
+    if recipe.lora is None or not isinstance(recipe.model, Model):
+        return
+    name, revision = recipe.model.name_or_path, recipe.model.revision
+    if is_path(name):
+        yield Problem(
+            "model.name_or_path",
+            f"{name!r} is a folder of this machine, where nobody else can load it from. Either "
+            f"publish it first with `gpt2-recipes publish {name} USER/NAME` and name that here; or "
+            "train without --push-to, and publish the result with `gpt2-recipes publish FOLDER "
+            "USER/NAME --with-base USER/BASE`, which publishes both, or with `--base USER/BASE` "
+            "if the same weights are on the Hub already.",
+        )
+        return
+    try:
+        info = hub.ask(lambda api: api.model_info(name, revision=revision))
+    except (RepositoryNotFoundError, RevisionNotFoundError):
+        at = f" at {revision}" if revision else ""
+        yield Problem("model.name_or_path", f"the base {name!r}{at} is not on the Hub.")
+        return
+    except HFValidationError:
+        yield Problem("model.name_or_path", f"the base {name!r} is no Hub id.")
+        return
+    if public and info.private:
+        yield Problem("public", f"the base {name} is private, so that others cannot load it.")
+
+
+def wrong_repository(hub: Hub, repo: str, *, public: bool) -> Iterator[Problem]:
+    """Create `repo` if it is not there; yield why it cannot be, or is not as private as asked."""
+    try:
+        info = hub.ask(lambda api: api.model_info(repo))
+    except RepositoryNotFoundError:
+        try:
+            hub.ask(lambda api: api.create_repo(repo, private=not public, exist_ok=True))
+        except HfHubHTTPError as error:
+            yield Problem("push_to", f"{repo} cannot be created: {reason(error)}")
+            return
+        info = hub.ask(lambda api: api.model_info(repo))
+    if info.id.lower() != repo.lower():
+        yield Problem("push_to", f"{repo} is called {info.id} now. Publish to that.")
+    elif info.private and public:
+        yield Problem("public", f"{repo} is private. Change that in its settings, or do not ask.")
+    elif not info.private and not public:
+        yield Problem("push_to", f"{repo} is public. With --public you agree to that.")

@@ -1,0 +1,191 @@
+"""Save a result so that it loads with its labels, and load it again, from disk or from the Hub."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+)
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
+
+from pipelines.errors import Problem, RecipeError
+from pipelines.hub.pin import commit_of, pin_model
+from pipelines.hub_client.client import Hub, reason
+from pipelines.hub_client.transport import HubError
+from pipelines.models.adapters import load_adapter_weights
+from pipelines.models.build import load_base
+from pipelines.models.checkpoint_checks import read_config
+from pipelines.models.download import fetch_checkpoint
+from pipelines.process import quiet_libraries
+from pipelines.recipe.recipe import Recipe
+from pipelines.recipe.values import NF4, Int8, Model
+from pipelines.results.check import check_fetches_nothing, check_result, load_result_tokenizer
+from pipelines.results.files import FILES, digest, unchanging
+from pipelines.results.save import SHAPE
+
+Precision = Literal["fp32", "bf16", "8bit", "4bit"]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A result, ready to use. `sidecar` is its task.json, with the labels and the metrics."""
+
+    recipe: Recipe
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+    labels: tuple[str, ...]
+    sidecar: dict[str, Any]
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """Metrics of the run that wrote it."""
+        return self.sidecar["metrics"]
+
+    @property
+    def sha256(self) -> str:
+        """Hash of its weights, its recipe, its tokenizer and its labels."""
+        return digest(self.sidecar)
+
+
+@quiet_libraries()
+def load_result(
+    repo: str | Path,
+    revision: str | None = None,
+    *,
+    base: str | None = None,
+    base_revision: str | None = None,
+    precision: Precision | None = None,
+    device: str | torch.device | None = None,
+) -> Loaded:
+    """Rebuild base, adapter, head, tokenizer and labels of a result.
+
+    `repo` is the folder of a run or a Hub id. `base` replaces the base that the adapter names,
+    say by a copy on disk; it must have the same width, depth, vocabulary and revision. The base is
+    loaded as it was trained on, or in another `precision`. Full models load the same way.
+
+    Raise RecipeError for a repository that is not there, for one that `check_result` refuses, and
+    for another base than the adapter's; NonFiniteError for weights that are not finite.
+    """
+    folder = result_folder(repo, revision)
+    with unchanging(folder, str(repo)):
+        return load_folder(
+            folder,
+            name=str(repo),
+            base=base,
+            base_revision=base_revision,
+            precision=precision,
+            device=device,
+        )
+
+
+def load_folder(
+    folder: Path,
+    *,
+    name: str,
+    base: str | None,
+    base_revision: str | None,
+    precision: Precision | None,
+    device: str | torch.device | None,
+) -> Loaded:
+    """Do what `load_result` does, for a folder whose files are known to belong together.
+
+    `name` is what the user calls it, for messages.
+    """
+    recipe, sidecar = check_result(folder)
+    labels = tuple(sidecar["labels"])
+    tokenizer = load_result_tokenizer(folder, sidecar)
+    source, path = Model(name_or_path=str(folder)), name
+    if recipe.lora is not None:
+        assert isinstance(recipe.model, Model)
+        source, path = recipe.model, "base"
+        if base is not None:
+            problems: list[Problem] = []
+            named = Model(name_or_path=base, revision=base_revision)
+            source = pin_model(Hub(), named, "base", problems)
+            if problems:
+                raise RecipeError(problems)
+        check_base(source, sidecar["base"])
+    quantization = recipe.quantization
+    if precision is not None:
+        others: dict[str, Int8 | NF4] = {"8bit": Int8(), "4bit": NF4()}
+        quantization = others.get(precision)
+    model: Any = load_base(
+        recipe.task,
+        source,
+        labels,
+        quantization=quantization,
+        tokenizer=tokenizer,
+        dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
+        head="own" if recipe.lora is None else "adapter",
+        path=path,
+    )
+    if recipe.lora is not None:
+        model = load_adapter_weights(model, folder, path=name)
+    if quantization is None:
+        model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    recipe = replace(recipe, output_dir=str(folder))
+    return Loaded(recipe, model.eval(), tokenizer, labels, sidecar)
+
+
+def result_folder(repo: str | Path, revision: str | None) -> Path:
+    """Return the folder of a result, downloaded if it is not on disk."""
+    folder = Path(repo)
+    if not folder.is_dir():
+        hub = Hub()
+        problems: list[Problem] = []
+        name = str(repo)
+        commit = commit_of(hub, name, revision, "model", name, problems)
+        if problems:
+            raise RecipeError(problems)
+        try:
+            folder = hub.download(name, commit, list(FILES))
+        except (HubError, HfHubHTTPError, OSError) as error:
+            text = f"cannot be downloaded: {reason(error)}"
+            raise RecipeError([Problem(name, text)]) from error
+    missing = [name for name in ("recipe.json", "task.json") if not (folder / name).is_file()]
+    if missing:
+        text = f"has no {' and no '.join(missing)}: no run of a recipe wrote it."
+        raise RecipeError([Problem(str(repo), text)])
+    return folder
+
+
+def check_base(source: Model, recorded: dict[str, Any], *, weights: bool = True) -> None:
+    """Raise RecipeError for a base that is not there, or, with both values, for another one.
+
+    A base of the Hub is downloaded to the cache, with its `weights` unless they are not needed.
+    """
+    try:
+        folder = fetch_checkpoint(source, weights=weights)
+        name = str(folder) if folder.is_dir() else source.name_or_path
+        given, _ = PreTrainedConfig.get_config_dict(name, revision=source.revision)
+        check_fetches_nothing(given, "config.json of the base", but=("quantization_config",))
+        config = (
+            read_config(source, None, "base")
+            if Path(source.name_or_path).is_dir()
+            else AutoConfig.from_pretrained(name, revision=source.revision, trust_remote_code=False)
+        )
+    except (HubError, HFValidationError, OSError) as error:  # OSError: a file is missing
+        text = (
+            f"the adapter's base, {source.name_or_path!r}, is no folder here, and not to be had "
+            f"from the Hub: {reason(error)} Name a copy of it."
+        )
+        raise RecipeError([Problem("base", text)]) from error
+    found = {name: getattr(config, name) for name in SHAPE}
+    if source.revision is not None and recorded["revision"] is not None:
+        found["revision"] = source.revision
+    problems = [
+        Problem(
+            "base",
+            f"the adapter was trained on {name} {recorded[name]}, but {source.name_or_path} "
+            f"has {value}.",
+        )
+        for name, value in found.items()
+        if value != recorded[name]
+    ]
+    if problems:
+        raise RecipeError(problems)

@@ -1,0 +1,191 @@
+"""Publish a result to the Hub: checks before training, one commit after it, read back."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import (
+    constants,
+)
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+)
+from transformers import Trainer
+
+from pipelines.console import console
+from pipelines.errors import Problem, PublishError, RecipeError
+from pipelines.hub.base_on_hub import base_on_hub, other_weights, trained_on
+from pipelines.hub.contents import check_contents, contents_of, portable, size_of
+from pipelines.hub.destination import wrong_destination
+from pipelines.hub.load import load_result
+from pipelines.hub.upload import arrived_changed, check_afterwards, files_of, upload
+from pipelines.hub_client.client import Hub, reason
+from pipelines.hub_client.transport import HubError
+from pipelines.process import quiet_libraries
+from pipelines.recipe.recipe import Recipe
+from pipelines.recipe.values import Model
+from pipelines.results.base_weights import checkpoint_folder, weights_sha256
+from pipelines.results.check import check_result
+from pipelines.results.files import read_result as read_whole_result
+from pipelines.results.lock import lock_for_reading
+
+
+def publish_finished(folder: Path, repo: str, *, public: bool) -> str:
+    """Publish what a command has just computed: any problem is a PublishError.
+
+    The destination was checked before, so that what is wrong now has changed since, and the
+    result is not to be lost among errors of the recipe.
+    """
+    try:
+        return publish(folder, repo, public=public)
+    except RecipeError as error:
+        text = " ".join(f"{problem.path}: {problem.message}" for problem in error.problems)
+        raise PublishError(folder, repo, ["--public"] if public else [], text) from error
+
+
+@quiet_libraries()
+def publish(
+    folder: str | Path,
+    repo: str,
+    *,
+    public: bool = False,
+    base: str | None = None,
+    with_base: str | None = None,
+) -> str:
+    """Upload a result in one commit, read its checksums back and return the commit.
+
+    `base` is a Hub id (with "@" and a revision, if not the newest) to name as an adapter's base in
+    place of the folder that it was trained on; it must have the same weights. `with_base` is a Hub
+    id to publish that folder to first.
+
+    Raise RecipeError for a result or a destination that cannot be published, before any file is
+    sent, and PublishError when the Hub does not take it. Then the same call goes on: what has
+    arrived is not sent again.
+    """
+    folder = Path(folder)
+    options = ["--public"] if public else []
+    options += ["--base", base] if base else []
+    options += ["--with-base", with_base] if with_base else []
+    with lock_for_reading(folder):
+        return publish_held(folder, repo, options, public=public, base=base, with_base=with_base)
+
+
+def publish_held(
+    folder: Path,
+    repo: str,
+    options: list[str],
+    *,
+    public: bool,
+    base: str | None,
+    with_base: str | None,
+) -> str:
+    """Do what `publish` does, in a folder that no run changes meanwhile."""
+    recipe, sidecar = read_result(folder)
+    hub = Hub()
+    try:
+        if base or with_base:
+            recipe, sidecar = on_published_base(
+                hub, recipe, sidecar, base=base, with_base=with_base, public=public
+            )
+        contents = contents_of(folder, portable(recipe), sidecar, repo)
+        check_contents(contents)
+        if problems := wrong_destination(hub, recipe, repo, public=public):
+            raise RecipeError(problems)
+        gated = bool(hub.ask(lambda api: api.model_info(repo)).gated)
+        num_bytes = sum(map(size_of, contents.values()))
+        commit = hub.ask(lambda api: upload(api, contents, repo), num_bytes=num_bytes)
+        there = hub.ask(lambda api: files_of(api, repo, commit))
+        if wrong := arrived_changed(contents, there):
+            raise PublishError(folder, repo, options, f"{', '.join(wrong)} arrived changed")
+        if problem := check_afterwards(hub, repo, public=public, gated=gated):
+            raise PublishError(folder, repo, options, problem)
+    except (HubError, HfHubHTTPError, OSError, RuntimeError) as error:
+        raise PublishError(folder, repo, options, reason(error)) from error
+    console().print(f"published: {constants.ENDPOINT}/{repo} at {commit}", markup=False)
+    return commit
+
+
+def publish_base(model: Model, recorded: dict[str, Any], repo: str, *, public: bool) -> str:
+    """Publish the folder that an adapter was trained on; return its id and commit."""
+    folder = Path(model.name_or_path)
+    if not folder.is_dir():
+        text = (
+            f"the adapter's base, {model.name_or_path!r}, is not here. Use this command in the "
+            "folder where the run was started, or --base for a base that is on the Hub."
+        )
+        raise RecipeError([Problem("with_base", text)])
+    if not (folder / "task.json").is_file():
+        text = (
+            f"{folder} is a checkpoint without recipe.json and task.json, which no card can be "
+            f"written for. Upload it with `hf upload {repo} {folder}`, with the card and licence "
+            f"that it came with, and use --base {repo}."
+        )
+        raise RecipeError([Problem("with_base", text)])
+    found = weights_sha256(checkpoint_folder(model))
+    if found != recorded["sha256"]:
+        raise RecipeError([other_weights("with_base", str(folder), found, recorded)])
+    return f"{repo}@{publish(folder, repo, public=public)}"
+
+
+def read_result(folder: Path) -> tuple[Recipe, dict[str, Any]]:
+    """Return recipe and sidecar. Raise RecipeError for a folder that no finished run has left."""
+    weights = "adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json"
+    needed = [name for name in ("recipe.json", "task.json") if not (folder / name).is_file()]
+    if not any((folder / name).is_file() for name in weights):
+        needed.append(weights[0])
+    if needed:
+        raise RecipeError([Problem(str(folder), f"has no {' and no '.join(needed)}.")])
+    read_whole_result(folder, str(folder))
+    recipe, sidecar = check_result(folder)
+    # The run has recorded, in its own folder, how others may read the name of its data.
+    source = replace(recipe.task.dataset, path=sidecar["dataset"]["path"])
+    return replace(recipe, task=replace(recipe.task, dataset=source)), sidecar
+
+
+def check_reload(trainer: Trainer, folder: Path, batch: dict[str, torch.Tensor]) -> None:
+    """Raise RuntimeError unless the result on disk gives the logits of the trained model."""
+    trained: Any = trainer.accelerator.unwrap_model(trainer.model)
+    logits = []
+    for model in (trained.eval(), load_result(folder).model):
+        inputs = {k: v.to(trained.device) for k, v in batch.items() if k != "labels"}
+        with torch.inference_mode(), trainer.accelerator.autocast():
+            outputs = model(**inputs)
+        found = [value.float() for name, value in outputs.items() if name.endswith("logits")]
+        logits.append(torch.stack(found))
+    apart = (logits[0] - logits[1]).abs().max().item()
+    if not apart <= 1e-3 * max(1.0, logits[0].abs().max().item()):
+        raise RuntimeError(f"{folder} gives other logits than the trained model, by {apart:.3g}.")
+
+
+def on_published_base(
+    hub: Hub,
+    recipe: Recipe,
+    sidecar: dict[str, Any],
+    *,
+    base: str | None,
+    with_base: str | None,
+    public: bool,
+) -> tuple[Recipe, dict[str, Any]]:
+    """Return recipe and sidecar of an adapter with its base on the Hub, at a commit.
+
+    Raise RecipeError unless the base has the weights that the adapter was trained on.
+    """
+    flag = "base" if base else "with_base"
+    if base and with_base:
+        text = "goes without --base: the base is published either now or already."
+        raise RecipeError([Problem("with_base", text)])
+    if recipe.lora is None or not isinstance(recipe.model, Model):
+        raise RecipeError([Problem(flag, "this result is a whole model, which needs no base.")])
+    if not isinstance(sidecar.get("base"), dict):
+        raise RecipeError([Problem(flag, "task.json does not record the adapter's base.")])
+    recorded = trained_on(recipe.model, sidecar["base"], flag)
+    if with_base:
+        base = publish_base(recipe.model, recorded, with_base, public=public)
+    assert base is not None
+    name, _, revision = base.partition("@")
+    model = base_on_hub(hub, name, revision or None, recorded)
+    named = {"name_or_path": model.name_or_path, "revision": model.revision}
+    return replace(recipe, model=model), sidecar | {"base": recorded | named}

@@ -1,0 +1,1 @@
+"""Requests to the Hugging Face Hub that are retried, and that end."""

@@ -1,0 +1,1 @@
+"""Use a result: predict, generate, merge."""

@@ -1,0 +1,1 @@
+"""Tokenizers and models: loaded or built, checked, quantised, adapted, and made fast."""

@@ -1,0 +1,115 @@
+"""LoRA adapters: create one for a recipe, or load the one of a result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from pipelines.errors import Problem, RecipeError
+from pipelines.models.checkpoint_checks import differing_tensors
+from pipelines.recipe.recipe import Recipe
+from pipelines.recipe.schema import suggest
+from pipelines.recipe.values import Lora, Model
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+
+def add_adapter(base: PreTrainedModel, recipe: Recipe) -> Any:
+    """Put a LoRA adapter on every target module; the head is trained beside it."""
+    from peft import get_peft_model, prepare_model_for_kbit_training
+
+    lora = recipe.lora
+    assert lora is not None
+    check_targets(base, lora)
+    if recipe.quantization:
+        base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
+    initial = lora.init_lora_weights
+    transposed = any(isinstance(module, Conv1D) for module in base.modules())
+    if initial == "olora" and transposed:
+        text = "'olora' does not know GPT-2's Conv1D layers; did you mean pissa?"
+        raise RecipeError([Problem("lora.init_lora_weights", text)])
+    config = lora_config(recipe, fan_in_fan_out=transposed)
+    return get_peft_model(base, config)
+
+
+def lora_config(recipe: Recipe, *, fan_in_fan_out: bool = False) -> LoraConfig:
+    """Return PEFT's configuration of a recipe's adapter."""
+    from peft import LoraConfig
+
+    lora, task = recipe.lora, recipe.task
+    assert lora is not None and isinstance(recipe.model, Model)
+    every = lora.target_modules == ("all-linear",)
+    return LoraConfig(
+        task_type=task.peft_task_type,
+        r=lora.r,
+        lora_alpha=lora.lora_alpha,
+        lora_dropout=lora.lora_dropout,
+        target_modules="all-linear" if every else list(lora.target_modules),
+        exclude_modules=[task.head] if task.head else None,
+        modules_to_save=[task.head] if task.head else None,
+        use_rslora=lora.use_rslora,
+        use_dora=lora.use_dora,
+        init_lora_weights=True if lora.init_lora_weights == "default" else lora.init_lora_weights,
+        fan_in_fan_out=fan_in_fan_out,
+        revision=recipe.model.revision,
+    )
+
+
+def check_targets(base: PreTrainedModel, lora: Lora) -> None:
+    """Raise RecipeError for a target module that the model does not have."""
+    if lora.target_modules == ("all-linear",):
+        return
+    known = sorted({name.rsplit(".", 1)[-1] for name, _ in base.named_modules() if name})
+    problems = [
+        Problem("lora.target_modules", f"the model has no {target!r}; {suggest(target, known)}")
+        for target in lora.target_modules
+        if target.rsplit(".", 1)[-1] not in known
+    ]
+    if "lm_head" in lora.target_modules:
+        text = (
+            "an adapter on 'lm_head' would, merged, change the embeddings, which share its weights."
+        )
+        problems.append(Problem("lora.target_modules", text))
+    if problems:
+        raise RecipeError(problems)
+
+
+def load_adapter_weights(base: PreTrainedModel, folder: Path, *, path: str) -> Any:
+    """Put the adapter of a folder on its base.
+
+    Raise RecipeError unless the file and the adapter have the same tensors.
+    """
+    from peft import PeftModel, get_peft_model_state_dict
+
+    file = folder / "adapter_model.safetensors"
+    try:
+        with safe_open(file, framework="pt") as content:
+            found = {key: tuple(content.get_slice(key).get_shape()) for key in content.keys()}
+        model = PeftModel.from_pretrained(base, str(folder), ignore_mismatched_sizes=True)
+    except KeyError as error:  # peft's, for a module that is trained as a whole
+        message = f"{file.name!r} lacks a tensor of adapter_config.json: {error.args[0]}"
+        raise RecipeError([Problem(path, f"{message}. Use an undamaged copy.")]) from error
+    except (OSError, ValueError, SafetensorError) as error:
+        raise RecipeError([Problem(path, f"the adapter cannot be loaded: {error}")]) from error
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    expected = {key: tuple(tensor.shape) for key, tensor in state.items()}
+    both = found.keys() & expected.keys()
+    problems = differing_tensors(
+        file.name,
+        "adapter_config.json",
+        missing=expected.keys() - found.keys(),
+        unknown=found.keys() - expected.keys(),
+        misshapen={
+            f"{key} {found[key]}, not {expected[key]}"
+            for key in both
+            if found[key] != expected[key]
+        },
+    )
+    if problems:
+        raise RecipeError([Problem(path, f"{text}. Use an undamaged copy.") for text in problems])
+    return model

@@ -1,0 +1,195 @@
+"""Continue texts greedily, by beam search or by drawing; a batch gives what each gives alone."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import groupby
+from typing import Any
+
+import torch
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+from transformers.generation.streamers import BaseStreamer
+
+from pipelines.errors import DataError, Problem, RecipeError
+from pipelines.models.probes import num_positions
+from pipelines.process import quiet_libraries
+from pipelines.tasks.generation import Continuation, Generation
+
+
+@quiet_libraries()
+def continue_prompts(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[list[int]],
+    options: Generation,
+    *,
+    batch_size: int = 16,
+    seed: int | None = None,
+    streamer: BaseStreamer | None = None,
+) -> list[Continuation]:
+    """Return what the model writes after each prompt, in the order of the prompts.
+
+    A prompt gives the same tokens in a batch as alone, but for the rounding of an 8-bit base, which
+    takes the outliers of a batch together. With a `seed`, what is drawn depends on it and on the
+    prompt, not on the prompts beside it: equal prompts draw the same. Without one, each draws anew.
+    A prompt and its continuation fill at most the model's positions. A `streamer` is shown the
+    tokens of a single prompt as they come; a beam search has none to show.
+
+    Raise DataError for a prompt that leaves no room, RecipeError for drawing in a beam search.
+    """
+    if options.do_sample and options.num_beams > 1:
+        text = "a beam search draws nothing. Use --num-beams 1, or do not sample."
+        raise RecipeError([Problem("do_sample", text)])
+    base = without_adapter_class(model)
+    check_room(base, prompts, "prompt {}".format)
+    eos, positions = tokenizer.eos_token_id, num_positions(base.config)
+    found: dict[int, Continuation] = {}
+    with writing(base):
+        for rows, room in batches(prompts, options, positions, batch_size):
+            longest = len(prompts[rows[0]])
+            ids = torch.tensor([[eos] * (longest - len(p)) + p for p in (prompts[r] for r in rows)])
+            lengths = torch.tensor([len(prompts[row]) for row in rows])
+            mask = torch.arange(longest) >= longest - lengths[:, None]  # (batch, length)
+            written = base.generate(
+                ids.to(base.device),
+                attention_mask=mask.long().to(base.device),
+                generation_config=generation_config(options, room, eos),
+                logits_processor=draws(options, [prompts[row] for row in rows], seed),
+                streamer=streamer,
+            )
+            for row, tokens in zip(rows, written[:, longest:].tolist(), strict=True):
+                ended = eos in tokens
+                kept = tokens[: tokens.index(eos)] if ended else tokens
+                text = tokenizer.decode(
+                    kept, skip_special_tokens=True, clean_up_tokenization_spaces=False
+                )
+                found[row] = Continuation(text, ended)
+    return [found[row] for row in range(len(prompts))]
+
+
+def without_adapter_class(model: Any) -> Any:
+    """Return the transformers model, in which an adapter's layers stay where they are."""
+    from peft import PeftModel
+
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def check_room(model: Any, prompts: Sequence[list[int]], where: Callable[[int], str]) -> None:
+    """Raise DataError, which says `where`, for a prompt that leaves no room for a token."""
+    positions = num_positions(without_adapter_class(model).config)
+    for index, prompt in enumerate(prompts):
+        assert prompt
+        if len(prompt) >= positions:
+            raise DataError(
+                f"{where(index)}: {len(prompt):,} tokens leave no room to write in the model's "
+                f"{positions:,} positions. Give a shorter text."
+            )
+
+
+@contextmanager
+def writing(model: Any) -> Iterator[None]:
+    """Switch dropout and the model's own defaults of generation off, and on again as they were.
+
+    Meanwhile the head gets the last states of the prompts as a tensor of their own. A slice, and a
+    frozen head, as adapters have it: torch would copy the head's weights for each row.
+    """
+    training, defaults = model.training, model.generation_config
+    model.eval()
+    model.generation_config = GenerationConfig()
+    head = model.get_output_embeddings()
+    whole = head.register_forward_pre_hook(lambda head, args: (args[0].contiguous(),))
+    try:
+        yield
+    finally:
+        whole.remove()
+        model.generation_config = defaults
+        model.train(training)
+
+
+def batches(
+    prompts: Sequence[list[int]], options: Generation, positions: int, batch_size: int
+) -> Iterator[tuple[list[int], int]]:
+    """Yield the numbers of prompts that share a batch, longest first, and the tokens to write.
+
+    Prompts without room for `max_new_tokens` share it with prompts of their own length, so that
+    none is cut for another's sake. So do all where the prompt counts for what may be repeated,
+    since padding would count as well.
+    """
+    alone = options.repetition_penalty != 1 or options.no_repeat_ngram_size > 0
+
+    def kind(row: int) -> tuple[int, int]:
+        length = len(prompts[row])
+        return min(options.max_new_tokens, positions - length), length if alone else 0
+
+    longest_first = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
+    for (room, _), members in groupby(longest_first, key=kind):
+        rows = list(members)
+        for start in range(0, len(rows), batch_size):
+            yield rows[start : start + batch_size], room
+
+
+def generation_config(options: Generation, room: int, eos_token_id: int) -> GenerationConfig:
+    """Translate to transformers' terms; what is drawn is left to `draws`."""
+    beams: dict[str, Any] = {}
+    if options.num_beams > 1:
+        beams = {"length_penalty": options.length_penalty, "early_stopping": False}
+    return GenerationConfig(
+        max_new_tokens=room,
+        num_beams=options.num_beams,
+        do_sample=False,
+        repetition_penalty=options.repetition_penalty,
+        no_repeat_ngram_size=options.no_repeat_ngram_size,
+        use_cache=True,
+        eos_token_id=eos_token_id,
+        pad_token_id=eos_token_id,
+        **beams,
+    )
+
+
+def draws(
+    options: Generation, prompts: Sequence[list[int]], seed: int | None
+) -> LogitsProcessorList:
+    """Return what makes the likeliest token a drawn one; nothing if nothing is to be drawn."""
+    if not options.do_sample:
+        return LogitsProcessorList()
+    steps: list[LogitsProcessor] = [TemperatureLogitsWarper(options.temperature)]
+    if options.top_k:
+        steps.append(TopKLogitsWarper(options.top_k))
+    if options.top_p < 1:
+        steps.append(TopPLogitsWarper(options.top_p))
+    return LogitsProcessorList([*steps, GumbelNoise([generator(p, seed) for p in prompts])])
+
+
+class GumbelNoise(LogitsProcessor):
+    """Add noise to logits by which the largest of them is a draw from their softmax.
+
+    transformers draws the rows of a batch from one generator, in which each row moves the others.
+    """
+
+    def __init__(self, generators: list[torch.Generator]):
+        self.generators = generators
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        size = scores.shape[1]
+        noise = [torch.empty(size).exponential_(generator=each) for each in self.generators]
+        return scores - torch.stack(noise).log().to(scores.device)
+
+
+def generator(prompt: list[int], seed: int | None) -> torch.Generator:
+    """Return a generator on the CPU, seeded by `seed` and the prompt, or by nothing."""
+    made = torch.Generator()
+    if seed is None:
+        made.seed()
+    else:
+        digest = hashlib.sha256(f"{seed} {prompt}".encode()).digest()
+        made.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    return made

@@ -1,0 +1,175 @@
+"""The fields of frozen values: to JSON and back, and what is wrong with them. Imports no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterator
+from typing import Annotated, Any, Union
+
+from annotated_types import Ge, Gt, Le, Lt
+from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
+
+from pipelines.errors import Problem, RecipeError
+from pipelines.tasks import TASKS
+from pipelines.tasks.base import Task
+
+
+def to_json_value(value: Any) -> Any:
+    """Return dataclasses as dictionaries that name their type."""
+    if dataclasses.is_dataclass(value):
+        fields = {f.name: to_json_value(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"type": type(value).__name__} | fields
+    return list(value) if isinstance(value, tuple) else value
+
+
+def suggest(name: str, known: list[str]) -> str:
+    """Return a hint that names the closest known name, or all of them."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]}?" if close else f"allowed: {', '.join(known)}."
+
+
+def shortened(text: str) -> str:
+    """Return the start and the end of a message that may quote a value of any length."""
+    return text if len(text) <= 300 else f"{text[:200]} … {text[-80:]}"
+
+
+def union_members(hint: Any) -> list[Any]:
+    """Return the members of a union, or the type itself, without Annotated."""
+    if typing.get_origin(hint) is Annotated:
+        return union_members(typing.get_args(hint)[0])
+    if typing.get_origin(hint) in (Union, types.UnionType):
+        return [choice for member in typing.get_args(hint) for choice in union_members(member)]
+    if hint is Task:
+        return list(TASKS.values())
+    return [hint]
+
+
+def is_section(hint: Any) -> bool:
+    """Tell a dataclass from a plain type."""
+    return isinstance(hint, type) and dataclasses.is_dataclass(hint)
+
+
+def from_json_value(hint: Any, value: Any, path: str, problems: list[Problem]) -> Any:
+    """Build a value of type `hint` from JSON, collecting what is wrong."""
+    kinds = {c.__name__: c for c in union_members(hint) if is_section(c)}
+    if not kinds or (value is None and type(None) in union_members(hint)):
+        leaf = tuple(value) if isinstance(value, list) else value
+        problems.extend(wrong_value(leaf, hint, path))
+        return leaf
+    if not isinstance(value, dict):
+        text = f"{shortened(repr(value))} is not an object."
+        problems.append(Problem(path or "recipe.json", text))
+        return None
+    said = value.get("type")
+    if not isinstance(said, str) or said not in kinds:
+        help_text = suggest(str(said), list(kinds))
+        problems.append(
+            Problem(f"{path}.type".lstrip("."), f"{shortened(repr(said))}: {help_text}")
+        )
+        return None
+    kind = kinds[value["type"]]
+    hints = typing.get_type_hints(kind, include_extras=True)
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    before = len(problems)
+    known = {}
+    for key, item in value.items():
+        where = f"{path}.{key}".lstrip(".")
+        if key in fields:
+            known[key] = from_json_value(hints[key], item, where, problems)
+        elif key != "type":
+            problems.append(Problem(where, f"unknown; {suggest(key, list(fields))}"))
+    for name, each in fields.items():
+        optional = each.default is not dataclasses.MISSING
+        optional = optional or each.default_factory is not dataclasses.MISSING
+        if name not in known and not optional:
+            problems.append(Problem(f"{path}.{name}".lstrip("."), "is missing."))
+    if len(problems) > before:
+        return None
+    try:
+        return kind(**known)
+    except RecipeError as error:
+        problems += error.problems
+        return None
+
+
+def wrong_values(value: Any, path: str) -> Iterator[Problem]:
+    """Yield every field of wrong type or out of range."""
+    hints = typing.get_type_hints(type(value), include_extras=True)
+    for each in dataclasses.fields(value):
+        where, item = f"{path}.{each.name}".lstrip("."), getattr(value, each.name)
+        hint = hints[each.name]
+        if dataclasses.is_dataclass(item) and isinstance(
+            item, tuple(c for c in union_members(hint) if isinstance(c, type))
+        ):
+            yield from wrong_values(item, where)
+        else:
+            yield from wrong_value(item, hint, where)
+
+
+def wrong_value(item: Any, hint: Any, path: str) -> Iterator[Problem]:
+    """Yield a problem for a value of wrong type, and one for each bound that it breaks."""
+    try:
+        check_type(item, hint, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
+        fits = not isinstance(item, bool) or bool in union_members(
+            hint
+        )  # True is an int, for Python
+    except TypeCheckError:
+        fits = False
+    if not fits:
+        yield Problem(path, f"{shortened(repr(item))} is not allowed; {allowed(hint, item)}")
+        return
+    if item is None or isinstance(item, (str, bool, tuple)):
+        return
+    for limit in limits(hint):
+        if not in_range(item, limit):
+            yield Problem(
+                path, f"{shortened(repr(item))} is out of range; it must be {describe(limit)}."
+            )
+
+
+def allowed(hint: Any, item: Any) -> str:
+    """Say what a field takes."""
+    literals = [a for c in union_members(hint) for a in typing.get_args(c) if isinstance(a, str)]
+    if literals:
+        return suggest(str(item), literals) + f" Allowed: {', '.join(literals)}."
+    return (
+        "it takes " + " or ".join(getattr(c, "__name__", str(c)) for c in union_members(hint)) + "."
+    )
+
+
+def limits(hint: Any) -> list[Any]:
+    """Return the bounds in an annotation, inside unions too."""
+    if typing.get_origin(hint) is Annotated:
+        return list(hint.__metadata__)
+    return [limit for member in typing.get_args(hint) for limit in limits(member)]
+
+
+def in_range(item: Any, limit: Any) -> bool:
+    """Compare with one bound; NaN is in no range."""
+    match limit:
+        case Ge(ge=bound):
+            return item >= bound
+        case Gt(gt=bound):
+            return item > bound
+        case Le(le=bound):
+            return item <= bound
+        case Lt(lt=bound):
+            return item < bound
+    raise AssertionError(limit)
+
+
+def describe(limit: Any) -> str:
+    """Say a bound in words."""
+    match limit:
+        case Ge(ge=bound):
+            return f"at least {bound}"
+        case Gt(gt=bound):
+            return f"above {bound}"
+        case Le(le=bound):
+            return f"at most {bound}"
+        case Lt(lt=bound):
+            return f"below {bound}"
+    raise AssertionError(limit)

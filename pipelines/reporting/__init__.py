@@ -1,0 +1,1 @@
+"""What a run tells people: its report, cautions and plots."""

@@ -1,0 +1,1 @@
+"""The folder of a result: its files, its manifest, checks and locks."""

@@ -1,0 +1,39 @@
+"""Errors of the disk, and how much room it has."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from pipelines.errors import CheckpointError
+
+
+@contextmanager
+def explain_disk_errors(target: Path, num_bytes: int, message: str) -> Iterator[None]:
+    """Turn an error of the disk inside into CheckpointError: what is needed, free and still whole.
+
+    torch raises RuntimeError for a file that it cannot write, and safetensors an error of its own.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        text = f"{target} could not be written: {reason}. It needs about {megabytes(num_bytes)}; "
+        text += f"{megabytes(free_space(target))} are free there. {message}"
+        raise CheckpointError(text) from error
+
+
+def free_space(path: Path) -> int:
+    """Return the free bytes of the disk that a path is on, or would be."""
+    while not path.is_dir():
+        path = path.absolute().parent
+    return shutil.disk_usage(path).free
+
+
+def megabytes(num_bytes: int) -> str:
+    """Return a number of bytes in MB, as text."""
+    return f"{num_bytes / 1e6:,.0f} MB" if num_bytes >= 1e7 else f"{num_bytes / 1e6:,.1f} MB"

@@ -1,0 +1,172 @@
+"""task.json, the sidecar of a result: its fields, read strictly. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+import math
+import types
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, NotRequired, TypedDict, Union, is_typeddict
+
+from annotated_types import Ge
+
+from pipelines.errors import Problem, RecipeError
+from pipelines.recipe.schema import from_json_value, shortened, wrong_value
+from pipelines.recipe.values import NF4, Int8, Lora
+
+Count = Annotated[int, Ge(0)]
+Size = Annotated[int, Ge(1)]
+
+
+class Base(TypedDict):
+    """The base of an adapter."""
+
+    name_or_path: str
+    revision: str | None
+    hidden_size: Size
+    num_hidden_layers: Size
+    vocab_size: Size
+
+
+class ScoredRows(TypedDict):
+    """The evaluation rows."""
+
+    path: str
+    name: str | None
+    revision: str | None
+    train_rows_sha256: str | None
+    eval_rows_sha256: str
+    splits: dict[str, Any]
+
+
+class Metrics(TypedDict):
+    """Metrics of the run; the value of `primary` is under its own name."""
+
+    primary: str
+    confidence_interval: list[float]
+    rows: Count
+    rows_skipped: NotRequired[Count]
+    seconds: NotRequired[float]
+    baseline: NotRequired[dict[str, float]]
+    f1_per_class: NotRequired[dict[str, float]]
+
+
+class Origin(TypedDict):
+    """What a merged model was merged from."""
+
+    adapter: str
+    adapter_sha256: str
+    base: Base
+    lora: dict[str, Any]
+    quantization: dict[str, Any] | None
+    score_of: str
+    adapter_metric: NotRequired[str]
+    adapter_score: NotRequired[float]
+
+
+class Sidecar(TypedDict):
+    """What is needed to use a result, and where its score comes from.
+
+    Fields that are not listed here are of a later version, and are left alone.
+    """
+
+    task: str
+    labels: list[str]
+    pad_token_id: Count
+    max_length: Size
+    base: Base | None
+    dataset: ScoredRows
+    hardware: str
+    versions: dict[str, str]
+    metrics: Metrics
+    merged: NotRequired[Origin]
+    run: str
+    changed_on_resume: list[dict[str, Any]]
+    files: dict[str, Any]
+
+
+def read_json(file: Path, *, limit: int) -> dict[str, Any]:
+    """Read a JSON object of at most `limit` bytes. Raise RecipeError that names the file."""
+
+    def pairs_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            raise ValueError("a field is duplicated")
+        return found
+
+    size = file.stat().st_size
+    if size > limit:
+        raise wrong(file.name, f"has {size:,} bytes; at most {limit:,} are read.")
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=pairs_of)
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
+        raise wrong(file.name, f"is not JSON: {shortened(str(error))}") from None
+    if not isinstance(value, dict):
+        raise wrong(file.name, "is not a JSON object.")
+    return value
+
+
+def read_sidecar(file: Path) -> dict[str, Any]:
+    """Read a task.json. Raise RecipeError with every field of the wrong type."""
+    value = read_json(file, limit=1 << 26)
+    problems = list(wrong_fields(value, Sidecar, "")) or list(wrong_values(value))
+    if problems:
+        lines = [f"{p.path}: {shortened(p.message)}" for p in problems]
+        raise RecipeError([Problem(file.name, line) for line in lines])
+    return value
+
+
+def wrong_fields(value: Any, hint: Any, path: str) -> Iterator[Problem]:
+    """Yield the fields that are missing or of the wrong type, inside objects too."""
+    kinds = [hint]
+    if typing.get_origin(hint) in (Union, types.UnionType):
+        kinds = list(typing.get_args(hint))
+    objects = [kind for kind in kinds if is_typeddict(kind)]
+    if not objects or (value is None and type(None) in kinds):
+        yield from wrong_value(value, hint, path)
+        return
+    if not isinstance(value, dict):
+        yield Problem(path, f"{shortened(repr(value))} is not an object.")
+        return
+    hints = typing.get_type_hints(objects[0], include_extras=True)
+    for name, field in hints.items():
+        optional = typing.get_origin(field) is NotRequired
+        if name in value:
+            inner = typing.get_args(field)[0] if optional else field
+            yield from wrong_fields(value[name], inner, f"{path}.{name}".lstrip("."))
+        elif not optional:
+            yield Problem(f"{path}.{name}".lstrip("."), "is missing.")
+
+
+def wrong_values(sidecar: dict[str, Any]) -> Iterator[Problem]:
+    """Yield what the types of the fields cannot say."""
+    labels, metrics = sidecar["labels"], sidecar["metrics"]
+    twice = sorted({label for label in labels if labels.count(label) > 1})
+    if twice:
+        yield Problem("labels", f"{twice[0]!r} is duplicated.")
+    if unreadable := [label for label in labels if not is_utf8(label)]:
+        yield Problem("labels", f"{unreadable[0]!r} is not UTF-8.")
+    score = metrics.get(metrics["primary"])
+    if isinstance(score, bool) or not isinstance(score, int | float):
+        yield Problem("metrics", f"its primary metric {metrics['primary']!r} is not a number.")
+    elif not math.isfinite(score):
+        yield Problem("metrics", f"its {metrics['primary']} is {score}.")
+    if len(metrics["confidence_interval"]) != 2:
+        yield Problem("metrics.confidence_interval", "is not a pair of numbers.")
+    if merged := sidecar.get("merged"):
+        problems: list[Problem] = []
+        from_json_value(Lora, merged["lora"], "merged.lora", problems)
+        from_json_value(Int8 | NF4 | None, merged["quantization"], "merged.quantization", problems)
+        yield from problems
+
+
+def is_utf8(text: str) -> bool:
+    """Tell a text from one with halves of surrogate pairs, which no file can hold."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def wrong(file: str, message: str) -> RecipeError:
+    """Return the error for one file of a result."""
+    return RecipeError([Problem(file, message)])

@@ -1,0 +1,1 @@
+"""The trainers of all tasks, with their checkpoints, signals, row order and launcher."""

@@ -1,0 +1,86 @@
+"""Translate a recipe to TrainingArguments; the only place that names their fields."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import torch
+from accelerate import PartialState
+from transformers import TrainingArguments
+
+from pipelines.errors import Problem, RecipeError
+from pipelines.recipe.recipe import Recipe
+from pipelines.recipe.values import Train
+
+Arguments = TypeVar("Arguments", bound=TrainingArguments)
+
+
+def training_arguments(recipe: Recipe, kind: type[Arguments], **options: Any) -> Arguments:
+    """Translate the recipe; precision and devices come from Accelerate's environment.
+
+    `options` are what is not the recipe's to say, or only of one kind.
+    """
+    train = recipe.train
+    per_device, accumulation = split_batch(train, PartialState().num_processes)
+    cosine = train.lr_scheduler_type == "cosine"
+    return kind(
+        output_dir=str(recipe.folder / "checkpoints"),
+        per_device_train_batch_size=per_device,
+        per_device_eval_batch_size=train.per_device_eval_batch_size,
+        gradient_accumulation_steps=accumulation,
+        learning_rate=train.learning_rate,
+        num_train_epochs=train.num_train_epochs,
+        max_steps=train.max_steps or -1,
+        warmup_steps=train.warmup_steps,
+        lr_scheduler_type="cosine_with_min_lr" if cosine else train.lr_scheduler_type,
+        lr_scheduler_kwargs={"min_lr": train.min_learning_rate} if cosine else None,
+        optim="adamw_torch_fused" if train.optim == "muon" else train.optim,
+        weight_decay=train.weight_decay,
+        adam_beta1=train.adam_beta1,
+        adam_beta2=train.adam_beta2,
+        max_grad_norm=train.max_grad_norm,
+        logging_steps=train.logging_steps,
+        eval_strategy="steps" if train.eval_steps else "no",
+        eval_steps=train.eval_steps,
+        save_strategy="steps" if train.save_steps else "no",
+        save_steps=train.save_steps or 500,
+        save_total_limit=None,  # RecipeTrainer rotates, once a checkpoint is complete
+        seed=train.seed,
+        use_cpu=PartialState().device.type == "cpu",
+        dataloader_num_workers=train.dataloader_num_workers,
+        # Workers get closures, which other ways to start them, the default elsewhere, do not take.
+        dataloader_multiprocessing_context="fork" if train.dataloader_num_workers else None,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        ddp_find_unused_parameters=False,
+        logging_nan_inf_filter=False,
+        torch_compile=train.torch_compile,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        disable_tqdm=True,
+        report_to="none",
+        **options,
+    )
+
+
+def split_batch(train: Train, num_processes: int) -> tuple[int, int]:
+    """Return (rows per device, accumulation steps) of a global batch.
+
+    Raise RecipeError when the processes cannot share it evenly.
+    """
+    size = train.global_batch_size
+    if size % num_processes:
+        below = size - size % num_processes
+        fitting = [n for n in (below, below + num_processes) if n]
+        raise RecipeError(
+            [
+                Problem(
+                    "train.global_batch_size",
+                    f"{size} rows cannot be shared by {num_processes} processes; "
+                    f"{' or '.join(map(str, fitting))} would work.",
+                )
+            ]
+        )
+    share = size // num_processes
+    most = min(share, train.per_device_train_batch_size)
+    per_device = next(n for n in range(most, 0, -1) if share % n == 0)
+    return per_device, share // per_device

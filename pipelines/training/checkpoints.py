@@ -1,0 +1,120 @@
+"""Checkpoints that are known to be whole, the lock of a run's folder, and disks that are full.
+
+A checkpoint is complete when COMPLETE.json is in it: written last, with the size and SHA-256 of
+every file and what a run must have in common with this one to resume from it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from pipelines.console import say
+from pipelines.errors import CheckpointError, Problem, RecipeError
+from pipelines.recipe.recipe import Recipe
+from pipelines.results.files import damage_of_file, entries, is_list_of_files, write_whole
+
+MARKER = "COMPLETE.json"
+KEPT = 2  # verified checkpoints that rotation leaves
+RECORDED = {"recipe": dict, "data": dict, "world_size": int, "versions": dict, "run": str}
+
+
+def mark_complete(checkpoint: Path, identity: dict[str, Any]) -> None:
+    """Write the marker, after everything else has reached the disk."""
+    files = entries(checkpoint, without=(MARKER,))
+    write_whole(checkpoint / MARKER, identity | {"step": step_of(checkpoint), "files": files})
+
+
+def read_marker(checkpoint: Path) -> dict[str, Any] | None:
+    """Return the content of a checkpoint's marker, or None where it is not what a run writes."""
+    try:
+        marker = json.loads((checkpoint / MARKER).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(marker, dict) or not is_list_of_files(marker.get("files")):
+        return None
+    if any(not isinstance(marker.get(name), kind) for name, kind in RECORDED.items()):
+        return None
+    changed = marker.get("changed")
+    if not isinstance(changed, list) or marker.get("step") != step_of(checkpoint):
+        return None
+    return marker
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the step in a checkpoint's name."""
+    return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+def all_checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints of a folder, newest step first."""
+    found = [c for c in folder.glob("checkpoint-*") if c.name.split("-")[1].isdigit()]
+    return sorted(found, key=step_of, reverse=True)
+
+
+def find_damage(checkpoint: Path) -> str | None:
+    """Return why a checkpoint is not what its run wrote, or None."""
+    if not (checkpoint / MARKER).is_file():
+        return "its writing was interrupted"
+    marker = read_marker(checkpoint)
+    if marker is None:
+        return f"{MARKER} is damaged"
+    for name, recorded in marker["files"].items():
+        if text := damage_of_file(checkpoint / name, recorded):
+            return text
+    return None
+
+
+def newest_verified(folder: Path) -> Path | None:
+    """Return the newest whole checkpoint, and say which were passed over and why.
+
+    Raise CheckpointError when there are complete ones but all are damaged. Nothing is deleted.
+    """
+    damaged = []
+    for checkpoint in all_checkpoints(folder):
+        reason = find_damage(checkpoint)
+        if reason is None:
+            return checkpoint
+        if (checkpoint / MARKER).is_file():
+            damaged.append(f"{checkpoint.name}: {reason}")
+        say(f"  {checkpoint.name} passed over: {reason}")
+    if damaged:
+        listed = "\n".join(f"    {line}" for line in damaged)
+        raise CheckpointError(
+            f"{folder}: no checkpoint is whole.\n{listed}\n"
+            "Bring one back, or delete the folder to start again."
+        )
+    return None
+
+
+def rotate(folder: Path) -> None:
+    """Delete the oldest complete checkpoints beyond `KEPT`; others are left alone."""
+    complete = [c for c in all_checkpoints(folder) if (c / MARKER).is_file()]
+    for checkpoint in complete[KEPT:]:
+        delete(checkpoint)
+
+
+def delete(checkpoint: Path) -> None:
+    """Delete a checkpoint; one that a kill leaves half deleted does not look complete."""
+    (checkpoint / MARKER).unlink(missing_ok=True)
+    shutil.rmtree(checkpoint)
+
+
+def check_space(recipe: Recipe, model: Any) -> None:
+    """Say what the checkpoints of a run need. Raise RecipeError when they would not fit the disk.
+
+    A checkpoint holds what is trained, or a whole model without an adapter, and two moments of
+    AdamW for each trained weight; one more than is kept lies there for a moment.
+    """
+    if recipe.train.save_steps is None:
+        return
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    needed = 3 * 4 * trained * (KEPT + 1)
+    free = shutil.disk_usage(recipe.folder).free
+    if free < needed:
+        text = f"{recipe.folder} has {free / 1e6:,.0f} MB free; checkpoints need about "
+        text += f"{needed / 1e6:,.0f} MB. Make room, or write none with --train.save-steps None."
+        raise RecipeError([Problem("output_dir", text)])
+    say(f"  checkpoints: about {needed / 1e6:,.0f} MB, of {free / 1e6:,.0f} MB free")

@@ -1,0 +1,193 @@
+"""What a run was asked for by `accelerate launch`, and whether this machine can do it.
+
+Accelerate passes on to a process neither the number of processes nor, with several of them,
+`use_cpu`, and on a machine without a GPU it trains on the CPU without a word. The launcher's own
+command line and its config file still have what was asked for. Imports no torch by itself.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+import yaml
+from accelerate import PartialState
+
+from pipelines.errors import Problem, RecipeError
+
+LAUNCHERS = ("accelerate.commands.launch", "accelerate/commands/launch.py", "accelerate-launch")
+PARENTS = ("accelerate.commands.accelerate_cli", "accelerate/commands/accelerate_cli.py")
+ENGINES = {
+    "FSDP": "FSDP",
+    "DEEPSPEED": "DeepSpeed",
+    "MEGATRON_LM": "Megatron-LM",
+    "PARALLELISM_CONFIG": "a parallelism config",
+    "XLA": "TPUs",
+    "TPU": "TPUs",
+}
+"""What Accelerate knows and this project does not do yet, by the name in a config."""
+
+
+@dataclass(frozen=True)
+class LaunchRequest:
+    """What was asked for; `gpu` and `engine` hold what asks for it, as typed."""
+
+    num_processes: int | None = None
+    use_cpu: bool = False
+    gpu: str | None = None
+    engine: tuple[str, str] | None = None
+    mixed_precision: str | None = None
+
+
+def default_config() -> Path | None:
+    """Return the file that `accelerate config` writes, if it is there."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "huggingface"
+    home = Path(os.environ.get("HF_HOME", cache)).expanduser()
+    file = home / "accelerate" / "default_config.yaml"
+    return file if file.is_file() else None
+
+
+def read_config(file: Path | None) -> dict[str, Any]:
+    """Return the values of an Accelerate config, in YAML or JSON. Raise RecipeError for none."""
+    if file is None:
+        return {}
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError([Problem("config_file", f"{file}: {error.strerror}.")]) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError([Problem("config_file", f"{file} is not YAML: {error}")]) from None
+    if not isinstance(values, dict):
+        raise RecipeError([Problem("config_file", f"{file} is not an Accelerate config.")])
+    return values
+
+
+def launcher_arguments(command: list[str]) -> list[str] | None:
+    """Return the arguments of `accelerate launch` in a process's command line, or None."""
+    for i, word in enumerate(command):
+        if word.endswith(LAUNCHERS):
+            return command[i + 1 :]
+        parent = Path(word).name == "accelerate" or word.endswith(PARENTS)
+        if parent and command[i + 1 : i + 2] == ["launch"]:
+            return command[i + 2 :]
+    return None
+
+
+def launcher_request() -> LaunchRequest:
+    """Return what the nearest launcher among the parents of this process was asked for."""
+    try:
+        for process in psutil.Process().parents():
+            arguments = launcher_arguments(process.cmdline())
+            if arguments is not None:
+                return read_request(arguments)
+    except psutil.Error:  # a parent that has ended, or that belongs to somebody else
+        pass
+    return read_request(None)
+
+
+def read_request(arguments: list[str] | None) -> LaunchRequest:
+    """Return what the environment and the arguments of `accelerate launch`, if any, ask for."""
+    from accelerate.commands.launch import launch_command_parser
+
+    flags = vars(launch_command_parser().parse_known_args(arguments or ["no launcher"])[0])
+    file = Path(flags["config_file"]) if flags["config_file"] else None
+    if file is None and arguments and not flags["cpu"]:
+        file = default_config()
+    config = read_config(file)
+    kind = str(config.get("distributed_type", "NO")).upper()
+    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1", "yes")
+    use_cpu = bool(flags["cpu"] or config.get("use_cpu") or on_cpu)
+    several = kind.startswith("MULTI_") and kind != "MULTI_CPU"
+    world_size = os.environ.get("WORLD_SIZE")  # as torchrun sets it
+    return LaunchRequest(
+        num_processes=flags["num_processes"]
+        or config.get("num_processes")
+        or (int(world_size) if world_size else None),
+        use_cpu=use_cpu,
+        gpu=None if use_cpu else gpu_request(flags, config, file, several),
+        engine=engine_request(flags, config, file, kind),
+        mixed_precision=flags["mixed_precision"] or config.get("mixed_precision"),
+    )
+
+
+def gpu_request(
+    flags: dict[str, Any], config: dict[str, Any], file: Path | None, several: bool
+) -> str | None:
+    """Return the flag or the file that asks for a GPU, if any does.
+
+    A config for one process that does not set `use_cpu` leaves the choice to Accelerate.
+    """
+    if flags["multi_gpu"]:
+        return "--multi_gpu"
+    if flags["gpu_ids"] not in (None, "all"):
+        return f"--gpu_ids {flags['gpu_ids']}"
+    if several or config.get("use_cpu") is False or config.get("gpu_ids") not in (None, "", "all"):
+        return str(file)
+    return None
+
+
+def engine_request(
+    flags: dict[str, Any], config: dict[str, Any], file: Path | None, kind: str
+) -> tuple[str, str] | None:
+    """Return what asks for another engine than DDP, and that engine's name."""
+    for name in ("fsdp", "deepspeed", "megatron_lm", "parallelism_config"):
+        if flags[f"use_{name}"]:
+            return f"--use_{name}", ENGINES[name.upper()]
+    if flags["tpu"]:
+        return "--tpu", ENGINES["TPU"]
+    if kind in ENGINES:
+        return str(file), ENGINES[kind]
+    if config.get("parallelism_config"):
+        return str(file), ENGINES["PARALLELISM_CONFIG"]
+    if config.get("compute_environment") == "AMAZON_SAGEMAKER":
+        return str(file), "SageMaker"
+    for name, engine in ENGINES.items():
+        if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("true", "1", "yes"):
+            return f"ACCELERATE_USE_{name}", engine
+    return None
+
+
+def check_request(request: LaunchRequest) -> None:
+    """Raise RecipeError for what this project or this machine cannot do."""
+    import torch
+
+    problems = []
+    if request.engine is not None:
+        source, engine = request.engine
+        text = f"{source} asks for {engine}, which this project does not support yet. Use "
+        problems.append(f"{text}accelerate_configs/multi_gpu.yaml, which runs DDP.")
+    available = torch.accelerator.is_available()
+    if request.gpu is not None and not available:
+        problems.append(
+            f"{request.gpu} asks for a GPU, and torch {torch.__version__} finds none on this "
+            "machine. On a CPU use --config_file accelerate_configs/cpu.yaml, or for two processes "
+            "accelerate_configs/cpu_2_processes.yaml."
+        )
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION") or request.mixed_precision
+    if precision in ("fp16", "fp8") and (request.use_cpu or not available):
+        problems.append(f"mixed_precision {precision} needs a GPU. On a CPU use no, or bf16.")
+    if problems:
+        raise RecipeError([Problem("accelerate launch", text) for text in problems])
+
+
+def check_world_size() -> int:
+    """Return the world size. Raise RecipeError when it is not what the launcher was asked for."""
+    request = launcher_request()
+    check_request(request)
+    # Unless it is told so, Accelerate takes ranks without a GPU for as many jobs of their own
+    state = PartialState(cpu=request.use_cpu or not torch.accelerator.is_available())
+    if request.num_processes not in (None, 0, state.num_processes):
+        raise RecipeError(
+            [
+                Problem(
+                    "accelerate launch",
+                    f"{request.num_processes} processes were asked for, {state.num_processes} "
+                    "started. On a CPU use --config_file accelerate_configs/cpu_2_processes.yaml.",
+                )
+            ]
+        )
+    return state.num_processes

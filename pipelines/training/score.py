@@ -1,0 +1,29 @@
+"""Score rows with a loaded result."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from typing import Any
+
+from pipelines.data.rows import Examples
+from pipelines.hub.load import Loaded
+from pipelines.training.build import build_trainer
+from pipelines.training.trainer import score_of
+
+
+def score_result(loaded: Loaded, rows: Examples) -> dict[str, Any]:
+    """Return the metrics of a result on rows."""
+    recipe, tokenizer, labels = loaded.recipe, loaded.tokenizer, loaded.labels
+    held_out = recipe.task.features(rows, tokenizer, labels, training=False)
+    recipe.task.check_scorable(held_out)
+    with tempfile.TemporaryDirectory() as scratch:  # the Trainer makes folders where it stands
+        trainer = build_trainer(
+            replace(recipe, output_dir=scratch),
+            loaded.model,
+            tokenizer,
+            train=None,
+            held_out=held_out,
+            labels=labels,
+        )
+        return score_of(trainer.evaluate())

@@ -1,0 +1,180 @@
+"""Signals that stop a run: what they do before, in and after its training. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.util import Finalize
+from types import TracebackType
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from pipelines.errors import Preempted
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
+AGAIN = "run the same command again to resume."
+
+
+class Stopped(BaseException):
+    """A stop signal ends what is being done; not an Exception, so that no library catches it."""
+
+
+class StopSignals:
+    """Note SIGTERM, SIGUSR1, SIGHUP and the first Ctrl-C; the second ends the process, with 130.
+
+    A signal only sets `asked`, which the training looks at after each step. While `immediate` is
+    set, where nothing would be lost, it also raises Stopped. A SIGHUP that is ignored, as under
+    nohup, stays ignored.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.immediate = False
+        self._before: dict[int, Any] = {}
+        self._terminals = [fd for fd in (1, 2) if is_terminal(fd)]
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():  # Python allows no other
+            for number in STOP_SIGNALS:
+                if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self.receive)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType
+    ) -> None:
+        self.immediate = False
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        if isinstance(error, Stopped):
+            raise Preempted(f"stopped; {AGAIN}") from None
+
+    def receive(self, number: int, frame: Any) -> None:
+        """Handle a signal."""
+        if self.asked and number == signal.SIGINT:
+            os._exit(130)
+        if number == signal.SIGHUP:
+            self._leave_terminal()
+        first, self.asked = not self.asked, True
+        if first and self.immediate:
+            raise Stopped
+
+    def check(self) -> None:
+        """Raise Stopped if a signal has arrived."""
+        if self.asked:
+            raise Stopped
+
+    @contextmanager
+    def ending(self, message: str) -> Iterator[None]:
+        """Let a signal end the block at once, with Preempted and a message."""
+        try:
+            self.immediate = True
+            self.check()
+            yield
+            self.immediate = False
+            self.check()
+        except Stopped:
+            raise Preempted(message) from None
+        finally:
+            self.immediate = False
+
+    def _leave_terminal(self) -> None:
+        """Write to nowhere instead of to a terminal that was closed: each write would fail."""
+        for fd in self._terminals:
+            if not is_terminal(fd):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, fd)
+                os.close(nowhere)
+
+
+def is_terminal(fd: int) -> bool:
+    """Tell whether a file descriptor is an open terminal."""
+    try:
+        return os.isatty(fd)
+    except OSError:
+        return False
+
+
+class StopAtSignal(TrainerCallback):
+    """Finish the step, write a checkpoint and stop, on every rank, when a signal asks for it.
+
+    Before the first step nothing would be lost: there, a signal ends the process at once.
+    """
+
+    def __init__(self, signals: StopSignals):
+        self.signals = signals
+        self.stopped = False
+        self.ended = False
+
+    def asked(self) -> bool:
+        """Tell whether a signal has reached any rank; every rank must ask."""
+        process = PartialState()
+        if process.num_processes == 1:
+            return self.signals.asked
+        every = torch.tensor(int(self.signals.asked), device=process.device)
+        torch.distributed.all_reduce(every, op=torch.distributed.ReduceOp.MAX)
+        return bool(every.item())
+
+    def check(self) -> None:
+        """Raise Stopped on every rank if a signal has reached any."""
+        if self.asked():
+            raise Stopped
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if args.eval_on_start:
+            self.signals.immediate = True
+            self.signals.check()
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.signals.immediate = False
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.asked() and state.global_step < state.max_steps:
+            self.stopped = control.should_save = control.should_training_stop = True
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Leave the last evaluation on several ranks; on one, the signal itself does."""
+        if self.ended and PartialState().num_processes > 1:
+            self.check()
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.ended = True
+
+
+def without_signals(start: Callable[[], Any]) -> Any:
+    """Start a loader's workers so that the signals that stop a run do not reach them.
+
+    A terminal and a scheduler send them to every process; a worker that died of one would end the
+    run before its checkpoint. A child inherits what is blocked, and never unblocks it: so that
+    workers that an error leaves behind are killed at the end, where SIGTERM would wait for ever.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        iterator = start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    Finalize(None, kill, [iterator._workers], exitpriority=0)
+    return iterator
+
+
+def kill(workers: list[Any]) -> None:
+    """Kill a loader's workers as the process ends, where torch would raise for each of them."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for worker in workers:
+        worker.kill()
