@@ -40,10 +40,10 @@ from pipelines.tasks.chat_forms import texts_of
 from pipelines.training.build import build_trainer
 from pipelines.training.checkpoints import check_space
 from pipelines.training.identity import check_allowed, identity_of
-from pipelines.training.launcher import check_world_size
 from pipelines.training.resume import delete_checkpoints, find_checkpoint
 from pipelines.training.signals import AGAIN, StopAtSignal, Stopped, StopSignals
 from pipelines.training.trainer import RecipeTrainer, score_of
+from pipelines.training.world_size import check_world_size
 
 NOT_STARTED = f"stopped before a step was made; {AGAIN}"
 
@@ -97,7 +97,15 @@ def run_in_folder(
     metrics["baseline"] = prepared.baseline or first_score(trainer)
     metrics |= num_skipped(splits, rejected)
     metrics["seconds"] = round(time.perf_counter() - started, 1)
-    folder = save(trainer, trainer.identity, recipe, prepared.tokenizer, labels, metrics, splits)
+    folder = save(
+        trainer,
+        recipe,
+        prepared.tokenizer,
+        labels,
+        metrics,
+        splits,
+        identity=trainer.identity,
+    )
     print_score(recipe.name, metrics)
     if PartialState().is_main_process:
         try:

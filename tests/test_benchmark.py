@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, load_module
 
+from helpers.factories import ROOT, load_module
 from pipelines.data.load import read_file
 
 

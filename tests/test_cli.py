@@ -7,8 +7,8 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT, load_module
 
+from helpers.factories import ROOT, load_module
 from pipelines.data.source import DatasetSource
 from pipelines.errors import DataError, RecipeError
 from pipelines.recipe.recipe import Recipe

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CASES, TASKS, first_logits, make_tasks, method
 
+from helpers.factories import CASES, TASKS, first_logits, make_tasks, method
 from pipelines.data.load import load_splits
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import Model, Train
 
 RELOAD = """
 import sys, torch
-from conftest import first_logits
+from helpers.factories import first_logits
 from pipelines.hub import load_adapter
 from pipelines.data import load_splits
 found = {}
@@ -40,12 +40,12 @@ def results(tmp_path_factory, checkpoint, helpdesk):
     trained = {}
     real_save = pipelines.run.save
 
-    def save_and_note(trainer, recipe, tokenizer, labels, metrics, rows_scored):
+    def save_and_note(trainer, recipe, tokenizer, labels, metrics, rows_scored, **options):
         splits = load_splits(recipe.task.dataset)
         rows = recipe.task.features(splits.held_out, tokenizer, labels, training=False).dataset
         logits = first_logits(recipe.task, trainer.model.eval(), tokenizer, rows[:4])
         trained[str(recipe.folder)] = (logits, labels)
-        return real_save(trainer, recipe, tokenizer, labels, metrics, rows_scored)
+        return real_save(trainer, recipe, tokenizer, labels, metrics, rows_scored, **options)
 
     patch = pytest.MonkeyPatch()
     patch.setattr(pipelines.run, "save", save_and_note)

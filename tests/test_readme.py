@@ -6,8 +6,8 @@ import shlex
 
 import pytest
 import tyro
-from conftest import ROOT, load_module
 
+from helpers.factories import ROOT, load_module
 from pipelines.cli import launcher_flags
 from pipelines.recipe.recipe import Recipe
 

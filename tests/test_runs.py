@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import first_logits, make_tasks
 from safetensors.torch import load_file
 
 import pipelines.run
+from helpers.factories import first_logits, make_tasks
 from pipelines.data.load import load_splits
 from pipelines.data.source import DatasetSource
 from pipelines.data.splits import check_splits
@@ -36,10 +36,10 @@ def train_and_reload(recipe, monkeypatch):
         held_out = recipe.task.features(splits.held_out, tokenizer, labels, training=False)
         return held_out.dataset[:4]
 
-    def save_and_note(trainer, pinned, tokenizer, labels, metrics, rows_scored):
+    def save_and_note(trainer, pinned, tokenizer, labels, metrics, rows_scored, **options):
         rows = rows_of(tokenizer, labels)
         noted.append(first_logits(recipe.task, trainer.model.eval(), tokenizer, rows))
-        return real_save(trainer, pinned, tokenizer, labels, metrics, rows_scored)
+        return real_save(trainer, pinned, tokenizer, labels, metrics, rows_scored, **options)
 
     monkeypatch.setattr(pipelines.run, "save", save_and_note)
     metrics = pipelines.run.run(recipe)

@@ -7,9 +7,9 @@ import sys
 
 import pytest
 import tyro
-from conftest import ROOT
 
-from pipelines import cli
+from helpers.factories import ROOT
+from pipelines import cli, recipe_cli, terminal
 from pipelines.errors import RecipeError
 from pipelines.recipe.recipe import Recipe
 from pipelines.train import is_one_on_cpu, load_recipe, recipe_file
@@ -249,21 +249,21 @@ def test_a_signal_stops_two_processes_with_a_checkpoint_and_their_message_last(t
 
 
 def test_a_process_that_fails_leaves_its_message_to_the_launcher(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv(cli.EXITS, str(tmp_path))
+    monkeypatch.setenv(terminal.EXITS, str(tmp_path))
     monkeypatch.setenv("RANK", "1")
     with pytest.raises(SystemExit):
-        cli.stop(["ä: first"], 4)
+        terminal.stop(["ä: first"], 4)
     with pytest.raises(SystemExit):
-        cli.stop(["second"], 1, everywhere=True)
+        terminal.stop(["second"], 1, everywhere=True)
     from pipelines.train import first_exit
 
-    assert first_exit(tmp_path) == cli.Exit(4, ["ä: first"])
+    assert first_exit(tmp_path) == terminal.Exit(4, ["ä: first"])
     assert capsys.readouterr() == ("", "")
 
 
 def test_the_flags_of_a_recipe_are_those_of_its_file():
     recipe = load_recipe(recipe_file("helpdesk_pretrain"))
-    chosen = cli.parse(recipe, ["a.py", "--train.seed", "7", "--model.n-layer", "1"])
+    chosen = recipe_cli.parse(recipe, ["a.py", "--train.seed", "7", "--model.n-layer", "1"])
     config = (tyro.conf.AvoidSubcommands,)
     flags = ["--train.seed", "7", "--model.n-layer", "1"]
     assert chosen == tyro.cli(Recipe, default=recipe, args=flags, config=config)

@@ -27,12 +27,13 @@ LIBRARIES = ("torch", "transformers", "datasets", "accelerate", "peft", "evaluat
 
 def save(
     trainer: Trainer,
-    identity: dict[str, Any],
     recipe: Recipe,
     tokenizer: PreTrainedTokenizerBase,
     labels: tuple[str, ...],
     metrics: dict[str, Any],
     splits: Splits,
+    *,
+    identity: dict[str, Any],
 ) -> Path:
     """Write a result and swap it in whole; rank 0 alone.
 
@@ -47,7 +48,9 @@ def save(
         told = "A result that was there before, and the last checkpoint, are whole. Make room and "
         with explain_disk_errors(folder, size, f"{told}run the same command again to resume."):
             stage = new_stage(folder)
-            write_result(stage, trainer, identity, recipe, tokenizer, labels, metrics, splits)
+            write_result(
+                stage, trainer, recipe, tokenizer, labels, metrics, splits, identity=identity
+            )
         with explain_disk_errors(folder, 0, "The same command puts the new result in place."):
             swap_in(folder)
     trainer.accelerator.wait_for_everyone()
@@ -57,12 +60,13 @@ def save(
 def write_result(
     stage: Path,
     trainer: Trainer,
-    identity: dict[str, Any],
     recipe: Recipe,
     tokenizer: PreTrainedTokenizerBase,
     labels: tuple[str, ...],
     metrics: dict[str, Any],
     splits: Splits,
+    *,
+    identity: dict[str, Any],
 ) -> None:
     """Write the files of a result to an empty folder, task.json last."""
     model = trainer.accelerator.unwrap_model(trainer.model)

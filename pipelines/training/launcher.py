@@ -15,7 +15,6 @@ from typing import Any
 import psutil
 import torch
 import yaml
-from accelerate import PartialState
 
 from pipelines.errors import Problem, RecipeError
 
@@ -153,8 +152,6 @@ def engine_request(
 
 def check_request(request: LaunchRequest) -> None:
     """Raise RecipeError for what this project or this machine cannot do."""
-    import torch
-
     problems = []
     if request.engine is not None:
         source, engine = request.engine
@@ -172,22 +169,3 @@ def check_request(request: LaunchRequest) -> None:
         problems.append(f"mixed_precision {precision} needs a GPU. On a CPU use no, or bf16.")
     if problems:
         raise RecipeError([Problem("accelerate launch", text) for text in problems])
-
-
-def check_world_size() -> int:
-    """Return the world size. Raise RecipeError when it is not what the launcher was asked for."""
-    request = launcher_request()
-    check_request(request)
-    # Unless it is told so, Accelerate takes ranks without a GPU for as many jobs of their own
-    state = PartialState(cpu=request.use_cpu or not torch.accelerator.is_available())
-    if request.num_processes not in (None, 0, state.num_processes):
-        raise RecipeError(
-            [
-                Problem(
-                    "accelerate launch",
-                    f"{request.num_processes} processes were asked for, {state.num_processes} "
-                    "started. On a CPU use --config_file accelerate_configs/cpu_2_processes.yaml.",
-                )
-            ]
-        )
-    return state.num_processes

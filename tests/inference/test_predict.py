@@ -11,8 +11,8 @@ import sys
 import time
 
 import pytest
-from conftest import make_tasks
 
+from helpers.factories import make_tasks
 from pipelines.data.load import read_file
 from pipelines.data.rows import Examples
 from pipelines.errors import CheckpointError, DataError, RecipeError

@@ -13,9 +13,9 @@ from random import Random
 import psutil
 import pytest
 import torch
-from conftest import first_logits, list_files_again, make_tasks, method
-from mutations import BOMBS, mutate, not_finite
 
+from helpers.factories import first_logits, list_files_again, make_tasks, method
+from helpers.mutations import BOMBS, mutate, not_finite
 from pipelines.errors import NonFiniteError, RecipeError
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import Model, Scratch, Tokenizer, Train

@@ -1,6 +1,6 @@
 """Train recipes step by step under `accelerate launch` and write the log of each.
 
-    accelerate launch ... tests/train_steps.py RECIPES.json OUT.json
+    accelerate launch ... tests/helpers/train_steps.py RECIPES.json OUT.json
 
 RECIPES.json maps names to recipes; OUT.json gets, for each, the logged steps.
 """
@@ -17,7 +17,7 @@ from pipelines.models.build import build_model
 from pipelines.models.tokenizers import load_tokenizer
 from pipelines.recipe.recipe import Recipe
 from pipelines.training.build import build_trainer
-from pipelines.training.launcher import check_world_size
+from pipelines.training.world_size import check_world_size
 
 PLAN = pipelines.models.packing.plan
 

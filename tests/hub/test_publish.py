@@ -7,8 +7,9 @@ import sys
 from dataclasses import replace
 
 import pytest
-from conftest import ROOT, SECRET, client, environment
 
+from helpers.factories import ROOT
+from helpers.hub_process import SECRET, client, environment
 from pipelines.data.source import DatasetSource
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import Lora, Model, Scratch, Tokenizer, Train
@@ -42,7 +43,7 @@ class Publisher:
 
     def __init__(self, hub, place):
         self.process = subprocess.Popen(
-            [sys.executable, str(ROOT / "tests" / "hub_client.py"), "publish_lines"],
+            [sys.executable, str(ROOT / "tests" / "helpers" / "hub_user.py"), "publish_lines"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -104,7 +105,7 @@ def is_complete(hub, repo: str, result) -> bool:
 
 @pytest.mark.parametrize("action", [503, 429, "reset", "cut"])
 def test_one_fault_at_any_request_is_retried(hub, publisher, requests, result, action):
-    from local_hub import Fault
+    from helpers.recording_hub import Fault
 
     assert {method for method, _ in requests} == {"GET", "POST", "PUT"}
     assert len(requests) >= 10
@@ -119,7 +120,7 @@ def test_one_fault_at_any_request_is_retried(hub, publisher, requests, result, a
 
 
 def test_a_hub_that_stays_broken_leaves_the_command_that_finishes(hub, publisher, result, place):
-    from local_hub import Fault
+    from helpers.recording_hub import Fault
 
     forget_large_files(hub)
     hub.faults[:] = [Fault(503, "POST", "/commit/", times=100)]
@@ -137,7 +138,7 @@ def test_a_hub_that_stays_broken_leaves_the_command_that_finishes(hub, publisher
 
 @pytest.mark.parametrize("path", ["/whoami", "/api/models/local/"])
 def test_a_hub_that_does_not_answer_after_training_costs_nothing(hub, publisher, result, path):
-    from local_hub import Fault
+    from helpers.recording_hub import Fault
 
     forget_large_files(hub)
     hub.faults[:] = [Fault("reset", path=path, times=100)]

@@ -14,8 +14,8 @@ import time
 
 import psutil
 import pytest
-from conftest import ROOT
 
+from helpers.factories import ROOT
 from pipelines.errors import RecipeError
 from pipelines.hub.local_hub import LocalHub
 

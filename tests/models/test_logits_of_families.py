@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import make_tasks
 from torch.utils.data import DataLoader
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import pipelines.models.attention
+from helpers.factories import make_tasks
 from pipelines.data.load import load_splits
 from pipelines.errors import RecipeError
 from pipelines.models.build import build_model

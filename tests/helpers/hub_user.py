@@ -1,7 +1,7 @@
 """What a test does as a client of the Hub, in a process of its own with a cache of its own.
 
-    python tests/hub_client.py VERB OUT.pt ARGUMENTS...
-    python tests/hub_client.py publish_lines
+    python tests/helpers/hub_user.py VERB OUT.pt ARGUMENTS...
+    python tests/helpers/hub_user.py publish_lines
 
 HF_ENDPOINT is read when huggingface_hub is imported, so that each environment needs a process.
 """
@@ -15,8 +15,8 @@ import sys
 from pathlib import Path
 
 import torch
-from conftest import CASES, first_logits, make_tasks, method
 
+from helpers.factories import CASES, first_logits, make_tasks, method
 from pipelines.data.load import load_splits
 from pipelines.data.source import DatasetSource
 from pipelines.evaluation.evaluate import evaluate_result
@@ -69,10 +69,10 @@ def publish_all(data: str, folder: str) -> dict:
     noted = {}
     real_save = pipelines.run.save
 
-    def save_and_note(trainer, recipe, tokenizer, labels, metrics, rows_scored):
+    def save_and_note(trainer, recipe, tokenizer, labels, metrics, rows_scored, **options):
         logits = logits_of((recipe, trainer.model.eval(), tokenizer, labels))
         noted[recipe.push_to] = (logits, labels, metrics)
-        return real_save(trainer, recipe, tokenizer, labels, metrics, rows_scored)
+        return real_save(trainer, recipe, tokenizer, labels, metrics, rows_scored, **options)
 
     pipelines.run.save = save_and_note
     pipelines.run.run(base(data, folder))

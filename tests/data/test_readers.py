@@ -699,7 +699,7 @@ def test_a_hub_id_that_is_not_found_names_a_local_path(tmp_path, monkeypatch):
     (tmp_path / "data" / "helpdesk").mkdir(parents=True)
     task = CausalLM(dataset=DatasetSource(path="dta/helpdesk"))
     with pytest.raises(RecipeError, match="dataset on the Hub.*\n.*did you mean the local data/h"):
-        hub.pin(Recipe(name="a", task=task, model=Scratch()))
+        hub.pin_revisions(Recipe(name="a", task=task, model=Scratch()))
 
 
 def test_what_a_run_detected_is_in_its_report(tmp_path):

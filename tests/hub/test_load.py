@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import CASES, ROOT, SECRET, client
+
+from helpers.factories import CASES, ROOT
+from helpers.hub_process import SECRET, client
 
 REPOS = ["local/base"] + [f"local/{task.replace('_', '-')}-{name}" for task, name in CASES]
 
@@ -15,7 +17,7 @@ REPOS = ["local/base"] + [f"local/{task.replace('_', '-')}-{name}" for task, nam
 @pytest.fixture(scope="module")
 def published(hub, place):
     """Every task by every method, trained and published; and what the process said."""
-    script = ROOT / "tests" / "hub_client.py"
+    script = ROOT / "tests" / "helpers" / "hub_user.py"
     out = place / "published.pt"
     said = client(
         hub, place / "home1", script, "publish_all", out, "data/helpdesk", "runs", cwd=place
@@ -26,7 +28,7 @@ def published(hub, place):
 @pytest.fixture(scope="module")
 def loaded(hub, place, published):
     """The same, loaded and scored by id in a new process with an empty cache."""
-    script, out = ROOT / "tests" / "hub_client.py", place / "loaded.pt"
+    script, out = ROOT / "tests" / "helpers" / "hub_user.py", place / "loaded.pt"
     client(hub, place / "home2", script, "load_all", out, *REPOS, cwd=place)
     return torch.load(out, weights_only=False)
 
@@ -44,7 +46,7 @@ def test_a_repository_gives_the_logits_labels_and_score_of_its_run(published, lo
 
 def test_the_snippets_of_a_card_run_as_they_stand(hub, place, published):
     repos = [r for r in REPOS if r != "local/base"]
-    script, out = ROOT / "tests" / "hub_client.py", place / "cards.pt"
+    script, out = ROOT / "tests" / "helpers" / "hub_user.py", place / "cards.pt"
     client(hub, place / "home3", script, "run_cards", out, *repos, cwd=place)
     for repo, (printed, plain, alike, own, names) in torch.load(out, weights_only=False).items():
         torch.testing.assert_close(alike, own, rtol=1e-5, atol=1e-5)

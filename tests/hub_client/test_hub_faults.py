@@ -10,9 +10,10 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT, SECRET, environment, list_files_again
-from hub_proxy import STALLS, Proxy
 
+from helpers.factories import ROOT, list_files_again
+from helpers.hub_process import SECRET, environment
+from helpers.hub_proxy import STALLS, Proxy
 from pipelines.data.source import DatasetSource
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import Lora, Model, Scratch, Tokenizer, Train
@@ -90,7 +91,7 @@ class Client:
         settings = {"GPT2_RECIPES_HUB_TIMEOUT": str(TIMEOUT)}
         self.home, self.cwd = home, cwd
         self.process = subprocess.Popen(
-            [sys.executable, str(ROOT / "tests" / "hub_client.py"), "publish_lines"],
+            [sys.executable, str(ROOT / "tests" / "helpers" / "hub_user.py"), "publish_lines"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -5,9 +5,10 @@ import re
 
 import pytest
 import torch
-from conftest import ROOT, SECRET, first_logits, make_tasks
 from safetensors.torch import load_file
 
+from helpers.factories import ROOT, first_logits, make_tasks
+from helpers.hub_process import SECRET
 from pipelines.data.load import load_splits
 from pipelines.errors import RecipeError
 from pipelines.evaluation.evaluate import evaluate_result
@@ -228,7 +229,7 @@ def test_what_cannot_be_merged_is_told_and_leaves_nothing(merged, tmp_path):
 
 
 def test_a_merged_model_is_published_by_the_command(hub, place, merged):
-    from conftest import client
+    from helpers.hub_process import client
 
     folder, _ = merged
     arguments = ("-c", "from pipelines.cli import console; console()", "merge")

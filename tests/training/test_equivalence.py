@@ -6,8 +6,8 @@ import sys
 from dataclasses import replace
 
 import pytest
-from conftest import CASES, ROOT, answered, classified, make_tasks, method
 
+from helpers.factories import CASES, ROOT, answered, classified, make_tasks, method
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import Model, Train
 
@@ -17,12 +17,15 @@ TOLERANCE = 1e-5
 
 
 def launch(config: str, recipes: dict[str, Recipe], folder) -> dict[str, list[dict]]:
-    """Run tests/train_steps.py and return its logs."""
+    """Run tests/helpers/train_steps.py and return its logs."""
     folder.mkdir()
     given, found = folder / "recipes.json", folder / "logs.json"
     given.write_text(json.dumps({k: json.loads(r.to_json()) for k, r in recipes.items()}))
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
-    command += [str(ROOT / "accelerate_configs" / config), str(ROOT / "tests" / "train_steps.py")]
+    command += [
+        str(ROOT / "accelerate_configs" / config),
+        str(ROOT / "tests" / "helpers" / "train_steps.py"),
+    ]
     done = subprocess.run(
         [*command, str(given), str(found)], capture_output=True, text=True, timeout=280
     )

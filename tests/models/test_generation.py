@@ -295,8 +295,7 @@ def test_an_adapter_on_every_base_writes_what_it_says_is_likeliest(
 @pytest.fixture(scope="module")
 def results(tmp_path_factory, checkpoint, helpdesk):
     """An adapter that writes, and one that classifies."""
-    from conftest import make_tasks
-
+    from helpers.factories import make_tasks
     from pipelines.recipe.recipe import Recipe
     from pipelines.recipe.values import Int8, Lora, Model, Train
     from pipelines.run import run

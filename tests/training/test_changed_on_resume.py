@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import make_tasks
 from transformers import get_scheduler
 
 import pipelines.training.build
+from helpers.factories import make_tasks
 from pipelines.errors import Preempted, RecipeError
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.schema import to_json_value

@@ -10,8 +10,8 @@ import datasets
 import evaluate
 import pytest
 import torch
-from conftest import ROOT, first_logits, make_tasks
 
+from helpers.factories import ROOT, first_logits, make_tasks
 from pipelines.data.load import load_splits, read_file
 from pipelines.errors import DataError, RecipeError
 from pipelines.evaluation.evaluate import evaluate_result

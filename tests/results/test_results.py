@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from test_resume import cut, flip
 
+from helpers.resumable_runs import cut, flip
 from pipelines.errors import CheckpointError, RecipeError
 from pipelines.hub.load import load_result
 from pipelines.hub.publish import read_result as read_published

@@ -8,7 +8,6 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import answered, classified
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import (
@@ -21,6 +20,7 @@ from transformers import (
 
 import pipelines.run
 import pipelines.training.build
+from helpers.factories import answered, classified
 from pipelines.data.bin_packing import best_fit
 from pipelines.data.load import load_splits
 from pipelines.data.padding import pad_inputs

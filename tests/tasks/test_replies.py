@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import make_tasks, method
 from transformers import AutoModelForCausalLM
 
+from helpers.factories import make_tasks, method
 from pipelines.data.load import load_splits
 from pipelines.data.rows import Examples
 from pipelines.data.source import DatasetSource

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import list_files_again, make_tasks, method
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
@@ -18,6 +17,7 @@ from transformers import (
     ByT5Tokenizer,
 )
 
+from helpers.factories import list_files_again, make_tasks, method
 from pipelines.data.rows import Examples
 from pipelines.data.source import DatasetSource
 from pipelines.errors import DataError, RecipeError

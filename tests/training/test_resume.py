@@ -5,35 +5,21 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
-from conftest import CASES, ROOT, make_tasks, method
 
 import pipelines.training.build
+from helpers.factories import CASES, ROOT, make_tasks
+from helpers.resumable_runs import TRAIN, cut, flip, recipe_for, script_for, weights
 from pipelines.errors import CheckpointError, Preempted, RecipeError
 from pipelines.recipe.recipe import Recipe
-from pipelines.recipe.values import Model, Scratch, Tokenizer, Train
+from pipelines.recipe.values import Model, Scratch, Tokenizer
 from pipelines.run import run
 from pipelines.training.checkpoints import MARKER, all_checkpoints, find_damage
-
-TRAIN = Train(max_steps=6, learning_rate=1e-2, global_batch_size=8, save_steps=2, logging_steps=1)
-
-
-def recipe_for(task, name, checkpoint, helpdesk, folder) -> Recipe:
-    """Return a run of six steps with a checkpoint every two."""
-    return Recipe(
-        name="resumed",
-        task=make_tasks(helpdesk)[task],
-        model=Model(name_or_path=str(checkpoint)),
-        train=TRAIN,
-        output_dir=str(folder),
-        **method(name, lora_dropout=0.1),
-    )
 
 
 @pytest.fixture
@@ -50,12 +36,6 @@ def signal_at(monkeypatch):
 
     yield at
     monkeypatch.undo()
-
-
-def weights(folder) -> bytes:
-    """Return the bytes of the result's weights."""
-    [file] = [*folder.glob("model.safetensors"), *folder.glob("adapter_model.safetensors")]
-    return file.read_bytes()
 
 
 @pytest.mark.parametrize(("task", "name"), CASES)
@@ -153,18 +133,6 @@ DAMAGES = {
 }
 
 
-def flip(file) -> None:
-    """Change one bit in the middle."""
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
-
-
-def cut(file) -> None:
-    """Leave the first half."""
-    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-
-
 @pytest.mark.parametrize("said", DAMAGES)
 def test_a_damaged_checkpoint_is_passed_over(stopped, tmp_path, capsys, said):
     whole = replace(stopped, output_dir=str(tmp_path / "whole"))
@@ -211,14 +179,6 @@ def test_other_data_do_not_resume(stopped, helpdesk, tmp_path):
     with pytest.raises(RecipeError) as caught:
         run(moved)
     assert [p.path for p in caught.value.problems] == ["data.train", "task.dataset.path"]
-
-
-def script_for(recipe: Recipe, place) -> list[str]:
-    """Write a recipe as a script; return the command that runs it."""
-    file = place / "recipe.py"
-    lines = "from pipelines.recipe_cli import main; from pipelines.recipe.recipe import Recipe; "
-    file.write_text(f"{lines}main(Recipe.from_json({recipe.to_json()!r}))")
-    return [sys.executable, str(file)]
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import first_logits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.activations import ACT2FN
 
+from helpers.factories import first_logits
 from pipelines.data.load import load_splits
 from pipelines.data.rows import Examples
 from pipelines.data.source import DatasetSource

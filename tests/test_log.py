@@ -4,9 +4,9 @@ import subprocess
 from dataclasses import replace
 
 import pytest
-from conftest import SECRET
-from test_resume import recipe_for, script_for
 
+from helpers.hub_process import SECRET
+from helpers.resumable_runs import recipe_for, script_for
 from pipelines.errors import RecipeError
 from pipelines.log import FILE
 from pipelines.run import run

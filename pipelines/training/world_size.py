@@ -1,0 +1,28 @@
+"""Compare the world size with what the launcher was asked for."""
+
+from __future__ import annotations
+
+import torch
+from accelerate import PartialState
+
+from pipelines.errors import Problem, RecipeError
+from pipelines.training.launcher import check_request, launcher_request
+
+
+def check_world_size() -> int:
+    """Return the world size. Raise RecipeError when it is not what the launcher was asked for."""
+    request = launcher_request()
+    check_request(request)
+    # Unless it is told so, Accelerate takes ranks without a GPU for as many jobs of their own
+    state = PartialState(cpu=request.use_cpu or not torch.accelerator.is_available())
+    if request.num_processes not in (None, 0, state.num_processes):
+        raise RecipeError(
+            [
+                Problem(
+                    "accelerate launch",
+                    f"{request.num_processes} processes were asked for, {state.num_processes} "
+                    "started. On a CPU use --config_file accelerate_configs/cpu_2_processes.yaml.",
+                )
+            ]
+        )
+    return state.num_processes

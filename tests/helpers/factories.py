@@ -1,0 +1,111 @@
+"""Tasks, rows and recipes for tests."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def load_module(path: Path):
+    """Import a file that is run by path."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+TASKS = (
+    "causal_lm",
+    "text_classification",
+    "question_answering",
+    "instruction_tuning",
+    "preference_tuning",
+)
+METHODS = ("full", "lora", "8bit", "4bit")
+CASES = [(t, m) for t in TASKS for m in METHODS if (t, m) != ("preference_tuning", "full")]
+"""Every task by every method; DPO needs the base beside the adapter."""
+
+
+def method(name: str, **options):
+    """Return the fields of a recipe that make its method; `options` are of the adapter."""
+    from pipelines.recipe.values import NF4, Int8, Lora
+
+    quantization = {"8bit": Int8(), "4bit": NF4()}.get(name)
+    return {
+        "quantization": quantization,
+        "lora": None if name == "full" else Lora(r=4, **options),
+    }
+
+
+def make_tasks(helpdesk: Path) -> dict:
+    """Return one task of each kind on the helpdesk data."""
+    from pipelines.data.source import DatasetSource
+    from pipelines.tasks.causal_lm import CausalLM
+    from pipelines.tasks.generation import Generation
+    from pipelines.tasks.instruction import InstructionTuning
+    from pipelines.tasks.preference import PreferenceTuning
+    from pipelines.tasks.question_answering import QuestionAnswering
+    from pipelines.tasks.text_classification import TextClassification
+
+    def source(name: str) -> DatasetSource:
+        return DatasetSource(path=str(helpdesk / name), eval_split="test")
+
+    return {
+        "causal_lm": CausalLM(dataset=source("documents"), block_size=64),
+        "text_classification": TextClassification(
+            dataset=source("classify"), label_column="queue", max_length=64
+        ),
+        "question_answering": QuestionAnswering(
+            dataset=source("answer"), version_2_with_negative=True, max_length=128, stride=32
+        ),
+        "instruction_tuning": InstructionTuning(
+            dataset=source("reply"),
+            prompt_format="{prompt}\nReply:",
+            max_length=128,
+            generation=Generation(max_new_tokens=8),
+        ),
+        "preference_tuning": PreferenceTuning(
+            dataset=source("prefer"),
+            prompt_format="{prompt}\nReply:",
+            max_length=128,
+            generation=Generation(max_new_tokens=8),
+        ),
+    }
+
+
+def classified(i: int) -> dict:
+    """Return a row to classify; such rows are of all lengths."""
+    return {"text": "lamp " * (1 + i * 7 % 40), "label": "ab"[i % 2]}
+
+
+def answered(i: int) -> dict:
+    """Return a row with a question, or one without an answer; such rows are of all lengths."""
+    context = "lamp " * (i * 7 % 40) + "desk"
+    found = {"text": ["desk"], "answer_start": [len(context) - 4]}
+    answers = found if i % 3 else {"text": [], "answer_start": []}
+    return {"id": str(i), "question": "What?", "context": context, "answers": answers}
+
+
+def first_logits(task, model, tokenizer, rows):
+    """Return the logits of one batch."""
+    import torch
+
+    batch = task.collate(tokenizer.pad_token_id)([dict(row) for row in rows])
+    batch.pop("labels", None)
+    with torch.no_grad():
+        outputs = model(**batch)
+    return torch.cat([v.flatten() for k, v in outputs.items() if k.endswith("logits")])
+
+
+def list_files_again(folder: Path) -> None:
+    """Let task.json list the files as they are now, as somebody could who changed them."""
+    from pipelines.results.files import write_manifest
+
+    if not (folder / "task.json").is_file():
+        return
+    try:
+        write_manifest(folder)
+    except (OSError, ValueError, TypeError, RecursionError):
+        return  # task.json itself is damaged
