@@ -1,4 +1,4 @@
-"""The rules of the house: imports go one way, and what decides about a task is asked of the task."""
+"""The rules of the house: imports go one way, and a task decides what depends on it."""
 
 import ast
 import re
