@@ -121,9 +121,9 @@ def summary(recipe: Recipe, sidecar: dict[str, Any]) -> str:
 def own_lines(recipe: Recipe, repo: str) -> str:
     """Return the lines that load and use a result with this project."""
     row = ", ".join(f"{literal(k)}: {literal(v)}" for k, v in recipe.task.example_row().items())
-    rows, loaded = f'Examples([{{{row}}}], "rows")', f'loaded = load_adapter("{repo}")'
-    load = "from pipelines.hub.load import load_adapter"
-    examples = "from pipelines.tasks.base import Examples"
+    rows, loaded = f'Examples([{{{row}}}], "rows")', f'loaded = load_result("{repo}")'
+    load = "from pipelines.hub.load import load_result"
+    examples = "from pipelines.data.rows import Examples"
     if recipe.task.head:
         ask = "from pipelines.inference.predict import predict"
         return "\n".join([load, ask, examples, "", loaded, f"print(predict(loaded, {rows}))"])

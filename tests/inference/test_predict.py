@@ -441,7 +441,7 @@ def test_an_ascii_terminal_gets_escapes_and_files_utf8(tmp_path, terminal):
 def test_a_script_is_quiet_and_its_logging_stays_as_it_was(results):
     code = (
         "import logging, sys, warnings\n"
-        "from pipelines.hub.load import load_adapter\n"
+        "from pipelines.hub.load import load_result\n"
         "from pipelines.inference.predict import predict\n"
         "from pipelines.data.rows import Examples\n"
         "from transformers.utils import logging as theirs\n"
@@ -449,7 +449,7 @@ def test_a_script_is_quiet_and_its_logging_stays_as_it_was(results):
         "state = lambda: (theirs.get_verbosity(), theirs.is_progress_bar_enabled(),\n"
         "    datasets.are_progress_bars_disabled(), list(warnings.filters))\n"
         "before = state()\n"
-        "loaded = load_adapter(sys.argv[1], precision='8bit')\n"
+        "loaded = load_result(sys.argv[1], precision='8bit')\n"
         "print(predict(loaded, Examples([{'text': 'a lamp'}], 'rows'))[0]['label'])\n"
         "assert state() == before\n"
     )

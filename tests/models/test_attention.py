@@ -30,7 +30,7 @@ GROUPED = LlamaConfig(
 @pytest.fixture(autouse=True)
 def onednn(monkeypatch):
     """Take the processor for one whose short rows take plain attention."""
-    monkeypatch.setattr(pipelines.models.attention, "has_onednn", lambda: True)
+    monkeypatch.setattr(pipelines.models.attention, "onednn_fp32_is_exact", lambda: True)
 
 
 def model_of(config, *, plain, dtype=torch.float32):
@@ -148,7 +148,9 @@ def test_what_is_saved_does_not_name_plain_attention(tmp_path):
 
 @pytest.mark.parametrize("why", ["long rows", "no oneDNN", "attention of its own", "chosen"])
 def test_other_attention_stays(why, monkeypatch):
-    monkeypatch.setattr(pipelines.models.attention, "has_onednn", lambda: why != "no oneDNN")
+    monkeypatch.setattr(
+        pipelines.models.attention, "onednn_fp32_is_exact", lambda: why != "no oneDNN"
+    )
     own = BloomConfig(vocab_size=VOCAB, n_layer=1, n_head=2, hidden_size=32)
     model = model_of(own if why == "attention of its own" else GPT2, plain=False)
     if why == "chosen":

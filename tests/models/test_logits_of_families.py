@@ -77,7 +77,7 @@ def folders(tmp_path_factory, tokenizer):
 @pytest.fixture(autouse=True)
 def plain_attention(monkeypatch):
     """Take the processor for one whose short rows take plain attention."""
-    monkeypatch.setattr(pipelines.models.attention, "has_onednn", lambda: True)
+    monkeypatch.setattr(pipelines.models.attention, "onednn_fp32_is_exact", lambda: True)
 
 
 def prepared(folder, task, tokenizer, output, *, lora=None, **train):

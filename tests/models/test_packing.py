@@ -168,7 +168,7 @@ def test_a_run_keeps_documents_apart_or_refuses(tasks, tmp_path, monkeypatch):
     )
     metrics = pipelines.run.run(recipe)
     assert metrics["perplexity"] < metrics["baseline"]["before training"]
-    monkeypatch.setattr(pipelines.training.build, "keeps_rows_apart", lambda body: False)
+    monkeypatch.setattr(pipelines.training.build, "isolates_packed_rows", lambda body: False)
     with pytest.raises(RecipeError, match=r"task\.packing: gpt2 does not keep documents"):
         pipelines.run.run(replace(recipe, output_dir=str(tmp_path / "refused")))
 
@@ -232,7 +232,7 @@ def test_a_run_learns_the_same_with_and_without_packing(kind, row, plans, tmp_pa
     recipe = recipe_of(kind, row, tmp_path)
     packed = pipelines.run.run(recipe)
     assert any(found is not None for found in plans)
-    monkeypatch.setattr(pipelines.training.build, "keeps_rows_apart", lambda body: False)
+    monkeypatch.setattr(pipelines.training.build, "isolates_packed_rows", lambda body: False)
     padded = pipelines.run.run(replace(recipe, output_dir=str(tmp_path / "padded")))
     assert packed["loss"] == pytest.approx(padded["loss"], rel=1e-5)
 

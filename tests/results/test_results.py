@@ -220,7 +220,7 @@ def test_the_same_command_publishes_a_finished_result_that_was_not(bench, monkey
     run_before = read_manifest(recipe.folder)["run"]
     sent = []
     monkeypatch.setattr("pipelines.run.check_destination", lambda *a, **o: None)
-    monkeypatch.setattr("pipelines.run.publish_finished", lambda *a, **o: sent.append((a, o)))
+    monkeypatch.setattr("pipelines.finished.publish_finished", lambda *a, **o: sent.append((a, o)))
     metrics = run(replace(recipe, push_to="me/result"))
     assert metrics == read_manifest(recipe.folder)["metrics"]
     assert sent == [((recipe.folder, "me/result"), {"public": False})]
@@ -300,7 +300,7 @@ def test_a_run_killed_in_its_swap_or_after_it_is_finished_by_the_same_command(be
     bench.expect(recipe, None, 0, "holds the finished result of this run")
     assert same_result(folder, bench.folder / "full")
     run = read_manifest(folder)["run"]
-    bench.expect(recipe, Calling("pipelines.run", "delete_checkpoints", "kill", 2), -9)
+    bench.expect(recipe, Calling("pipelines.run", "delete_checkpoints", "kill"), -9)
     assert read_manifest(folder)["run"] != run  # the finished result was trained again
     run = read_manifest(folder)["run"]
     bench.expect(recipe, None, 0, "holds the finished result of this run")

@@ -219,9 +219,11 @@ print(resident() - before)
 
 PEAK_OF_LOADING = """
 import re, sys
-from pipelines.models import load_base, load_tokenizer
-from pipelines.recipe import NF4, Int8, Model
-from pipelines.tasks import CausalLM, DatasetSource
+from pipelines.models.build import load_base
+from pipelines.models.tokenizers import load_tokenizer
+from pipelines.recipe.values import NF4, Int8, Model
+from pipelines.data.source import DatasetSource
+from pipelines.tasks.causal_lm import CausalLM
 
 def load(folder):
     model = Model(name_or_path=folder)
