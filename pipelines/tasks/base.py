@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pipelines.data.padding import pad_inputs
+from pipelines.data.padding import Collator, PaddingCollator
 from pipelines.data.rows import Examples
 from pipelines.data.source import DatasetSource
 from pipelines.errors import DataError
@@ -184,20 +184,12 @@ class Task:
         """Return the tokens of an encoded row, by which rows are grouped."""
         return len(row["input_ids"])
 
-    def collate(
-        self, pad_token_id: int, multiple: int = 1
-    ) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
-        """Return the function that pads rows on the right to a batch, as long as a `multiple`."""
+    def collate(self, pad_token_id: int, multiple: int = 1) -> Collator:
+        """Return the picklable function that pads rows to a batch; `multiple` divides its length.
 
-        def batch(rows: list[dict[str, Any]]) -> dict[str, Any]:
-            import torch
-
-            inputs = pad_inputs(rows, pad_token_id, multiple)
-            if "labels" in rows[0]:
-                inputs["labels"] = torch.tensor([row["labels"] for row in rows])
-            return inputs
-
-        return batch
+        Rows are padded on the right.
+        """
+        return PaddingCollator(pad_token_id, multiple)
 
     def loss(self, outputs: Any, labels: torch.Tensor, num_items: torch.Tensor) -> torch.Tensor:
         """Return the summed loss divided by `num_items`, the labels of the whole global batch."""

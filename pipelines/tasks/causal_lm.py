@@ -10,13 +10,32 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge
 
-from pipelines.data.padding import pad_inputs, pad_right
+from pipelines.data.padding import Batch, PaddingCollator, pad_inputs, pad_right
 from pipelines.data.rows import Examples
 from pipelines.errors import DataError
 from pipelines.metrics.bootstrap import bootstrap
 from pipelines.tasks.base import Features, Score, Task, text_of, token_ids
 
 CHUNK = 1000  # documents that are encoded, and in a stream fitted into blocks, together
+
+
+@dataclass(frozen=True)
+class LanguageModelingCollator(PaddingCollator):
+    """Pad blocks to a batch; every token is a label but a document's first and the padding."""
+
+    def __call__(self, rows: list[dict[str, Any]]) -> Batch:
+        """Return the batch of some blocks; position ids isolate the documents of one block."""
+        inputs = pad_inputs(rows, self.pad_token_id, self.multiple)
+        mask = inputs["attention_mask"]
+        inputs["labels"] = inputs["input_ids"].masked_fill(mask == 0, -100)
+        if "seq_lengths" in rows[0]:
+            positions = [list(chain(*map(range, row["seq_lengths"]))) for row in rows]
+            inputs["position_ids"] = pad_right(positions, 0, self.multiple)
+            # The document before does not predict a document's first token
+            inputs["labels"].masked_fill_(inputs["position_ids"] == 0, -100)
+        if mask.all() or "position_ids" in inputs:  # transformers isolates only without a mask
+            del inputs["attention_mask"]
+        return inputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,21 +146,8 @@ class CausalLM(Task):
             rows.append({"input_ids": np.concatenate(kept), "seq_lengths": lengths})
         return rows
 
-    def collate(self, pad_token_id, multiple=1):
-        def batch(rows: list[dict[str, Any]]) -> dict[str, Any]:
-            inputs = pad_inputs(rows, pad_token_id, multiple)
-            mask = inputs["attention_mask"]
-            inputs["labels"] = inputs["input_ids"].masked_fill(mask == 0, -100)
-            if "seq_lengths" in rows[0]:
-                places = [list(chain(*map(range, row["seq_lengths"]))) for row in rows]
-                inputs["position_ids"] = pad_right(places, 0, multiple)
-                # A document's first token does not follow from what stands before it
-                inputs["labels"].masked_fill_(inputs["position_ids"] == 0, -100)
-            if mask.all() or "position_ids" in inputs:  # which keep documents apart without a mask
-                del inputs["attention_mask"]
-            return inputs
-
-        return batch
+    def collate(self, pad_token_id: int, multiple: int = 1) -> LanguageModelingCollator:
+        return LanguageModelingCollator(pad_token_id, multiple)
 
     def example_row(self):
         return {self.text_column: "Good morning"}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Ge, Lt
 
-from pipelines.data.padding import pad_inputs, pad_right
+from pipelines.data.padding import Batch, PaddingCollator, pad_inputs, pad_right
 from pipelines.errors import DataError
 from pipelines.metrics.bootstrap import bootstrap
 from pipelines.tasks.base import Features, Score, check_truncated
@@ -22,6 +22,16 @@ if TYPE_CHECKING:
 
 ROUGE_WORD = re.compile("[a-z0-9]")
 """What rouge-score keeps of a text."""
+
+
+@dataclass(frozen=True)
+class ReplyCollator(PaddingCollator):
+    """Pad exchanges, and their labels, to a batch."""
+
+    def __call__(self, rows: list[dict[str, Any]]) -> Batch:
+        """Return the batch of some exchanges; padding is not learned."""
+        labels = pad_right([row["labels"] for row in rows], IGNORED, self.multiple)
+        return pad_inputs(rows, self.pad_token_id, self.multiple) | {"labels": labels}
 
 
 @dataclass(frozen=True)
@@ -105,14 +115,8 @@ class InstructionTuning(ReplyTask):
             lengths=lengths,
         )
 
-    def collate(self, pad_token_id, multiple=1):
-        def batch(rows: list[dict[str, Any]]) -> dict[str, Any]:
-            inputs = pad_inputs(rows, pad_token_id, multiple)
-            return inputs | {
-                "labels": pad_right([row["labels"] for row in rows], IGNORED, multiple)
-            }
-
-        return batch
+    def collate(self, pad_token_id: int, multiple: int = 1) -> ReplyCollator:
+        return ReplyCollator(pad_token_id, multiple)
 
     def score(self, prediction, held_out, labels) -> Score:
         """Score the likelihood of the replies, from (rows, 2): summed loss and learned tokens."""

@@ -7,11 +7,21 @@ from typing import Annotated, Any, ClassVar
 
 from annotated_types import Gt
 
-from pipelines.data.padding import pad_inputs
+from pipelines.data.padding import Batch, PaddingCollator, pad_inputs
 from pipelines.errors import DataError
 from pipelines.tasks.base import Features, Score, check_truncated
 from pipelines.tasks.instruction import InstructionTuning
 from pipelines.tasks.replies import ReplyTask, exchange
+
+
+@dataclass(frozen=True)
+class ChosenReplyCollator(PaddingCollator):
+    """Pad prompts with their chosen replies to a batch."""
+
+    def __call__(self, rows: list[dict[str, Any]]) -> Batch:
+        """Return the batch of the chosen replies of some pairs."""
+        ids = [{"input_ids": [*row["prompt_ids"], *row["chosen_ids"]]} for row in rows]
+        return pad_inputs(ids, self.pad_token_id, self.multiple)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,14 +93,8 @@ class PreferenceTuning(ReplyTask):
         """Return the tokens of the prompt with the longer reply."""
         return len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
 
-    def collate(self, pad_token_id, multiple=1):
-        """Return the function that pads prompts with their chosen replies."""
-
-        def batch(rows: list[dict[str, Any]]) -> dict[str, Any]:
-            ids = [{"input_ids": [*row["prompt_ids"], *row["chosen_ids"]]} for row in rows]
-            return pad_inputs(ids, pad_token_id, multiple)
-
-        return batch
+    def collate(self, pad_token_id: int, multiple: int = 1) -> ChosenReplyCollator:
+        return ChosenReplyCollator(pad_token_id, multiple)
 
     def score(self, prediction, held_out, labels) -> Score:
         """Score (pairs, 4) log-probabilities: chosen, rejected, and both under the reference."""

@@ -166,7 +166,7 @@ class QuestionAnswering(Task):
             report,
             num_rows=len(questions),
             context=(questions, windows),
-            where=lambda row: examples.where(windows[row].question),
+            where=examples.only(window.question for window in windows).where,
             lengths=[len(ids) for ids in encoded],
         )
 
