@@ -255,12 +255,13 @@ def literal(value: Any) -> str:
 
 def text_of(examples: Examples, index: int, row: dict[str, Any], column: str) -> str:
     """Return the text in a column. Raise DataError unless there is one."""
-    if not isinstance(row.get(column), str):
+    text = row.get(column)
+    if not isinstance(text, str):
         raise DataError(
-            f"{examples.where(index)}: column {column!r} holds {row.get(column)!r}, not a text. "
+            f"{examples.where(index)}: column {column!r} holds {text!r}, not a text. "
             f"Columns: {', '.join(row)}."
         )
-    return row[column]
+    return text
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
@@ -269,11 +270,11 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list
         backend = tokenizer.backend_tokenizer
         backend.no_truncation()
         backend.no_padding()
-        found = backend.encode_batch_fast(texts, add_special_tokens=False)
-        return [encoding.ids for encoding in found]
-    return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)[
-        "input_ids"
-    ]
+        encodings = backend.encode_batch_fast(texts, add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+    options = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
+    input_ids: list[list[int]] = tokenizer(texts, **options)["input_ids"]
+    return input_ids
 
 
 def check_truncated(examples: Examples, num_cut: int, num_rows: int, allowed: float) -> None:
