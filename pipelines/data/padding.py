@@ -2,35 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
 
+Batch = dict[str, Any]
+Collator = Callable[[list[dict[str, Any]]], Batch]
+
 
 def round_up(length: int, multiple: int) -> int:
-    """Return the first multiple that is no less than a length."""
+    """Round a length up to a multiple."""
     return -(-length // multiple) * multiple
 
 
 def pad_right(rows: Sequence[Sequence[int]], value: int, multiple: int) -> torch.Tensor:
-    """Return token ids, (rows, length), a `multiple` that the longest row fits into."""
+    """Return token ids, (rows, length); `multiple` divides the length."""
     import numpy as np
     import torch
 
     padded = np.full((len(rows), round_up(max(map(len, rows)), multiple)), value)
-    for place, row in enumerate(rows):
-        padded[place, : len(row)] = row
+    for index, row in enumerate(rows):
+        padded[index, : len(row)] = row
     return torch.from_numpy(padded)
 
 
-def pad_inputs(rows: list[dict[str, Any]], pad_token_id: int, multiple: int) -> dict[str, Any]:
+def pad_inputs(rows: list[dict[str, Any]], pad_token_id: int, multiple: int) -> Batch:
     """Pad `input_ids` on the right; the mask comes from lengths, so a true EOS stays visible."""
     import torch
 
     ids = [row["input_ids"] for row in rows]
     inputs = pad_right(ids, pad_token_id, multiple)
     lengths = torch.tensor([[len(row)] for row in ids])
-    places = torch.arange(inputs.shape[1])
-    return {"input_ids": inputs, "attention_mask": (places < lengths).long()}
+    positions = torch.arange(inputs.shape[1])
+    return {"input_ids": inputs, "attention_mask": (positions < lengths).long()}
+
+
+@dataclass(frozen=True)
+class PaddingCollator:
+    """Pad `input_ids` on the right to a batch; stack `labels` of one length, if rows have any.
+
+    Collators are dataclasses and not closures, so that DataLoader workers can unpickle them.
+    """
+
+    pad_token_id: int
+    multiple: int = 1
+    """Divides the length of every batch."""
+
+    def __call__(self, rows: list[dict[str, Any]]) -> Batch:
+        """Return the batch of some rows."""
+        import torch
+
+        inputs = pad_inputs(rows, self.pad_token_id, self.multiple)
+        if "labels" in rows[0]:
+            inputs["labels"] = torch.tensor([row["labels"] for row in rows])
+        return inputs

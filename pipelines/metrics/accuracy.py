@@ -1,5 +1,7 @@
 """Fraction of rows whose prediction is right."""
 
+from typing import Any
+
 from sklearn.metrics import accuracy_score
 
 from pipelines.metrics import base
@@ -8,7 +10,13 @@ from pipelines.metrics import base
 class Accuracy(base.LabelMetric):
     """Fraction of rows whose prediction is right: all its labels, in config `multilabel`."""
 
-    def _compute(self, predictions, references, normalize=True, sample_weight=None):
+    def _compute(
+        self,
+        predictions: Any,
+        references: Any,
+        normalize: bool = True,
+        sample_weight: Any = None,
+    ) -> dict[str, float]:
         score = accuracy_score(
             references, predictions, normalize=normalize, sample_weight=sample_weight
         )

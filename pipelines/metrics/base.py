@@ -4,6 +4,9 @@
 of 0.7 would become class 0, and a list in place of a text its `repr`.
 """
 
+# mypy: allow-subclassing-any
+# evaluate has no type hints
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -41,12 +44,12 @@ class Metric(evaluate.Metric):
             features=self.feature_types(),
         )
 
-    def add_batch(self, *, predictions=None, references=None, **options):
+    def add_batch(self, *, predictions: Any = None, references: Any = None, **options: Any) -> None:
         """Add rows. Raise ValueError for no rows, unequal numbers of them and wrong values."""
         guesses, gold = self.checked(predictions, references)
         super().add_batch(predictions=guesses, references=gold, **options)
 
-    def add(self, *, prediction=None, reference=None, **options):
+    def add(self, *, prediction: Any = None, reference: Any = None, **options: Any) -> None:
         """Add one row. Raise ValueError for wrong values."""
         self.add_batch(predictions=[prediction], references=[reference], **options)
 
@@ -119,21 +122,21 @@ class LabelMetric(Metric):
     @property
     def multilabel(self) -> bool:
         """Whether a row has any number of labels."""
-        return self.config_name == "multilabel"
+        return bool(self.config_name == "multilabel")
 
-    def feature_types(self):
+    def feature_types(self) -> list[datasets.Features]:
         ids = datasets.Value("int64")
         kinds = [datasets.Sequence(ids)] if self.multilabel else [datasets.Value("string"), ids]
         return [datasets.Features({"predictions": kind, "references": kind}) for kind in kinds]
 
-    def prediction(self, value):
+    def prediction(self, value: Any) -> str | int | list[int]:
         if not self.multilabel:
             return value if isinstance(value, str) else whole(value)
         if not isinstance(value, list | tuple) or not all(each in (0, 1) for each in value):
             raise ValueError(f"{value!r} is not a list of 0 and 1, one for each label.")
         return [int(each) for each in value]
 
-    def check_pairs(self, guesses, gold):
+    def check_pairs(self, guesses: list[Any], gold: list[Any]) -> None:
         """Raise ValueError also for names next to ids, and for rows of unequal widths."""
         super().check_pairs(guesses, gold)
         every = [*guesses, *gold]
@@ -156,11 +159,11 @@ class NumberMetric(Metric):
 
     inputs = "Numbers, one for each row."
 
-    def feature_types(self):
+    def feature_types(self) -> datasets.Features:
         value = datasets.Value("float64")
         return datasets.Features({"predictions": value, "references": value})
 
-    def prediction(self, value):
+    def prediction(self, value: Any) -> float:
         return number(value)
 
 
@@ -169,14 +172,14 @@ class TextMetric(Metric):
 
     inputs = "predictions: texts; references: for each a text, or a list of at least one."
 
-    def feature_types(self):
+    def feature_types(self) -> datasets.Features:
         value = datasets.Value("string")
         return datasets.Features({"predictions": value, "references": [value]})
 
-    def prediction(self, value):
+    def prediction(self, value: Any) -> str:
         return text(value)
 
-    def reference(self, value):
+    def reference(self, value: Any) -> list[str]:
         return texts(value)
 
 
@@ -185,7 +188,7 @@ class AnswerMetric(Metric):
 
     inputs = 'predictions: {"id", "prediction_text"}; references: {"id", "answers"}.'
 
-    def feature_types(self):
+    def feature_types(self) -> datasets.Features:
         value = datasets.Value("string")
         answers = {"text": [value], "answer_start": [datasets.Value("int32")]}
         return datasets.Features(
@@ -195,11 +198,11 @@ class AnswerMetric(Metric):
             }
         )
 
-    def prediction(self, value):
+    def prediction(self, value: Any) -> dict[str, Any]:
         row = with_keys(value, "id", "prediction_text")
         return {"id": text(row["id"]), "prediction_text": text(row["prediction_text"])}
 
-    def reference(self, value):
+    def reference(self, value: Any) -> dict[str, Any]:
         row = with_keys(value, "id", "answers")
         answers = with_keys(row["answers"], "text", "answer_start")
         found = [text(each) for each in answers["text"]]

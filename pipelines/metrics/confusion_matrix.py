@@ -1,5 +1,7 @@
 """Rows by true class (down) and predicted class (across)."""
 
+from typing import Any
+
 from sklearn import metrics
 
 from pipelines.metrics import base
@@ -8,7 +10,14 @@ from pipelines.metrics import base
 class ConfusionMatrix(base.LabelMetric):
     """Rows by true class (down) and predicted class (across)."""
 
-    def _compute(self, predictions, references, labels=None, sample_weight=None, normalize=None):
+    def _compute(
+        self,
+        predictions: Any,
+        references: Any,
+        labels: Any = None,
+        sample_weight: Any = None,
+        normalize: str | None = None,
+    ) -> dict[str, Any]:
         matrix = metrics.confusion_matrix(
             references, predictions, labels=labels, sample_weight=sample_weight, normalize=normalize
         )

@@ -1,5 +1,7 @@
 """Harmonic mean of precision and recall."""
 
+from typing import Any
+
 from sklearn.metrics import f1_score
 
 from pipelines.metrics import base
@@ -13,13 +15,13 @@ class F1(base.LabelMetric):
 
     def _compute(
         self,
-        predictions,
-        references,
-        labels=None,
-        pos_label=1,
-        average="binary",
-        sample_weight=None,
-    ):
+        predictions: Any,
+        references: Any,
+        labels: Any = None,
+        pos_label: int | str = 1,
+        average: str | None = "binary",
+        sample_weight: Any = None,
+    ) -> dict[str, Any]:
         score = f1_score(
             references,
             predictions,

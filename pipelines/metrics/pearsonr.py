@@ -1,5 +1,7 @@
 """Pearson's correlation."""
 
+from typing import Any
+
 from scipy.stats import pearsonr
 
 from pipelines.metrics import base
@@ -8,5 +10,5 @@ from pipelines.metrics import base
 class Pearson(base.NumberMetric):
     """Pearson's correlation; NaN where one side is constant."""
 
-    def _compute(self, predictions, references):
+    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
         return {"pearsonr": float(pearsonr(references, predictions).statistic)}

@@ -1,6 +1,8 @@
 """ROUGE-L of generated texts, by the rouge-score package."""
 
+from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 from rouge_score import rouge_scorer
 
@@ -14,7 +16,13 @@ class Rouge(base.TextMetric):
     equals rouge_score's own. `use_aggregator=False` gives a list, one value for each text.
     """
 
-    def _compute(self, predictions, references, use_aggregator=True, tokenizer=words.split):
+    def _compute(
+        self,
+        predictions: list[str],
+        references: list[list[str]],
+        use_aggregator: bool = True,
+        tokenizer: Callable[[str], list[str]] = words.split,
+    ) -> dict[str, Any]:
         split = SimpleNamespace(tokenize=tokenizer)
         scorer = rouge_scorer.RougeScorer(["rougeL"], tokenizer=split)
         values = [

@@ -2,6 +2,7 @@
 
 import warnings
 from itertools import chain
+from typing import Any
 
 import sacrebleu
 
@@ -9,7 +10,7 @@ from pipelines.metrics import base
 from pipelines.metrics.words import UNSPACED
 
 
-def is_unspaced(text):
+def is_unspaced(text: str) -> bool:
     """Tell whether more than half of a text is in a script that writes no spaces."""
     return not text.isascii() and 2 * len(UNSPACED.findall(text)) > len(text)
 
@@ -20,7 +21,13 @@ class Sacrebleu(base.TextMetric):
     Texts may have different numbers of references. Its tokenizer for Chinese is `tokenize="zh"`.
     """
 
-    def _compute(self, predictions, references, tokenize=None, **options):
+    def _compute(
+        self,
+        predictions: list[str],
+        references: list[list[str]],
+        tokenize: str | None = None,
+        **options: Any,
+    ) -> dict[str, Any]:
         if tokenize is None and any(map(is_unspaced, chain(*references))):
             warnings.warn(
                 "BLEU counts a Chinese, Japanese or Thai text as one word, unless it is given "

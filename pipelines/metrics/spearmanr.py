@@ -1,5 +1,7 @@
 """Spearman's rank correlation."""
 
+from typing import Any
+
 from scipy.stats import spearmanr
 
 from pipelines.metrics import base
@@ -8,5 +10,5 @@ from pipelines.metrics import base
 class Spearman(base.NumberMetric):
     """Spearman's rank correlation; NaN where one side is constant."""
 
-    def _compute(self, predictions, references):
+    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
         return {"spearmanr": float(spearmanr(references, predictions).statistic)}

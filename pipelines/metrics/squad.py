@@ -1,5 +1,7 @@
 """Exact match and F1 of SQuAD v1, in percent, as the official script gives them."""
 
+from typing import Any
+
 from pipelines.metrics import base
 from pipelines.metrics.squad_scoring import exact_match, normalize_answer, word_f1
 
@@ -10,13 +12,15 @@ class Squad(base.AnswerMetric):
     A question without a prediction scores 0, as in the official script.
     """
 
-    def reference(self, value):
+    def reference(self, value: Any) -> dict[str, Any]:
         row = super().reference(value)
         if not row["answers"]["text"]:
             raise ValueError(f"question {row['id']!r} has no answer. Use squad_v2.")
         return row
 
-    def _compute(self, predictions, references):
+    def _compute(
+        self, predictions: list[dict[str, Any]], references: list[dict[str, Any]]
+    ) -> dict[str, float]:
         given = {row["id"]: row["prediction_text"] for row in predictions}
         exact, f1 = 0.0, 0.0
         for row in references:

@@ -1,5 +1,7 @@
 """Exact match and F1 of SQuAD v2, in percent, as the official script gives them."""
 
+from typing import Any
+
 import datasets
 
 from pipelines.metrics import base
@@ -19,23 +21,28 @@ class SquadV2(base.AnswerMetric):
         '"answers"}, with empty lists where there is no answer.'
     )
 
-    def feature_types(self):
+    def feature_types(self) -> datasets.Features:
         features = super().feature_types()
         features["predictions"]["no_answer_probability"] = datasets.Value("float32")
         return features
 
-    def prediction(self, value):
+    def prediction(self, value: Any) -> dict[str, Any]:
         row = super().prediction(value)
         return row | {"no_answer_probability": base.number(value.get("no_answer_probability"))}
 
-    def check_pairs(self, guesses, gold):
+    def check_pairs(self, guesses: list[Any], gold: list[Any]) -> None:
         """Raise ValueError for a question without a prediction; the order is free."""
         super().check_pairs(guesses, gold)
         missing = {row["id"] for row in gold} - {row["id"] for row in guesses}
         if missing:
             raise ValueError(f"{self.name}: question {min(missing)!r} has no prediction.")
 
-    def _compute(self, predictions, references, no_answer_threshold=1.0):
+    def _compute(
+        self,
+        predictions: list[dict[str, Any]],
+        references: list[dict[str, Any]],
+        no_answer_threshold: float = 1.0,
+    ) -> dict[str, float]:
         given = {row["id"]: row for row in predictions}
         gold = {row["id"]: row["answers"]["text"] for row in references}
         # in the order of the predictions, which decides between equal thresholds

@@ -24,7 +24,8 @@ def split(text: str) -> list[str]:
     and each character of a script without spaces is one.
     """
     if text.isascii():
-        return ASCII.tokenize(text)
+        words: list[str] = ASCII.tokenize(text)
+        return words
     letters = []
     for c in unicodedata.normalize("NFC", text).lower():
         if UNSPACED.match(c):

@@ -151,13 +151,13 @@ def in_range(item: Any, limit: Any) -> bool:
     """Compare with one bound; NaN is in no range."""
     match limit:
         case Ge(ge=bound):
-            return item >= bound
+            return bool(item >= bound)
         case Gt(gt=bound):
-            return item > bound
+            return bool(item > bound)
         case Le(le=bound):
-            return item <= bound
+            return bool(item <= bound)
         case Lt(lt=bound):
-            return item < bound
+            return bool(item < bound)
     raise AssertionError(limit)
 
 

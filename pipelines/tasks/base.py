@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pipelines.data.padding import pad_inputs
+from pipelines.data.padding import Collator, PaddingCollator
 from pipelines.data.rows import Examples
 from pipelines.data.source import DatasetSource
 from pipelines.errors import DataError
@@ -184,20 +184,12 @@ class Task:
         """Return the tokens of an encoded row, by which rows are grouped."""
         return len(row["input_ids"])
 
-    def collate(
-        self, pad_token_id: int, multiple: int = 1
-    ) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
-        """Return the function that pads rows on the right to a batch, as long as a `multiple`."""
+    def collate(self, pad_token_id: int, multiple: int = 1) -> Collator:
+        """Return the picklable function that pads rows to a batch; `multiple` divides its length.
 
-        def batch(rows: list[dict[str, Any]]) -> dict[str, Any]:
-            import torch
-
-            inputs = pad_inputs(rows, pad_token_id, multiple)
-            if "labels" in rows[0]:
-                inputs["labels"] = torch.tensor([row["labels"] for row in rows])
-            return inputs
-
-        return batch
+        Rows are padded on the right.
+        """
+        return PaddingCollator(pad_token_id, multiple)
 
     def loss(self, outputs: Any, labels: torch.Tensor, num_items: torch.Tensor) -> torch.Tensor:
         """Return the summed loss divided by `num_items`, the labels of the whole global batch."""
@@ -263,12 +255,13 @@ def literal(value: Any) -> str:
 
 def text_of(examples: Examples, index: int, row: dict[str, Any], column: str) -> str:
     """Return the text in a column. Raise DataError unless there is one."""
-    if not isinstance(row.get(column), str):
+    text = row.get(column)
+    if not isinstance(text, str):
         raise DataError(
-            f"{examples.where(index)}: column {column!r} holds {row.get(column)!r}, not a text. "
+            f"{examples.where(index)}: column {column!r} holds {text!r}, not a text. "
             f"Columns: {', '.join(row)}."
         )
-    return row[column]
+    return text
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
@@ -277,11 +270,11 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list
         backend = tokenizer.backend_tokenizer
         backend.no_truncation()
         backend.no_padding()
-        found = backend.encode_batch_fast(texts, add_special_tokens=False)
-        return [encoding.ids for encoding in found]
-    return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)[
-        "input_ids"
-    ]
+        encodings = backend.encode_batch_fast(texts, add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+    options = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
+    input_ids: list[list[int]] = tokenizer(texts, **options)["input_ids"]
+    return input_ids
 
 
 def check_truncated(examples: Examples, num_cut: int, num_rows: int, allowed: float) -> None:

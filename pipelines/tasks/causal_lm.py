@@ -3,20 +3,43 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge
 
-from pipelines.data.padding import pad_inputs, pad_right
+from pipelines.data.padding import Batch, PaddingCollator, pad_inputs, pad_right
 from pipelines.data.rows import Examples
 from pipelines.errors import DataError
 from pipelines.metrics.bootstrap import bootstrap
 from pipelines.tasks.base import Features, Score, Task, text_of, token_ids
 
+if TYPE_CHECKING:
+    import torch
+    from transformers import EvalPrediction, PreTrainedTokenizerBase
+
 CHUNK = 1000  # documents that are encoded, and in a stream fitted into blocks, together
+
+
+@dataclass(frozen=True)
+class LanguageModelingCollator(PaddingCollator):
+    """Pad blocks to a batch; every token is a label but a document's first and the padding."""
+
+    def __call__(self, rows: list[dict[str, Any]]) -> Batch:
+        """Return the batch of some blocks; position ids isolate the documents of one block."""
+        inputs = pad_inputs(rows, self.pad_token_id, self.multiple)
+        mask = inputs["attention_mask"]
+        inputs["labels"] = inputs["input_ids"].masked_fill(mask == 0, -100)
+        if "seq_lengths" in rows[0]:
+            positions = [list(chain(*map(range, row["seq_lengths"]))) for row in rows]
+            inputs["position_ids"] = pad_right(positions, 0, self.multiple)
+            # The document before does not predict a document's first token
+            inputs["labels"].masked_fill_(inputs["position_ids"] == 0, -100)
+        if mask.all() or "position_ids" in inputs:  # transformers isolates only without a mask
+            del inputs["attention_mask"]
+        return inputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,22 +65,38 @@ class CausalLM(Task):
     length_field: ClassVar[str] = "block_size"
     grouped_by: ClassVar[str] = "document"
 
-    def example(self, examples, index, row, labels, *, labelled=True) -> str:
+    def example(
+        self,
+        examples: Examples,
+        index: int,
+        row: dict[str, Any],
+        labels: tuple[str, ...] | None,
+        *,
+        labelled: bool = True,
+    ) -> str:
         return text_of(examples, index, row, self.text_column)
 
     @property
-    def document_column(self):
+    def document_column(self) -> str:
         return self.text_column
 
-    def inputs(self, row):
-        return row[self.text_column]
+    def inputs(self, row: dict[str, Any]) -> Hashable:
+        return str(row[self.text_column])
 
     def texts(self, examples: Examples) -> Iterator[str]:
         """Yield the documents, checked."""
         for index, row in enumerate(examples.rows):
             yield self.example(examples, index, row, None)
 
-    def features(self, examples, tokenizer, labels, *, training, labelled=True) -> Features:
+    def features(
+        self,
+        examples: Examples,
+        tokenizer: PreTrainedTokenizerBase,
+        labels: tuple[str, ...],
+        *,
+        training: bool,
+        labelled: bool = True,
+    ) -> Features:
         """Pack documents into blocks; each document comes after EOS and ends in EOS.
 
         What is cut goes on in another block, which repeats the last token before the cut, so that
@@ -127,42 +166,33 @@ class CausalLM(Task):
             rows.append({"input_ids": np.concatenate(kept), "seq_lengths": lengths})
         return rows
 
-    def collate(self, pad_token_id, multiple=1):
-        def batch(rows: list[dict[str, Any]]) -> dict[str, Any]:
-            inputs = pad_inputs(rows, pad_token_id, multiple)
-            mask = inputs["attention_mask"]
-            inputs["labels"] = inputs["input_ids"].masked_fill(mask == 0, -100)
-            if "seq_lengths" in rows[0]:
-                places = [list(chain(*map(range, row["seq_lengths"]))) for row in rows]
-                inputs["position_ids"] = pad_right(places, 0, multiple)
-                # A document's first token does not follow from what stands before it
-                inputs["labels"].masked_fill_(inputs["position_ids"] == 0, -100)
-            if mask.all() or "position_ids" in inputs:  # which keep documents apart without a mask
-                del inputs["attention_mask"]
-            return inputs
+    def collate(self, pad_token_id: int, multiple: int = 1) -> LanguageModelingCollator:
+        return LanguageModelingCollator(pad_token_id, multiple)
 
-        return batch
-
-    def example_row(self):
+    def example_row(self) -> dict[str, Any]:
         return {self.text_column: "Good morning"}
 
-    def example_lines(self):
+    def example_lines(self) -> list[str]:
         return [
             'inputs = tokenizer(tokenizer.eos_token + "Good morning", return_tensors="pt")',
             "output = model.generate(**inputs, max_new_tokens=20, do_sample=False)",
             "print(tokenizer.decode(output[0], skip_special_tokens=True))",
         ]
 
-    def loss(self, outputs, labels, num_items):
-        return outputs.logits.sum() / num_items  # a LossHead's losses
+    def loss(self, outputs: Any, labels: torch.Tensor, num_items: torch.Tensor) -> torch.Tensor:
+        losses: torch.Tensor = outputs.logits  # a LossHead's
+        return losses.sum() / num_items
 
-    def reduce_logits(self, losses, labels):
-        """Return (batch, 2): summed negative log-likelihood and number of predicted tokens."""
+    def reduce_logits(self, logits: Any, labels: torch.Tensor | None) -> torch.Tensor:
+        """Return (batch, 2), summed losses and predicted tokens, from a LossHead's losses."""
         import torch
 
-        return torch.stack([losses.sum(1), (labels[:, 1:] != -100).sum(1).float()], dim=1)
+        assert labels is not None
+        return torch.stack([logits.sum(1), (labels[:, 1:] != -100).sum(1).float()], dim=1)
 
-    def score(self, prediction, held_out, labels) -> Score:
+    def score(
+        self, prediction: EvalPrediction, held_out: Features, labels: tuple[str, ...]
+    ) -> Score:
         import numpy as np
 
         rows = np.asarray(prediction.predictions, dtype=np.float64)
@@ -176,11 +206,11 @@ class CausalLM(Task):
         }
         return Score(metrics, "perplexity", (low, high), num_rows=len(rows))
 
-    def row(self, text):
+    def row(self, text: str) -> dict[str, Any]:
         """Return a row of a text to continue."""
         return {self.text_column: text}
 
-    def prompts(self, examples, tokenizer):
+    def prompts(self, examples: Examples, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
         """Return texts to continue; in training, documents begin after EOS."""
         texts = list(self.texts(examples))
         for index, text in enumerate(texts):

@@ -4,24 +4,37 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Ge, Lt
 
-from pipelines.data.padding import pad_inputs, pad_right
+from pipelines.data.padding import Batch, PaddingCollator, pad_inputs, pad_right
 from pipelines.errors import DataError
 from pipelines.metrics.bootstrap import bootstrap
 from pipelines.tasks.base import Features, Score, check_truncated
 from pipelines.tasks.chat_forms import looks_like_turns
-from pipelines.tasks.replies import IGNORED, ReplyTask, exchange
+from pipelines.tasks.replies import IGNORED, Prompt, ReplyTask, exchange
 
 if TYPE_CHECKING:
+    from transformers import EvalPrediction, PreTrainedTokenizerBase
+
+    from pipelines.data.rows import Examples
     from pipelines.tasks.generation import Continuation
 
 ROUGE_WORD = re.compile("[a-z0-9]")
 """What rouge-score keeps of a text."""
+
+
+@dataclass(frozen=True)
+class ReplyCollator(PaddingCollator):
+    """Pad exchanges, and their labels, to a batch."""
+
+    def __call__(self, rows: list[dict[str, Any]]) -> Batch:
+        """Return the batch of some exchanges; padding is not learned."""
+        labels = pad_right([row["labels"] for row in rows], IGNORED, self.multiple)
+        return pad_inputs(rows, self.pad_token_id, self.multiple) | {"labels": labels}
 
 
 @dataclass(frozen=True)
@@ -48,7 +61,15 @@ class InstructionTuning(ReplyTask):
     def reply_column(self) -> str:
         return self.completion_column
 
-    def example(self, examples, index, row, labels, *, labelled=True):
+    def example(
+        self,
+        examples: Examples,
+        index: int,
+        row: dict[str, Any],
+        labels: tuple[str, ...] | None,
+        *,
+        labelled: bool = True,
+    ) -> tuple[Prompt, list[str]]:
         """Return what a row asks, and all replies that it holds."""
         where, column = examples.where(index), self.completion_column
         value = row.get(column)
@@ -61,7 +82,7 @@ class InstructionTuning(ReplyTask):
         said = [self.said(row | {column: reply}, column, where) for reply in replies or [None]]
         return said[0][0], [reply for _, reply in said]
 
-    def label_cautions(self, train):
+    def label_cautions(self, train: Examples) -> Iterator[str]:
         """Add a caution where ROUGE-L, which counts Latin letters and digits, sees no reply."""
         yield from super().label_cautions(train)
         replies = [
@@ -76,7 +97,15 @@ class InstructionTuning(ReplyTask):
                 "are all that ROUGE-L counts: compare models by perplexity instead"
             )
 
-    def features(self, examples, tokenizer, labels, *, training, labelled=True) -> Features:
+    def features(
+        self,
+        examples: Examples,
+        tokenizer: PreTrainedTokenizerBase,
+        labels: tuple[str, ...],
+        *,
+        training: bool,
+        labelled: bool = True,
+    ) -> Features:
         import numpy as np
 
         rows: list[dict[str, Any]] = []
@@ -105,16 +134,12 @@ class InstructionTuning(ReplyTask):
             lengths=lengths,
         )
 
-    def collate(self, pad_token_id, multiple=1):
-        def batch(rows: list[dict[str, Any]]) -> dict[str, Any]:
-            inputs = pad_inputs(rows, pad_token_id, multiple)
-            return inputs | {
-                "labels": pad_right([row["labels"] for row in rows], IGNORED, multiple)
-            }
+    def collate(self, pad_token_id: int, multiple: int = 1) -> ReplyCollator:
+        return ReplyCollator(pad_token_id, multiple)
 
-        return batch
-
-    def score(self, prediction, held_out, labels) -> Score:
+    def score(
+        self, prediction: EvalPrediction, held_out: Features, labels: tuple[str, ...]
+    ) -> Score:
         """Score the likelihood of the replies, from (rows, 2): summed loss and learned tokens."""
         import numpy as np
 

@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from annotated_types import Gt
 
-from pipelines.data.padding import pad_inputs
+from pipelines.data.padding import Batch, PaddingCollator, pad_inputs
 from pipelines.errors import DataError
 from pipelines.tasks.base import Features, Score, check_truncated
 from pipelines.tasks.instruction import InstructionTuning
-from pipelines.tasks.replies import ReplyTask, exchange
+from pipelines.tasks.replies import Prompt, ReplyTask, exchange
+
+if TYPE_CHECKING:
+    from transformers import EvalPrediction, PreTrainedTokenizerBase
+
+    from pipelines.data.rows import Examples
+
+
+@dataclass(frozen=True)
+class ChosenReplyCollator(PaddingCollator):
+    """Pad prompts with their chosen replies to a batch."""
+
+    def __call__(self, rows: list[dict[str, Any]]) -> Batch:
+        """Return the batch of the chosen replies of some pairs."""
+        ids = [{"input_ids": [*row["prompt_ids"], *row["chosen_ids"]]} for row in rows]
+        return pad_inputs(ids, self.pad_token_id, self.multiple)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +46,15 @@ class PreferenceTuning(ReplyTask):
     def reply_column(self) -> str:
         return self.chosen_column
 
-    def example(self, examples, index, row, labels, *, labelled=True):
+    def example(
+        self,
+        examples: Examples,
+        index: int,
+        row: dict[str, Any],
+        labels: tuple[str, ...] | None,
+        *,
+        labelled: bool = True,
+    ) -> tuple[Prompt, str, str]:
         """Return what a row asks, with the chosen and the rejected reply."""
         where = examples.where(index)
         prompt, chosen = self.said(row, self.chosen_column, where)
@@ -42,7 +65,7 @@ class PreferenceTuning(ReplyTask):
             raise DataError(f"{where}: both replies are {chosen!r}.")
         return prompt, chosen, rejected
 
-    def merged(self):
+    def merged(self) -> InstructionTuning:
         """Return the writing of chosen replies: a merged model has no base to be compared with."""
         return InstructionTuning(
             dataset=self.dataset,
@@ -54,7 +77,15 @@ class PreferenceTuning(ReplyTask):
             completion_column=self.chosen_column,
         )
 
-    def features(self, examples, tokenizer, labels, *, training, labelled=True) -> Features:
+    def features(
+        self,
+        examples: Examples,
+        tokenizer: PreTrainedTokenizerBase,
+        labels: tuple[str, ...],
+        *,
+        training: bool,
+        labelled: bool = True,
+    ) -> Features:
         import numpy as np
 
         rows: list[dict[str, Any]] = []
@@ -79,20 +110,16 @@ class PreferenceTuning(ReplyTask):
         report = {"pairs": len(rows), "pairs_cut": num_cut}
         return Features(rows, report, num_rows=len(rows), where=examples.where, lengths=lengths)
 
-    def num_tokens(self, row):
+    def num_tokens(self, row: dict[str, Any]) -> int:
         """Return the tokens of the prompt with the longer reply."""
         return len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
 
-    def collate(self, pad_token_id, multiple=1):
-        """Return the function that pads prompts with their chosen replies."""
+    def collate(self, pad_token_id: int, multiple: int = 1) -> ChosenReplyCollator:
+        return ChosenReplyCollator(pad_token_id, multiple)
 
-        def batch(rows: list[dict[str, Any]]) -> dict[str, Any]:
-            ids = [{"input_ids": [*row["prompt_ids"], *row["chosen_ids"]]} for row in rows]
-            return pad_inputs(ids, pad_token_id, multiple)
-
-        return batch
-
-    def score(self, prediction, held_out, labels) -> Score:
+    def score(
+        self, prediction: EvalPrediction, held_out: Features, labels: tuple[str, ...]
+    ) -> Score:
         """Score (pairs, 4) log-probabilities: chosen, rejected, and both under the reference."""
         import numpy as np
         from scipy.stats import binomtest
@@ -115,5 +142,5 @@ class PreferenceTuning(ReplyTask):
         found = binomtest(right, len(margins)).proportion_ci(method="wilson")
         return Score(values, "reward_accuracy", (found.low, found.high), num_rows=len(margins))
 
-    def baseline(self, train, held_out):
+    def baseline(self, train: Features, held_out: Features) -> dict[str, float]:
         return {"chance": 0.5}

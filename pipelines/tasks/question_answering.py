@@ -7,9 +7,9 @@ nothing but itself. A row is `question <eos> window of the context <eos>`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from annotated_types import Ge, Le
 
@@ -31,6 +31,12 @@ from pipelines.tasks.spans import (
     trim,
     window_starts,
 )
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import EvalPrediction, PreTrainedTokenizerBase
+
+    from pipelines.data.rows import Examples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,13 +84,21 @@ class QuestionAnswering(Task):
     grouped_by: ClassVar[str] = "context"
     needs_offsets: ClassVar[bool] = True
 
-    def inputs(self, row):
+    def inputs(self, row: dict[str, Any]) -> Hashable:
         return row[self.question_column], row[self.context_column]
 
-    def group(self, row):
-        return row[self.context_column]
+    def group(self, row: dict[str, Any]) -> Hashable:
+        return str(row[self.context_column])
 
-    def example(self, examples, index, row, labels, *, labelled=True) -> Question:
+    def example(
+        self,
+        examples: Examples,
+        index: int,
+        row: dict[str, Any],
+        labels: tuple[str, ...] | None,
+        *,
+        labelled: bool = True,
+    ) -> Question:
         """Check a row; the gold text must stand in the context where it is said to."""
         where = examples.where(index)
         for column in (self.question_column, self.context_column):
@@ -111,7 +125,15 @@ class QuestionAnswering(Task):
             )
         return Question(identity, context, answers)
 
-    def features(self, examples, tokenizer, labels, *, training, labelled=True) -> Features:
+    def features(
+        self,
+        examples: Examples,
+        tokenizer: PreTrainedTokenizerBase,
+        labels: tuple[str, ...],
+        *,
+        training: bool,
+        labelled: bool = True,
+    ) -> Features:
         questions = [
             self.example(examples, i, row, labels, labelled=labelled)
             for i, row in enumerate(examples.rows)
@@ -166,11 +188,11 @@ class QuestionAnswering(Task):
             report,
             num_rows=len(questions),
             context=(questions, windows),
-            where=lambda row: examples.where(windows[row].question),
+            where=examples.only(window.question for window in windows).where,
             lengths=[len(ids) for ids in encoded],
         )
 
-    def loss(self, outputs, labels, num_items):
+    def loss(self, outputs: Any, labels: torch.Tensor, num_items: torch.Tensor) -> torch.Tensor:
         """Return the mean cross-entropy of start and end.
 
         `labels` is (batch, 4): start, end, first and one past the last position to choose from.
@@ -189,13 +211,15 @@ class QuestionAnswering(Task):
         num_rows = num_items / labels.shape[1]
         return total / (2 * num_rows)
 
-    def reduce_logits(self, logits, labels):
+    def reduce_logits(self, logits: Any, labels: torch.Tensor | None) -> torch.Tensor:
         """Return (batch, length, 2)."""
         import torch
 
         return torch.stack(logits[:2], dim=-1).float()
 
-    def score(self, prediction, held_out, labels) -> Score:
+    def score(
+        self, prediction: EvalPrediction, held_out: Features, labels: tuple[str, ...]
+    ) -> Score:
         from pipelines import metrics
         from pipelines.metrics.squad_scoring import best_over_answers, token_f1
 
@@ -227,7 +251,9 @@ class QuestionAnswering(Task):
         interval = bootstrap(rows, lambda means: means[:, 0])
         return Score(values, "f1", interval, num_rows=len(questions))
 
-    def predictions(self, logits, given, labels):
+    def predictions(
+        self, logits: Any, given: Features, labels: tuple[str, ...]
+    ) -> list[dict[str, Any]]:
         questions, windows = given.context
         lengths = [len(row["input_ids"]) for row in given.dataset]
         decoded = self.decode(logits, questions, windows, lengths)
@@ -236,10 +262,10 @@ class QuestionAnswering(Task):
             for best, share in ((answers[0], share_of_first(answers)) for answers in decoded)
         ]
 
-    def example_row(self):
+    def example_row(self) -> dict[str, Any]:
         return {self.question_column: "Who wrote?", self.context_column: "Ada wrote on Monday."}
 
-    def example_lines(self):
+    def example_lines(self) -> list[str]:
         lines = [
             'question, context = "Who wrote?", "Ada wrote on Monday."',
             'asked = tokenizer(question, add_special_tokens=False)["input_ids"]',

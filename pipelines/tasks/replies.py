@@ -7,10 +7,10 @@ does, and it ends in EOS, which is learned though it is the pad token too.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field, fields
 from string import Formatter
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from annotated_types import Ge, Le
 
@@ -18,6 +18,11 @@ from pipelines.errors import DataError
 from pipelines.tasks.base import Task, literal, token_ids
 from pipelines.tasks.chat_forms import begins_with_turn, looks_like_turns, read_turns
 from pipelines.tasks.generation import Generation
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from pipelines.data.rows import Examples
 
 Prompt = str | list[dict[str, str]]
 """A text, or the turns of a chat that ends with the user's."""
@@ -111,17 +116,17 @@ class ReplyTask(Task):
         """Return the column of the reply that is to become likelier."""
         raise NotImplementedError
 
-    def columns(self):
+    def columns(self) -> Iterator[tuple[str, str]]:
         yield from super().columns()
         if not self.chat:
             for column in columns_of(self.prompt_format):
                 yield "prompt_format", column
 
-    def inputs(self, row):
+    def inputs(self, row: dict[str, Any]) -> Hashable:
         prompt = self.prompt(row, "")
         return prompt.rstrip(" ") if isinstance(prompt, str) else json.dumps(prompt)
 
-    def row(self, text):
+    def row(self, text: str) -> dict[str, Any]:
         """Return a row of a prompt that somebody types."""
         if self.chat:
             return {self.reply_column: [{"role": "user", "content": text}]}
@@ -191,7 +196,7 @@ class ReplyTask(Task):
             )
         return fill(self.prompt_format, row, where), reply.strip()
 
-    def label_cautions(self, train):
+    def label_cautions(self, train: Examples) -> Iterator[str]:
         """Yield a caution about columns that often belong to a chat and are not read."""
         counts = {
             name: sum(bool(row.get(name)) for row in train.rows) if self.chat else 0
@@ -204,16 +209,16 @@ class ReplyTask(Task):
                     "into its messages"
                 )
 
-    def prompts(self, examples, tokenizer):
+    def prompts(self, examples: Examples, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
         asked = [self.prompt(row, examples.where(i)) for i, row in enumerate(examples.rows)]
         return [encode_prompt(tokenizer, prompt) for prompt in asked]
 
-    def example_row(self):
+    def example_row(self) -> dict[str, Any]:
         if self.chat:
             return self.row("Good morning")
         return dict.fromkeys(columns_of(self.prompt_format), "Good morning")
 
-    def example_lines(self):
+    def example_lines(self) -> list[str]:
         if self.chat:
             asked = [
                 f"messages = {literal(self.example_row()[self.reply_column])}",
@@ -280,9 +285,9 @@ def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
     """Return the tokens of a prompt; a space at its end belongs to the reply."""
     if isinstance(prompt, str):
         return token_ids(tokenizer, [prompt.rstrip(" ")])[0]
-    return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)[
-        "input_ids"
-    ]
+    encoded = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)
+    input_ids: list[int] = encoded["input_ids"]
+    return input_ids
 
 
 def exchange(tokenizer: Any, prompt: Prompt, reply: str) -> Exchange:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Le
 
@@ -17,6 +17,10 @@ from pipelines.metrics.bootstrap import bootstrap
 from pipelines.tasks import label_forms
 from pipelines.tasks.base import Features, Score, Task, check_truncated, literal, text_of, token_ids
 from pipelines.tasks.cells import to_python, whole_number
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import EvalPrediction, PreTrainedTokenizerBase
 
 KINDS = {str: "text", int: "number", float: "number", bool: "boolean"}
 LARGEST = 3.4028234663852886e38  # of 32 bits, in which targets are learned
@@ -138,22 +142,22 @@ class TextClassification(Task):
         return known or tuple(sorted(names, key=natural_order))
 
     @property
-    def stratified_by(self):
+    def stratified_by(self) -> str | None:
         if self.problem_type == "regression":
             return None
         return ", ".join(self.label_columns) or self.label_column
 
-    def columns(self):
+    def columns(self) -> Iterator[tuple[str, str]]:
         for option, column in super().columns():
             if option != "label_column" or not self.label_columns:
                 yield option, column
         for column in self.label_columns:
             yield "label_columns", column
 
-    def inputs(self, row):
+    def inputs(self, row: dict[str, Any]) -> Hashable:
         return tuple(row[c] for c in (self.text_column, self.text_pair_column) if c)
 
-    def row_labels(self, examples, index, row):
+    def row_labels(self, examples: Examples, index: int, row: dict[str, Any]) -> Sequence[str]:
         return self.names(examples, index, row) if self.stratified_by else ()
 
     def label_cautions(self, train: Examples) -> Iterator[str]:
@@ -280,12 +284,28 @@ class TextClassification(Task):
             return [float(name in names) for name in labels]
         return labels.index(names[0])
 
-    def example(self, examples, index, row, labels, *, labelled=True) -> tuple[list[str], Any]:
+    def example(
+        self,
+        examples: Examples,
+        index: int,
+        row: dict[str, Any],
+        labels: tuple[str, ...] | None,
+        *,
+        labelled: bool = True,
+    ) -> tuple[list[str], Any]:
         columns = [c for c in (self.text_column, self.text_pair_column) if c]
         texts = [text_of(examples, index, row, column) for column in columns]
         return texts, self.target(examples, index, row, labels) if labelled else None
 
-    def features(self, examples, tokenizer, labels, *, training, labelled=True) -> Features:
+    def features(
+        self,
+        examples: Examples,
+        tokenizer: PreTrainedTokenizerBase,
+        labels: tuple[str, ...],
+        *,
+        training: bool,
+        labelled: bool = True,
+    ) -> Features:
         task = self.resolved(examples) if labelled else self
         given = [
             task.example(examples, i, row, labels, labelled=labelled)
@@ -309,7 +329,7 @@ class TextClassification(Task):
         lengths = [sum(map(len, parts)) + len(parts) - 1 for parts in zip(*encoded, strict=True)]
         return Features(rows, report, num_rows=len(rows), where=examples.where, lengths=lengths)
 
-    def loss(self, outputs, labels, num_items):
+    def loss(self, outputs: Any, labels: torch.Tensor, num_items: torch.Tensor) -> torch.Tensor:
         import torch.nn.functional as F
 
         logits = outputs.logits.float()
@@ -321,7 +341,7 @@ class TextClassification(Task):
             total = F.cross_entropy(logits, labels, reduction="sum")
         return total / num_items
 
-    def check_scorable(self, held_out) -> None:
+    def check_scorable(self, held_out: Features) -> None:
         """Raise DataError for rows on which F1 or a correlation is not defined."""
         import numpy as np
 
@@ -340,7 +360,9 @@ class TextClassification(Task):
                 f"none of {len(targets):,} evaluation rows has a label; F1 needs one. {other}"
             )
 
-    def score(self, prediction, held_out, labels) -> Score:
+    def score(
+        self, prediction: EvalPrediction, held_out: Features, labels: tuple[str, ...]
+    ) -> Score:
         import numpy as np
         from scipy.special import logsumexp
         from scipy.stats import binomtest
@@ -393,7 +415,9 @@ class TextClassification(Task):
         hits = binomtest(int((guess == truth).sum()), len(truth)).proportion_ci(method="wilson")
         return Score(values, "accuracy", (hits.low, hits.high), num_rows=len(truth))
 
-    def predictions(self, logits, given, labels):
+    def predictions(
+        self, logits: Any, given: Features, labels: tuple[str, ...]
+    ) -> list[dict[str, Any]]:
         import numpy as np
 
         logits = np.asarray(logits, dtype=np.float64)
@@ -427,7 +451,7 @@ class TextClassification(Task):
             return [float(name in prediction["labels"]) for name in ids]
         return ids[prediction["label"]]
 
-    def baseline(self, train, held_out) -> dict[str, float] | None:
+    def baseline(self, train: Features, held_out: Features) -> dict[str, float] | None:
         if self.problem_type != "single_label_classification":
             return None
         counts: dict[int, int] = {}
@@ -437,11 +461,11 @@ class TextClassification(Task):
         hits = sum(row["labels"] == majority for row in held_out.dataset)
         return {"majority class": hits / held_out.num_rows}
 
-    def example_row(self):
+    def example_row(self) -> dict[str, Any]:
         columns = [c for c in (self.text_column, self.text_pair_column) if c]
         return dict.fromkeys(columns, "A text to classify.")
 
-    def example_lines(self):
+    def example_lines(self) -> list[str]:
         text = '["A text to classify.", "And another one."]'
         if self.text_pair_column:
             text = '["A text" + tokenizer.eos_token + "and its second part."]'
@@ -458,7 +482,7 @@ class TextClassification(Task):
             return [*lines, f"print({found}for row in logits > 0])"]
         return [*lines, "print([model.config.id2label[i] for i in logits.argmax(-1).tolist()])"]
 
-    def head_arguments(self, labels):
+    def head_arguments(self, labels: tuple[str, ...]) -> list[str]:
         kind = f"problem_type={literal(self.problem_type)}"
         if not labels:
             return [kind, "num_labels=1"]
@@ -469,7 +493,7 @@ class TextClassification(Task):
             "label2id={name: i for i, name in enumerate(labels)}",
         ]
 
-    def model_kwargs(self, labels):
+    def model_kwargs(self, labels: tuple[str, ...]) -> dict[str, Any]:
         return {
             "num_labels": max(len(labels), 1),
             "problem_type": self.problem_type,
