@@ -14,7 +14,7 @@ LAYERS = (
     "train",
     "selftest",
     "recipe_cli",
-    "run",
+    "flow",
     "finished",
     "evaluation",
     "inference",

@@ -9,10 +9,10 @@ from pipelines.data.load import load_splits
 from pipelines.data.source import DatasetSource
 from pipelines.data.splits import check_splits
 from pipelines.errors import DataError
+from pipelines.flow import run
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import Model, Scratch, Train
 from pipelines.reporting.cautions import of_rows
-from pipelines.run import run
 from pipelines.tasks.causal_lm import CausalLM
 from pipelines.tasks.question_answering import QuestionAnswering
 from pipelines.tasks.text_classification import TextClassification

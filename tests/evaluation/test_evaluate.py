@@ -28,7 +28,7 @@ METRICS = ROOT / "pipelines" / "metrics"
 @pytest.fixture(scope="module")
 def results(tmp_path_factory, checkpoint, helpdesk):
     """An adapter for each task."""
-    from pipelines.run import run
+    from pipelines.flow import run
 
     folder = tmp_path_factory.mktemp("results")
     for name, task in make_tasks(helpdesk).items():

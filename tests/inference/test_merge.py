@@ -33,7 +33,7 @@ TASKS = tuple(CLASSES)
 @pytest.fixture(scope="module")
 def merged(tmp_path_factory, checkpoint, helpdesk):
     """A folder with every adapter and, below merged/, what it was merged to."""
-    from pipelines.run import run
+    from pipelines.flow import run
 
     folder, said = tmp_path_factory.mktemp("results"), {}
     for task in TASKS:

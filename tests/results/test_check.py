@@ -26,7 +26,7 @@ KINDS = ("classifier", "language_model", "replies")
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory, checkpoint, helpdesk):
     """A classifier's adapter, a language model from scratch, and an adapter that replies."""
-    from pipelines.run import run
+    from pipelines.flow import run
 
     folder, tasks = tmp_path_factory.mktemp("originals"), make_tasks(helpdesk)
     base = {"model": Model(name_or_path=str(checkpoint)), **method("lora")}
