@@ -169,9 +169,9 @@ class Scoring:
 
     def __call__(self) -> None:
         """Score it."""
-        from pipelines.evaluation.evaluate import evaluate_result
+        from pipelines.evaluation.evaluate import evaluate
 
-        if not evaluate_result(self.folder).equal:
+        if not evaluate(self.folder).equal:
             raise SystemExit(1)
 
 

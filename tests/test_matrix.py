@@ -142,7 +142,7 @@ def test_the_sidecar_names_labels_versions_and_score(results):
 
 
 def test_evaluate_gives_the_score_of_the_run(results):
-    from pipelines.evaluation.evaluate import evaluate_result
+    from pipelines.evaluation.evaluate import evaluate as evaluate_result
 
     folder, _, _ = results
     for name in (

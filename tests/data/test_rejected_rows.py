@@ -216,7 +216,7 @@ def test_rows_held_out_keep_their_lines(tmp_path):
 def test_a_run_counts_what_it_skips_and_its_score_can_be_found_again(
     helpdesk, checkpoint, tmp_path, capsys
 ):
-    from pipelines.evaluation.evaluate import evaluate_result
+    from pipelines.evaluation.evaluate import evaluate as evaluate_result
     from pipelines.hub.card import results
 
     data = tmp_path / "data"

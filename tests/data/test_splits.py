@@ -565,7 +565,7 @@ def test_a_maximum_of_a_hub_dataset_is_drawn_by_label_too(monkeypatch):
 
 
 def test_a_run_records_what_was_drawn_and_evaluate_draws_it_again(tmp_path, checkpoint, capsys):
-    from pipelines.evaluation.evaluate import evaluate_result
+    from pipelines.evaluation.evaluate import evaluate as evaluate_result
     from pipelines.flow import run
     from pipelines.hub.card import model_card
 

@@ -14,7 +14,7 @@ import torch
 from helpers.factories import ROOT, first_logits, make_tasks
 from pipelines.data.load import load_splits, read_file
 from pipelines.errors import DataError, RecipeError
-from pipelines.evaluation.evaluate import evaluate_result
+from pipelines.evaluation.evaluate import evaluate as evaluate_result
 from pipelines.hub.load import load_result
 from pipelines.inference.evaluate_pipeline import Pipeline
 from pipelines.recipe.recipe import Recipe

@@ -19,7 +19,7 @@ import torch
 from helpers.factories import CASES, first_logits, make_tasks, method
 from pipelines.data.load import load_splits
 from pipelines.data.source import DatasetSource
-from pipelines.evaluation.evaluate import evaluate_result
+from pipelines.evaluation.evaluate import evaluate as evaluate_result
 from pipelines.hub.load import load_result
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import Model, Scratch, Tokenizer, Train

@@ -21,7 +21,7 @@ from helpers.factories import list_files_again, make_tasks, method
 from pipelines.data.rows import Examples
 from pipelines.data.source import DatasetSource
 from pipelines.errors import DataError, RecipeError
-from pipelines.evaluation.evaluate import evaluate_result
+from pipelines.evaluation.evaluate import evaluate as evaluate_result
 from pipelines.flow import run
 from pipelines.hub.load import load_result
 from pipelines.hub.pin import pin_revisions

@@ -86,7 +86,7 @@ def bounded(seconds: int, memory: int):
 def outcome(folder: Path, original) -> str:
     """Return what becomes of a damaged result."""
     from pipelines.errors import DataError
-    from pipelines.evaluation.evaluate import evaluate_result
+    from pipelines.evaluation.evaluate import evaluate as evaluate_result
 
     try:
         with bounded(30, 1 << 30):

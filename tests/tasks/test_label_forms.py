@@ -423,7 +423,8 @@ def test_a_run_on_constant_targets_ends_before_it_trains(tmp_path, checkpoint, m
 
 def test_a_result_keeps_the_form_of_its_labels(tmp_path, checkpoint):
     """The rows of another file would be two ids each; the result reads them as vectors."""
-    from pipelines.evaluation.evaluate import evaluate_result, file_rows
+    from pipelines.evaluation.evaluate import evaluate as evaluate_result
+    from pipelines.evaluation.evaluate import file_rows
     from pipelines.flow import run
     from pipelines.hub.load import load_result
 

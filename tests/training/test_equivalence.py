@@ -123,7 +123,7 @@ for text in json.loads(Path(sys.argv[1]).read_text()):
 
 def test_two_processes_reach_the_scores_of_one(checkpoint, helpdesk, tmp_path):
     """Whole runs, with what happens before training, on 15 rows, which 2 processes cannot halve."""
-    from pipelines.evaluation.evaluate import evaluate_result
+    from pipelines.evaluation.evaluate import evaluate as evaluate_result
     from pipelines.flow import run
 
     recipes = []
