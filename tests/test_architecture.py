@@ -31,6 +31,7 @@ LAYERS = (
     "console",
     "process",
     "terminal",
+    "shipped",
     "abandonable",
     "log",
     "errors",
