@@ -86,10 +86,10 @@ def evaluate(
         options = dict(json.loads(metric_options))
     except (ValueError, TypeError):
         stop([f"--metric-options: {metric_options!r} is not a JSON object."], 2)
-    from pipelines.evaluation.evaluate import evaluate_result
+    from pipelines.evaluation.evaluate import evaluate as score_again
 
-    result = evaluate_result(
-        repo, revision, base=base, data=data, metric=metric, metric_options=options
+    result = score_again(
+        repo, revision=revision, base=base, data=data, metric=metric, metric_options=options
     )
     if result.claimed is not None and not result.equal:
         raise SystemExit(1)

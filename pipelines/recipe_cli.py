@@ -15,7 +15,7 @@ def main(recipe: Recipe) -> None:
     """Run a recipe with the values of the command line in place of its own."""
     with report_errors():
         chosen = parse(recipe, sys.argv)
-        from pipelines.run import run
+        from pipelines.flow import run
 
         run(chosen)
 

@@ -36,7 +36,7 @@ OFFLINE = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 IMPORTED = [
-    "pipelines.run",
+    "pipelines.flow",
     "pipelines.evaluation.evaluate",
     "pipelines.selftest",
     "transformers.models.gpt2.modeling_gpt2",
@@ -156,7 +156,7 @@ class Running:
 
     def __call__(self) -> None:
         """Run it."""
-        from pipelines.run import run
+        from pipelines.flow import run
 
         run(Recipe.from_json(self.recipe))
 
@@ -169,9 +169,9 @@ class Scoring:
 
     def __call__(self) -> None:
         """Score it."""
-        from pipelines.evaluation.evaluate import evaluate_result
+        from pipelines.evaluation.evaluate import evaluate
 
-        if not evaluate_result(self.folder).equal:
+        if not evaluate(self.folder).equal:
             raise SystemExit(1)
 
 

@@ -7,7 +7,6 @@ trace is shown only where no process left a message. Imports no torch before it 
 from __future__ import annotations
 
 import contextlib
-import difflib
 import io
 import json
 import os
@@ -22,10 +21,10 @@ from typing import Any, NoReturn
 from pipelines.errors import Problem, RecipeError
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe_cli import main, parse
+from pipelines.shipped import find_file
 from pipelines.terminal import EXITS, Exit, report_errors, stop
 from pipelines.training.launcher import check_request, default_config, read_config, read_request
 
-SHIPPED = Path(__file__).parents[1] / "recipes"
 ONE_ON_CPU = {
     "compute_environment": "LOCAL_MACHINE",
     "use_cpu": True,
@@ -48,9 +47,16 @@ ONE_ON_CPU = {
 def train(
     recipe: str, flags: Sequence[str], *, config_file: Path | None, num_processes: int | None
 ) -> None:
-    """Run a recipe with its flags, and end with its exit code."""
-    file = recipe_file(recipe)
-    config_file = config_file or default_config()
+    """Run a recipe with its flags, and end with its exit code.
+
+    Recipe and config are paths, or names of shipped files. Raise RecipeError for what is neither,
+    and for what this machine cannot run.
+    """
+    file = find_file(recipe, "recipes", field="RECIPE")
+    if config_file is None:
+        config_file = default_config()
+    else:
+        config_file = find_file(config_file, "accelerate_configs", field="config_file")
     config = read_config(config_file)
     if {"-h", "--help"} & set(flags):
         run_file(file, flags)
@@ -61,19 +67,6 @@ def train(
     else:
         parse(load_recipe(file), [str(file), *flags])  # before seconds of imports, and once
         launch(file, flags, config_file, num_processes)
-
-
-def recipe_file(name: str) -> Path:
-    """Return the file of a recipe, given by its path or by the name of one that is shipped."""
-    if Path(name).is_file():
-        return Path(name)
-    shipped = {file.stem: file for file in SHIPPED.glob("*.py")}
-    stem = Path(name).stem.replace("-", "_")
-    if stem in shipped and Path(name).parent == Path():
-        return shipped[stem]
-    close = difflib.get_close_matches(stem, shipped, n=1)
-    hint = f"Did you mean {close[0]}?" if close else f"Shipped: {', '.join(sorted(shipped))}."
-    raise RecipeError([Problem("RECIPE", f"{name!r} is no file and no shipped recipe. {hint}")])
 
 
 def load_recipe(file: Path) -> Recipe:
@@ -154,7 +147,7 @@ def validated(words: list[str]) -> Any:
         raise RecipeError([Problem("config_file", str(error))]) from None
     if not arguments.multi_gpu and arguments.num_processes > 1:
         text = f"{arguments.num_processes} processes need a config that starts them. On a CPU use "
-        text += "--config-file accelerate_configs/cpu_2_processes.yaml."
+        text += "--config-file cpu_2_processes."
         raise RecipeError([Problem("num_processes", text)])
     return arguments
 

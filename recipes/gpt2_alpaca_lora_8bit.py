@@ -4,12 +4,17 @@
         recipes/gpt2_alpaca_lora_8bit.py
 """
 
-from pipelines.data.source import DatasetSource
-from pipelines.recipe.recipe import Recipe
-from pipelines.recipe.values import Int8, Lora, Model, Train
-from pipelines.recipe_cli import main
-from pipelines.tasks.generation import Generation
-from pipelines.tasks.instruction import InstructionTuning
+from pipelines import (
+    DatasetSource,
+    Generation,
+    InstructionTuning,
+    Int8,
+    Lora,
+    Model,
+    Recipe,
+    Train,
+    main,
+)
 
 RECIPE = Recipe(
     name="gpt2-alpaca-lora-8bit",

@@ -7,12 +7,7 @@ adapter is on GPT-2's query and value, 0.35M parameters of GPT-2 medium, and sco
 test set; on `c_attn`, which holds the key too, it has 0.39M.
 """
 
-from pipelines.data.source import DatasetSource
-from pipelines.recipe.recipe import Recipe
-from pipelines.recipe.values import Lora, Model, Train
-from pipelines.recipe_cli import main
-from pipelines.tasks.generation import Generation
-from pipelines.tasks.instruction import InstructionTuning
+from pipelines import DatasetSource, Generation, InstructionTuning, Lora, Model, Recipe, Train, main
 
 RECIPE = Recipe(
     name="gpt2-e2e-lora",

@@ -6,11 +6,7 @@ r"""GPT-2 124M from random weights on FineWeb-Edu, read as a stream.
 19,073 steps of 512 rows of 1,024 tokens are 10 billion tokens.
 """
 
-from pipelines.data.source import DatasetSource
-from pipelines.recipe.recipe import Recipe
-from pipelines.recipe.values import Model, Scratch, Train
-from pipelines.recipe_cli import main
-from pipelines.tasks.causal_lm import CausalLM
+from pipelines import CausalLM, DatasetSource, Model, Recipe, Scratch, Train, main
 
 RECIPE = Recipe(
     name="gpt2-fineweb-pretrain",

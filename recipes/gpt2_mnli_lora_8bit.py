@@ -4,11 +4,7 @@ r"""Entailment on MNLI, a pair of texts: GPT-2 in 8 bits, a LoRA adapter and a n
         recipes/gpt2_mnli_lora_8bit.py
 """
 
-from pipelines.data.source import DatasetSource
-from pipelines.recipe.recipe import Recipe
-from pipelines.recipe.values import Int8, Lora, Model, Train
-from pipelines.recipe_cli import main
-from pipelines.tasks.text_classification import TextClassification
+from pipelines import DatasetSource, Int8, Lora, Model, Recipe, TextClassification, Train, main
 
 RECIPE = Recipe(
     name="gpt2-mnli-lora-8bit",

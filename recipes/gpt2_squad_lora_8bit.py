@@ -4,11 +4,7 @@ r"""Answers as spans on SQuAD: GPT-2 in 8 bits, a LoRA adapter and a new head.
         recipes/gpt2_squad_lora_8bit.py
 """
 
-from pipelines.data.source import DatasetSource
-from pipelines.recipe.recipe import Recipe
-from pipelines.recipe.values import Int8, Lora, Model, Train
-from pipelines.recipe_cli import main
-from pipelines.tasks.question_answering import QuestionAnswering
+from pipelines import DatasetSource, Int8, Lora, Model, QuestionAnswering, Recipe, Train, main
 
 RECIPE = Recipe(
     name="gpt2-squad-lora-8bit",

@@ -4,11 +4,7 @@ r"""Answers as spans, or none, on SQuAD v2: GPT-2 in 4 bits (NF4) and a LoRA ada
         recipes/gpt2_squad_v2_lora_4bit.py
 """
 
-from pipelines.data.source import DatasetSource
-from pipelines.recipe.recipe import Recipe
-from pipelines.recipe.values import NF4, Lora, Model, Train
-from pipelines.recipe_cli import main
-from pipelines.tasks.question_answering import QuestionAnswering
+from pipelines import NF4, DatasetSource, Lora, Model, QuestionAnswering, Recipe, Train, main
 
 RECIPE = Recipe(
     name="gpt2-squad-v2-lora-4bit",

@@ -7,12 +7,7 @@ DPO starts from a model that follows instructions, which plain GPT-2 does not: g
 result of instruction tuning.
 """
 
-from pipelines.data.source import DatasetSource
-from pipelines.recipe.recipe import Recipe
-from pipelines.recipe.values import Lora, Model, Train
-from pipelines.recipe_cli import main
-from pipelines.tasks.generation import Generation
-from pipelines.tasks.preference import PreferenceTuning
+from pipelines import DatasetSource, Generation, Lora, Model, PreferenceTuning, Recipe, Train, main
 
 RECIPE = Recipe(
     name="gpt2-ultrafeedback-dpo-lora",

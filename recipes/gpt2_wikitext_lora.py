@@ -3,11 +3,7 @@
 accelerate launch --config_file accelerate_configs/single_gpu.yaml recipes/gpt2_wikitext_lora.py
 """
 
-from pipelines.data.source import DatasetSource
-from pipelines.recipe.recipe import Recipe
-from pipelines.recipe.values import Lora, Model, Train
-from pipelines.recipe_cli import main
-from pipelines.tasks.causal_lm import CausalLM
+from pipelines import CausalLM, DatasetSource, Lora, Model, Recipe, Train, main
 
 RECIPE = Recipe(
     name="gpt2-wikitext-lora",

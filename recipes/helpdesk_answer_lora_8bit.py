@@ -6,11 +6,7 @@ r"""Answers as spans of a ticket, or none: the help desk's GPT-2 in 8 bits and a
 The base is what recipes/helpdesk_pretrain.py leaves in runs/helpdesk-pretrain.
 """
 
-from pipelines.data.source import DatasetSource
-from pipelines.recipe.recipe import Recipe
-from pipelines.recipe.values import Int8, Lora, Model, Train
-from pipelines.recipe_cli import main
-from pipelines.tasks.question_answering import QuestionAnswering
+from pipelines import DatasetSource, Int8, Lora, Model, QuestionAnswering, Recipe, Train, main
 
 RECIPE = Recipe(
     name="helpdesk-answer-lora-8bit",

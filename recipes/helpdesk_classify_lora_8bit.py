@@ -6,11 +6,7 @@ r"""The queue of a ticket: the help desk's GPT-2 in 8 bits, a LoRA adapter and a
 The base is what recipes/helpdesk_pretrain.py leaves in runs/helpdesk-pretrain.
 """
 
-from pipelines.data.source import DatasetSource
-from pipelines.recipe.recipe import Recipe
-from pipelines.recipe.values import Int8, Lora, Model, Train
-from pipelines.recipe_cli import main
-from pipelines.tasks.text_classification import TextClassification
+from pipelines import DatasetSource, Int8, Lora, Model, Recipe, TextClassification, Train, main
 
 RECIPE = Recipe(
     name="helpdesk-classify-lora-8bit",

@@ -4,11 +4,7 @@ python scripts/helpdesk_data.py data/helpdesk
 accelerate launch --config_file accelerate_configs/cpu.yaml recipes/helpdesk_pretrain.py
 """
 
-from pipelines.data.source import DatasetSource
-from pipelines.recipe.recipe import Recipe
-from pipelines.recipe.values import Scratch, Tokenizer, Train
-from pipelines.recipe_cli import main
-from pipelines.tasks.causal_lm import CausalLM
+from pipelines import CausalLM, DatasetSource, Recipe, Scratch, Tokenizer, Train, main
 
 RECIPE = Recipe(
     name="helpdesk-pretrain",

@@ -6,12 +6,7 @@ r"""Courteous replies rather than curt ones: a LoRA adapter by trl's DPOTrainer.
 The base is what recipes/helpdesk_reply_lora_8bit.py leaves, merged into its own base.
 """
 
-from pipelines.data.source import DatasetSource
-from pipelines.recipe.recipe import Recipe
-from pipelines.recipe.values import Lora, Model, Train
-from pipelines.recipe_cli import main
-from pipelines.tasks.generation import Generation
-from pipelines.tasks.preference import PreferenceTuning
+from pipelines import DatasetSource, Generation, Lora, Model, PreferenceTuning, Recipe, Train, main
 
 RECIPE = Recipe(
     name="helpdesk-reply-dpo-lora",

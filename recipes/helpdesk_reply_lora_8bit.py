@@ -5,12 +5,17 @@ r"""A reply to a ticket: the help desk's GPT-2 in 8 bits and a LoRA adapter, by 
 The base is what recipes/helpdesk_pretrain.py leaves in runs/helpdesk-pretrain.
 """
 
-from pipelines.data.source import DatasetSource
-from pipelines.recipe.recipe import Recipe
-from pipelines.recipe.values import Int8, Lora, Model, Train
-from pipelines.recipe_cli import main
-from pipelines.tasks.generation import Generation
-from pipelines.tasks.instruction import InstructionTuning
+from pipelines import (
+    DatasetSource,
+    Generation,
+    InstructionTuning,
+    Int8,
+    Lora,
+    Model,
+    Recipe,
+    Train,
+    main,
+)
 
 RECIPE = Recipe(
     name="helpdesk-reply-lora-8bit",

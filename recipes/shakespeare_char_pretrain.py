@@ -5,11 +5,7 @@ Take any text file, or the plays that char-rnn made known (1.1 MB), as data/shak
     accelerate launch --config_file accelerate_configs/cpu.yaml recipes/shakespeare_char_pretrain.py
 """
 
-from pipelines.data.source import DatasetSource
-from pipelines.recipe.recipe import Recipe
-from pipelines.recipe.values import Scratch, Tokenizer, Train
-from pipelines.recipe_cli import main
-from pipelines.tasks.causal_lm import CausalLM
+from pipelines import CausalLM, DatasetSource, Recipe, Scratch, Tokenizer, Train, main
 
 RECIPE = Recipe(
     name="shakespeare-char-pretrain",

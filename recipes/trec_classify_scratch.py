@@ -6,11 +6,7 @@ A folder with train.jsonl and test.jsonl of `text` and `label`:
         recipes/trec_classify_scratch.py --task.dataset.path data/trec
 """
 
-from pipelines.data.source import DatasetSource
-from pipelines.recipe.recipe import Recipe
-from pipelines.recipe.values import Model, Scratch, Train
-from pipelines.recipe_cli import main
-from pipelines.tasks.text_classification import TextClassification
+from pipelines import DatasetSource, Model, Recipe, Scratch, TextClassification, Train, main
 
 RECIPE = Recipe(
     name="trec-classify-scratch",

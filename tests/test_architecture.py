@@ -14,7 +14,7 @@ LAYERS = (
     "train",
     "selftest",
     "recipe_cli",
-    "run",
+    "flow",
     "finished",
     "evaluation",
     "inference",
@@ -31,6 +31,7 @@ LAYERS = (
     "console",
     "process",
     "terminal",
+    "shipped",
     "abandonable",
     "log",
     "errors",
@@ -64,6 +65,19 @@ def imported(tree: ast.Module) -> set[str]:
 
 
 GRAPH = {name: imported(tree) for name, tree in MODULES.items()}
+
+
+def test_no_module_imports_the_public_names():
+    """They are for users: through them a module could import what lies above it."""
+    found = [
+        f"{name}: {each.name}"
+        for name, tree in MODULES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module == "pipelines"
+        for each in node.names
+        if each.name not in MODULES
+    ]
+    assert found == []
 
 
 def test_every_file_and_folder_has_a_place_among_the_layers():

@@ -8,8 +8,8 @@ import pytest
 from helpers.hub_process import SECRET
 from helpers.resumable_runs import recipe_for, script_for
 from pipelines.errors import RecipeError
+from pipelines.flow import run
 from pipelines.log import FILE
-from pipelines.run import run
 
 BREAKING = f"""
 import pipelines.training.build as t

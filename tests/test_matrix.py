@@ -34,11 +34,11 @@ torch.save(found, sys.argv[1])
 @pytest.fixture(scope="module")
 def results(tmp_path_factory, checkpoint, helpdesk):
     """What each run had before saving, and what a new process loads."""
-    import pipelines.run
+    import pipelines.flow
 
     folder = tmp_path_factory.mktemp("matrix")
     trained = {}
-    real_save = pipelines.run.save
+    real_save = pipelines.flow.save
 
     def save_and_note(trainer, recipe, tokenizer, labels, metrics, rows_scored, **options):
         splits = load_splits(recipe.task.dataset)
@@ -48,9 +48,9 @@ def results(tmp_path_factory, checkpoint, helpdesk):
         return real_save(trainer, recipe, tokenizer, labels, metrics, rows_scored, **options)
 
     patch = pytest.MonkeyPatch()
-    patch.setattr(pipelines.run, "save", save_and_note)
+    patch.setattr(pipelines.flow, "save", save_and_note)
     for task, name in CASES:
-        pipelines.run.run(
+        pipelines.flow.run(
             Recipe(
                 name=f"{task}-{name}",
                 task=make_tasks(helpdesk)[task],
@@ -142,7 +142,7 @@ def test_the_sidecar_names_labels_versions_and_score(results):
 
 
 def test_evaluate_gives_the_score_of_the_run(results):
-    from pipelines.evaluation.evaluate import evaluate_result
+    from pipelines.evaluation.evaluate import evaluate as evaluate_result
 
     folder, _, _ = results
     for name in (

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import pipelines.run
+import pipelines.flow
 from helpers.factories import first_logits, make_tasks
 from pipelines.data.load import load_splits
 from pipelines.data.source import DatasetSource
@@ -29,7 +29,7 @@ from pipelines.tasks.text_classification import TextClassification
 def train_and_reload(recipe, monkeypatch):
     """Run a recipe; return the logits of four rows before saving and after loading."""
     noted = []
-    real_save = pipelines.run.save
+    real_save = pipelines.flow.save
 
     def rows_of(tokenizer, labels):
         splits, _ = check_splits(recipe.task, load_splits(recipe.task.dataset))
@@ -41,8 +41,8 @@ def train_and_reload(recipe, monkeypatch):
         noted.append(first_logits(recipe.task, trainer.model.eval(), tokenizer, rows))
         return real_save(trainer, pinned, tokenizer, labels, metrics, rows_scored, **options)
 
-    monkeypatch.setattr(pipelines.run, "save", save_and_note)
-    metrics = pipelines.run.run(recipe)
+    monkeypatch.setattr(pipelines.flow, "save", save_and_note)
+    metrics = pipelines.flow.run(recipe)
     loaded = load_result(recipe.folder)
     rows = rows_of(loaded.tokenizer, loaded.labels)
     return noted[0], first_logits(recipe.task, loaded.model, loaded.tokenizer, rows), metrics
@@ -238,7 +238,7 @@ def test_a_compiled_run_learns_the_same_and_saves_the_same_names(checkpoint, tas
             train=Train(max_steps=3, learning_rate=1e-3, torch_compile=compiled),
             output_dir=str(tmp_path / str(compiled)),
         )
-        losses[compiled] = pipelines.run.run(recipe)["loss"]
+        losses[compiled] = pipelines.flow.run(recipe)["loss"]
         weights[compiled] = load_file(recipe.folder / "model.safetensors")
     assert losses[True] == pytest.approx(losses[False], rel=1e-5)
     assert weights[True].keys() == weights[False].keys()

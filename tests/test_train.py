@@ -12,7 +12,8 @@ from helpers.factories import ROOT
 from pipelines import cli, recipe_cli, terminal
 from pipelines.errors import RecipeError
 from pipelines.recipe.recipe import Recipe
-from pipelines.train import is_one_on_cpu, load_recipe, recipe_file
+from pipelines.shipped import find_file, shipped_files
+from pipelines.train import is_one_on_cpu, load_recipe
 from pipelines.training.launcher import check_request, launcher_arguments, read_config, read_request
 
 CONFIGS = ROOT / "accelerate_configs"
@@ -143,6 +144,20 @@ def test_one_process_on_the_cpu_needs_no_launcher(tmp_path):
     assert not is_one_on_cpu(read_config(file))
 
 
+def recipe_file(name):
+    """Return the file of a recipe, given by its path or its name."""
+    return find_file(name, "recipes", field="RECIPE")
+
+
+def test_configs_are_found_by_path_and_by_name():
+    config = CONFIGS / "cpu_2_processes.yaml"
+    for name in ("cpu_2_processes", "cpu-2-processes", "cpu_2_processes.yaml", config):
+        assert find_file(name, "accelerate_configs", field="config_file") == config
+    with pytest.raises(RecipeError, match="config_file: 'single-gpuu' is .*Did you mean single_"):
+        find_file("single-gpuu", "accelerate_configs", field="config_file")
+    assert sorted(shipped_files("accelerate_configs").values()) == sorted(CONFIGS.iterdir())
+
+
 def test_recipes_are_found_by_path_and_by_name(tmp_path):
     shipped = ROOT / "recipes" / "helpdesk_pretrain.py"
     assert recipe_file("helpdesk_pretrain") == recipe_file("helpdesk-pretrain") == shipped
@@ -206,7 +221,9 @@ def test_help_and_wrong_flags_come_before_torch(tmp_path):
     assert (done.returncode, done.stderr[:19]) == (2, "--num-processes: 0 ")
     done = train("helpdesk_pretrain", "--config-file", "no.yaml", cwd=tmp_path, **blocked)
     assert done.returncode == 2
-    assert done.stderr == "--config-file: no.yaml: No such file or directory.\n"
+    shipped = "cpu, cpu_2_processes, multi_gpu, single_gpu"
+    message = f"'no.yaml' is no file and no shipped Accelerate config. Shipped: {shipped}."
+    assert done.stderr == f"--config-file: {message}\n"
 
 
 SMALL = (
@@ -230,7 +247,7 @@ def test_a_gpu_config_is_refused_once_and_without_a_trace(tmp_path):
 
 
 def test_a_signal_stops_two_processes_with_a_checkpoint_and_their_message_last(tmp_path, helpdesk):
-    config = ["--config-file", CONFIGS / "cpu_2_processes.yaml"]
+    config = ["--config-file", "cpu_2_processes"]
     words = ["helpdesk_pretrain", *config, *SMALL.split(), "--task.dataset.path"]
     with subprocess.Popen(
         [sys.executable, *CLI, *map(str, words), str(helpdesk / "documents")],

@@ -46,10 +46,10 @@ class Evaluation:
 
 
 @quiet_libraries()
-def evaluate_result(
+def evaluate(
     repo: str | Path,
-    revision: str | None = None,
     *,
+    revision: str | None = None,
     base: str | None = None,
     data: Path | None = None,
     metric: str | None = None,

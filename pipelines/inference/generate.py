@@ -10,13 +10,13 @@ from transformers import TextStreamer
 
 from pipelines.data.rows import Examples
 from pipelines.errors import Problem, RecipeError
-from pipelines.hub.load import Precision, load_result
+from pipelines.hub.load import Loaded, Precision, load_result
 from pipelines.inference.resumable_jsonl import answer_file
 from pipelines.models.generation import check_room, continue_prompts
 from pipelines.process import quiet_libraries
 from pipelines.recipe.schema import wrong_values
 from pipelines.tasks.base import Task
-from pipelines.tasks.generation import Generation
+from pipelines.tasks.generation import Continuation, Generation, GenerationOptions
 from pipelines.tasks.replies import ReplyTask
 
 
@@ -24,7 +24,7 @@ from pipelines.tasks.replies import ReplyTask
 def generate_text(
     repo: str,
     text: str,
-    typed: dict[str, Any],
+    typed: GenerationOptions,
     *,
     seed: int | None = None,
     revision: str | None = None,
@@ -41,6 +41,7 @@ def generate_text(
     loaded = load_result(repo, revision, base=base, precision=precision)
     task, tokenizer = loaded.recipe.task, loaded.tokenizer
     options = generation_options(task, typed)
+    task.check_generates()
     prompts = task.prompts(Examples([task.row(text)], "TEXT"), tokenizer)
     check_room(loaded.model, prompts, lambda _: "TEXT")
     if options.num_beams > 1:
@@ -55,7 +56,7 @@ def generate_text(
 def generate_file(
     repo: str,
     file: Path,
-    typed: dict[str, Any],
+    typed: GenerationOptions,
     *,
     out: Path | None = None,
     seed: int | None = None,
@@ -66,20 +67,37 @@ def generate_file(
 ) -> None:
     """Continue each row of a file, as `pipelines.inference.resumable_jsonl.answer_file` does."""
     loaded = load_result(repo, revision, base=base, precision=precision)
-    task, tokenizer = loaded.recipe.task, loaded.tokenizer
-    options = generation_options(task, typed)
-    made_by = {"command": "generate", "result": loaded.sha256, "base": base, "precision": precision}
+    options = generation_options(loaded.recipe.task, typed)
 
     def answers(examples: Examples) -> list[dict[str, Any]]:
-        prompts = task.prompts(examples, tokenizer)
-        check_room(loaded.model, prompts, examples.where)
-        found = continue_prompts(
-            loaded.model, tokenizer, prompts, options, batch_size=batch_size, seed=seed
-        )
-        return [{"text": strip_reply(task, each.text), "ended": each.ended} for each in found]
+        replies = generate_replies(loaded, examples, typed, batch_size=batch_size, seed=seed)
+        return [asdict(reply) for reply in replies]
 
+    made_by = {"command": "generate", "result": loaded.sha256, "base": base, "precision": precision}
     made_by |= asdict(options) | {"seed": seed}
     answer_file(file, answers, out, made_by, chunk_size=4 * batch_size)
+
+
+@quiet_libraries()
+def generate_replies(
+    loaded: Loaded,
+    examples: Examples,
+    typed: GenerationOptions,
+    *,
+    batch_size: int = 16,
+    seed: int | None = None,
+) -> list[Continuation]:
+    """Return what a result writes after each row, in order.
+
+    Raise RecipeError for options that are out of range, and DataError for a row that cannot be used
+    and for a task that writes no text.
+    """
+    task, model, tokenizer = loaded.recipe.task, loaded.model, loaded.tokenizer
+    options = generation_options(task, typed)
+    prompts = task.prompts(examples, tokenizer)
+    check_room(model, prompts, examples.where)
+    written = continue_prompts(model, tokenizer, prompts, options, batch_size=batch_size, seed=seed)
+    return [replace(each, text=strip_reply(task, each.text)) for each in written]
 
 
 class ReplyStreamer(TextStreamer):
@@ -106,7 +124,7 @@ def strip_reply(task: Task, text: str) -> str:
     return text.strip() if isinstance(task, ReplyTask) else text
 
 
-def generation_options(task: Task, typed: dict[str, Any]) -> Generation:
+def generation_options(task: Task, typed: GenerationOptions) -> Generation:
     """Return the task's options with those that were typed. Raise RecipeError if they are wrong."""
     options = replace(task.default_generation, **typed)
     if problems := list(wrong_values(options, "")):

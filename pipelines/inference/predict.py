@@ -24,6 +24,8 @@ def predict(loaded: Loaded, examples: Examples, *, batch_size: int = 32) -> list
             f"{loaded.recipe.name}: a language model has no labels to predict. It writes, by "
             "`gpt2-recipes generate`."
         )
+    if not examples.rows:
+        return []
     given = task.features(examples, loaded.tokenizer, loaded.labels, training=False, labelled=False)
     collate = task.collate(int(loaded.tokenizer.pad_token_id or 0))
     longest_first = sorted(

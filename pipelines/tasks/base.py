@@ -212,8 +212,13 @@ class Task:
         raise NotImplementedError
 
     def row(self, text: str) -> dict[str, Any]:
-        """Return a row of a text that somebody types. Raise DataError if the task writes none."""
-        raise DataError(f"{type(self).__name__} writes no text. `gpt2-recipes predict` asks it.")
+        """Return the row of one text. Raise DataError if a row needs more than one."""
+        raise NotImplementedError
+
+    def check_generates(self) -> None:
+        """Raise DataError for a task whose models write no text."""
+        if self.head is not None:
+            raise DataError(f"{type(self).__name__} writes no text. Use `gpt2-recipes predict`.")
 
     def prompts(self, examples: Examples, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
         """Return the token ids that a model of this task continues, one prompt for each row.
@@ -221,7 +226,8 @@ class Task:
         Raise DataError with file and line for a row without a text, and for a task that writes
         none.
         """
-        raise DataError(f"{type(self).__name__} writes no text. `gpt2-recipes predict` asks it.")
+        self.check_generates()
+        raise NotImplementedError
 
     def baseline(self, train: Features, held_out: Features) -> dict[str, float] | None:
         """Return the primary metric of a trivial predictor, or None to score the untuned model."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, TypedDict
 
 from annotated_types import Ge, Gt, Le
 
@@ -38,3 +38,17 @@ class Generation:
     """Never write the same n-gram of this size twice; 0 may."""
     length_penalty: float = 1.0
     """Of a beam search: above 0 favours longer texts, below 0 shorter ones."""
+
+
+class GenerationOptions(TypedDict, total=False):
+    """Fields of Generation that replace a recipe's, as keyword arguments of a function."""
+
+    max_new_tokens: int
+    num_beams: int
+    do_sample: bool
+    temperature: float
+    top_k: int
+    top_p: float
+    repetition_penalty: float
+    no_repeat_ngram_size: int
+    length_penalty: float

@@ -262,6 +262,12 @@ class QuestionAnswering(Task):
             for best, share in ((answers[0], share_of_first(answers)) for answers in decoded)
         ]
 
+    def row(self, text: str) -> dict[str, Any]:
+        raise DataError(
+            "a question needs its context. Give dictionaries with the columns "
+            f"{self.question_column!r} and {self.context_column!r}."
+        )
+
     def example_row(self) -> dict[str, Any]:
         return {self.question_column: "Who wrote?", self.context_column: "Ada wrote on Monday."}
 

@@ -461,6 +461,14 @@ class TextClassification(Task):
         hits = sum(row["labels"] == majority for row in held_out.dataset)
         return {"majority class": hits / held_out.num_rows}
 
+    def row(self, text: str) -> dict[str, Any]:
+        if self.text_pair_column:
+            raise DataError(
+                "a pair of texts is classified. Give dictionaries with the columns "
+                f"{self.text_column!r} and {self.text_pair_column!r}."
+            )
+        return {self.text_column: text}
+
     def example_row(self) -> dict[str, Any]:
         columns = [c for c in (self.text_column, self.text_pair_column) if c]
         return dict.fromkeys(columns, "A text to classify.")

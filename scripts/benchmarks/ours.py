@@ -1,4 +1,4 @@
-"""Our side of a benchmark: a recipe, run as `pipelines.run` runs it.
+"""Our side of a benchmark: a recipe, run as `pipelines.flow` runs it.
 
 python scripts/benchmarks/ours.py CASE DATA WORK [compile] [wrapped] [NAME=VALUE ...]
 
@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 from side import Clock, arguments, now, report, rows_to_predict, texts_to_continue
 
+import pipelines.flow
 import pipelines.models.attention
 import pipelines.models.build
 import pipelines.models.cpu
 import pipelines.models.generation
 import pipelines.models.loss_head
-import pipelines.run
 import pipelines.training.build
 import pipelines.training.resume
 import pipelines.training.trainer
@@ -28,7 +28,7 @@ from pipelines.tasks.question_answering import QuestionAnswering
 from pipelines.tasks.text_classification import TextClassification
 
 OWN_WORK = {
-    pipelines.run: (
+    pipelines.flow: (
         "check_splits",
         "identity_of",
         "check_vocabulary",
@@ -224,17 +224,17 @@ def main() -> None:
         pipelines.models.attention.SHORT = 2**62 if flags["attention"] == "plain" else 0
         torch.backends.cuda.enable_flash_sdp(flags["attention"] == "fused")  # CPUs obey it too
     clock = Clock(WARMUPS.get(case, 1))
-    build = pipelines.run.build_trainer
+    build = pipelines.flow.build_trainer
 
     def clocked(*arguments, **options):
         trainer = build(*arguments, **options)
         trainer.add_callback(clock)
         return trainer
 
-    pipelines.run.build_trainer = clocked
+    pipelines.flow.build_trainer = clocked
     spent = seconds_of_own_work() if case == "overhead" else {}
     start = now()
-    pipelines.run.run(recipe)
+    pipelines.flow.run(recipe)
     total = now() - start
     if case == "make-generate":
         from pipelines.inference.merge import merge

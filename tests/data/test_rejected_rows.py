@@ -9,10 +9,10 @@ from pipelines.data.load import load_splits
 from pipelines.data.source import DatasetSource
 from pipelines.data.splits import check_splits
 from pipelines.errors import DataError
+from pipelines.flow import run
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import Model, Scratch, Train
 from pipelines.reporting.cautions import of_rows
-from pipelines.run import run
 from pipelines.tasks.causal_lm import CausalLM
 from pipelines.tasks.question_answering import QuestionAnswering
 from pipelines.tasks.text_classification import TextClassification
@@ -216,7 +216,7 @@ def test_rows_held_out_keep_their_lines(tmp_path):
 def test_a_run_counts_what_it_skips_and_its_score_can_be_found_again(
     helpdesk, checkpoint, tmp_path, capsys
 ):
-    from pipelines.evaluation.evaluate import evaluate_result
+    from pipelines.evaluation.evaluate import evaluate as evaluate_result
     from pipelines.hub.card import results
 
     data = tmp_path / "data"

@@ -565,9 +565,9 @@ def test_a_maximum_of_a_hub_dataset_is_drawn_by_label_too(monkeypatch):
 
 
 def test_a_run_records_what_was_drawn_and_evaluate_draws_it_again(tmp_path, checkpoint, capsys):
-    from pipelines.evaluation.evaluate import evaluate_result
+    from pipelines.evaluation.evaluate import evaluate as evaluate_result
+    from pipelines.flow import run
     from pipelines.hub.card import model_card
-    from pipelines.run import run
 
     file = write_rows(tmp_path / "rows.jsonl", SORTED)
     source = DatasetSource(path=str(file), eval_split="test", max_train_rows=40, split_seed=3)

@@ -14,7 +14,7 @@ import torch
 from helpers.factories import ROOT, first_logits, make_tasks
 from pipelines.data.load import load_splits, read_file
 from pipelines.errors import DataError, RecipeError
-from pipelines.evaluation.evaluate import evaluate_result
+from pipelines.evaluation.evaluate import evaluate as evaluate_result
 from pipelines.hub.load import load_result
 from pipelines.inference.evaluate_pipeline import Pipeline
 from pipelines.recipe.recipe import Recipe
@@ -28,7 +28,7 @@ METRICS = ROOT / "pipelines" / "metrics"
 @pytest.fixture(scope="module")
 def results(tmp_path_factory, checkpoint, helpdesk):
     """An adapter for each task."""
-    from pipelines.run import run
+    from pipelines.flow import run
 
     folder = tmp_path_factory.mktemp("results")
     for name, task in make_tasks(helpdesk).items():

@@ -19,7 +19,7 @@ import torch
 from helpers.factories import CASES, first_logits, make_tasks, method
 from pipelines.data.load import load_splits
 from pipelines.data.source import DatasetSource
-from pipelines.evaluation.evaluate import evaluate_result
+from pipelines.evaluation.evaluate import evaluate as evaluate_result
 from pipelines.hub.load import load_result
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import Model, Scratch, Tokenizer, Train
@@ -64,20 +64,20 @@ def logits_of(loaded_or_parts) -> torch.Tensor:
 
 def publish_all(data: str, folder: str) -> dict:
     """Train and publish a base, and every task by every method; return logits and metrics."""
-    import pipelines.run
+    import pipelines.flow
 
     noted = {}
-    real_save = pipelines.run.save
+    real_save = pipelines.flow.save
 
     def save_and_note(trainer, recipe, tokenizer, labels, metrics, rows_scored, **options):
         logits = logits_of((recipe, trainer.model.eval(), tokenizer, labels))
         noted[recipe.push_to] = (logits, labels, metrics)
         return real_save(trainer, recipe, tokenizer, labels, metrics, rows_scored, **options)
 
-    pipelines.run.save = save_and_note
-    pipelines.run.run(base(data, folder))
+    pipelines.flow.save = save_and_note
+    pipelines.flow.run(base(data, folder))
     for task, name in CASES:
-        pipelines.run.run(tuned(data, folder, task, name))
+        pipelines.flow.run(tuned(data, folder, task, name))
     return noted
 
 

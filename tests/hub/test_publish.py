@@ -22,7 +22,7 @@ CLI = ("-c", "from pipelines.cli import console; console()")
 @pytest.fixture(scope="module")
 def result(place, helpdesk):
     """The folder of a finished run of a small classifier."""
-    from pipelines.run import run
+    from pipelines.flow import run
 
     source = DatasetSource(path=str(helpdesk / "classify"), eval_split="test")
     recipe = Recipe(
@@ -229,7 +229,7 @@ def test_two_processes_publish_once(hub, place, helpdesk):
 
 
 def test_a_base_that_others_cannot_load_is_refused(hub, publisher, result, checkpoint, tmp_path):
-    from pipelines.run import run
+    from pipelines.flow import run
 
     recipe = Recipe.from_json((result / "recipe.json").read_text())
     adapter = tmp_path / "adapter"

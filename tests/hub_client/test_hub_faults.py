@@ -34,7 +34,7 @@ def folder(tmp_path_factory, helpdesk):
 
 def run_here(recipe, folder):
     """Run a recipe in a folder."""
-    from pipelines.run import run
+    from pipelines.flow import run
 
     before = os.getcwd()
     os.chdir(folder)

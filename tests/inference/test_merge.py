@@ -11,7 +11,7 @@ from helpers.factories import ROOT, first_logits, make_tasks
 from helpers.hub_process import SECRET
 from pipelines.data.load import load_splits
 from pipelines.errors import RecipeError
-from pipelines.evaluation.evaluate import evaluate_result
+from pipelines.evaluation.evaluate import evaluate as evaluate_result
 from pipelines.hub.load import load_result
 from pipelines.inference.merge import merge
 from pipelines.recipe.recipe import Recipe
@@ -33,7 +33,7 @@ TASKS = tuple(CLASSES)
 @pytest.fixture(scope="module")
 def merged(tmp_path_factory, checkpoint, helpdesk):
     """A folder with every adapter and, below merged/, what it was merged to."""
-    from pipelines.run import run
+    from pipelines.flow import run
 
     folder, said = tmp_path_factory.mktemp("results"), {}
     for task in TASKS:

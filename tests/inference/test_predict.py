@@ -29,7 +29,7 @@ MADE_BY = {"command": "count", "precision": None}
 @pytest.fixture(scope="module")
 def results(tmp_path_factory, checkpoint, helpdesk):
     """A classifier and an answerer."""
-    from pipelines.run import run
+    from pipelines.flow import run
 
     folder = tmp_path_factory.mktemp("results")
     for name in ("text_classification", "question_answering"):

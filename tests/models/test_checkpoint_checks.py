@@ -21,7 +21,8 @@ from helpers.factories import list_files_again, make_tasks, method
 from pipelines.data.rows import Examples
 from pipelines.data.source import DatasetSource
 from pipelines.errors import DataError, RecipeError
-from pipelines.evaluation.evaluate import evaluate_result
+from pipelines.evaluation.evaluate import evaluate as evaluate_result
+from pipelines.flow import run
 from pipelines.hub.load import load_result
 from pipelines.hub.pin import pin_revisions
 from pipelines.models.build import load_base
@@ -29,7 +30,6 @@ from pipelines.models.tokenizer_checks import check_tokenizer, check_vocabulary
 from pipelines.models.tokenizers import load_tokenizer, train_char_tokenizer
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import NF4, Int8, Model, Scratch, Train
-from pipelines.run import run
 from pipelines.tasks.base import Features
 from pipelines.tasks.causal_lm import CausalLM
 from pipelines.tasks.text_classification import TextClassification

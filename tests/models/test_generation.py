@@ -296,9 +296,9 @@ def test_an_adapter_on_every_base_writes_what_it_says_is_likeliest(
 def results(tmp_path_factory, checkpoint, helpdesk):
     """An adapter that writes, and one that classifies."""
     from helpers.factories import make_tasks
+    from pipelines.flow import run
     from pipelines.recipe.recipe import Recipe
     from pipelines.recipe.values import Int8, Lora, Model, Train
-    from pipelines.run import run
 
     folder = tmp_path_factory.mktemp("results")
     for name in ("causal_lm", "text_classification"):

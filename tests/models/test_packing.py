@@ -18,7 +18,7 @@ from transformers import (
     GPT2Model,
 )
 
-import pipelines.run
+import pipelines.flow
 import pipelines.training.build
 from helpers.factories import answered, classified
 from pipelines.data.bin_packing import best_fit
@@ -166,11 +166,11 @@ def test_a_run_keeps_documents_apart_or_refuses(tasks, tmp_path, monkeypatch):
         train=Train(max_steps=4, global_batch_size=4, learning_rate=1e-2, save_steps=None),
         output_dir=str(tmp_path / "apart"),
     )
-    metrics = pipelines.run.run(recipe)
+    metrics = pipelines.flow.run(recipe)
     assert metrics["perplexity"] < metrics["baseline"]["before training"]
     monkeypatch.setattr(pipelines.training.build, "isolates_packed_rows", lambda body: False)
     with pytest.raises(RecipeError, match=r"task\.packing: gpt2 does not keep documents"):
-        pipelines.run.run(replace(recipe, output_dir=str(tmp_path / "refused")))
+        pipelines.flow.run(replace(recipe, output_dir=str(tmp_path / "refused")))
 
 
 class NoPositions(GPT2Model):
@@ -230,19 +230,19 @@ def plans(monkeypatch):
 )
 def test_a_run_learns_the_same_with_and_without_packing(kind, row, plans, tmp_path, monkeypatch):
     recipe = recipe_of(kind, row, tmp_path)
-    packed = pipelines.run.run(recipe)
+    packed = pipelines.flow.run(recipe)
     assert any(found is not None for found in plans)
     monkeypatch.setattr(pipelines.training.build, "isolates_packed_rows", lambda body: False)
-    padded = pipelines.run.run(replace(recipe, output_dir=str(tmp_path / "padded")))
+    padded = pipelines.flow.run(replace(recipe, output_dir=str(tmp_path / "padded")))
     assert packed["loss"] == pytest.approx(padded["loss"], rel=1e-5)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_a_compiled_run_learns_the_same_from_packed_rows(plans, tmp_path):
     recipe = recipe_of(TextClassification, classified, tmp_path)
-    eager = pipelines.run.run(recipe)
+    eager = pipelines.flow.run(recipe)
     compiling = replace(recipe.train, torch_compile=True)
-    compiled = pipelines.run.run(
+    compiled = pipelines.flow.run(
         replace(recipe, train=compiling, output_dir=str(tmp_path / "compiled"))
     )
     assert any(found is not None for found in plans)

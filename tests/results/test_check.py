@@ -26,7 +26,7 @@ KINDS = ("classifier", "language_model", "replies")
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory, checkpoint, helpdesk):
     """A classifier's adapter, a language model from scratch, and an adapter that replies."""
-    from pipelines.run import run
+    from pipelines.flow import run
 
     folder, tasks = tmp_path_factory.mktemp("originals"), make_tasks(helpdesk)
     base = {"model": Model(name_or_path=str(checkpoint)), **method("lora")}
@@ -86,7 +86,7 @@ def bounded(seconds: int, memory: int):
 def outcome(folder: Path, original) -> str:
     """Return what becomes of a damaged result."""
     from pipelines.errors import DataError
-    from pipelines.evaluation.evaluate import evaluate_result
+    from pipelines.evaluation.evaluate import evaluate as evaluate_result
 
     try:
         with bounded(30, 1 << 30):

@@ -13,6 +13,7 @@ import pytest
 
 from helpers.resumable_runs import cut, flip
 from pipelines.errors import CheckpointError, RecipeError
+from pipelines.flow import run
 from pipelines.hub.load import load_result
 from pipelines.hub.publish import read_result as read_published
 from pipelines.inference.merge import merge
@@ -29,7 +30,6 @@ from pipelines.results.files import (
     write_manifest,
 )
 from pipelines.results.lock import lock_for_reading, lock_run_folder
-from pipelines.run import run
 from pipelines.selftest import Bench, Scoring, SignalAt
 from pipelines.training.checkpoints import all_checkpoints, find_damage, step_of
 
@@ -219,7 +219,7 @@ def test_the_same_command_publishes_a_finished_result_that_was_not(bench, monkey
     recipe = bench.adapter("uninterrupted")
     run_before = read_manifest(recipe.folder)["run"]
     sent = []
-    monkeypatch.setattr("pipelines.run.check_destination", lambda *a, **o: None)
+    monkeypatch.setattr("pipelines.flow.check_destination", lambda *a, **o: None)
     monkeypatch.setattr("pipelines.finished.publish_finished", lambda *a, **o: sent.append((a, o)))
     metrics = run(replace(recipe, push_to="me/result"))
     assert metrics == read_manifest(recipe.folder)["metrics"]
@@ -300,7 +300,7 @@ def test_a_run_killed_in_its_swap_or_after_it_is_finished_by_the_same_command(be
     bench.expect(recipe, None, 0, "holds the finished result of this run")
     assert same_result(folder, bench.folder / "full")
     run = read_manifest(folder)["run"]
-    bench.expect(recipe, Calling("pipelines.run", "delete_checkpoints", "kill"), -9)
+    bench.expect(recipe, Calling("pipelines.flow", "delete_checkpoints", "kill"), -9)
     assert read_manifest(folder)["run"] != run  # the finished result was trained again
     run = read_manifest(folder)["run"]
     bench.expect(recipe, None, 0, "holds the finished result of this run")
@@ -374,8 +374,8 @@ def test_a_signal_in_the_last_evaluation_costs_only_that(save_steps, bench):
 @pytest.mark.parametrize(
     ("module", "name", "act"),
     [
-        ("pipelines.run", "load_splits", "SIGTERM"),
-        ("pipelines.run", "build_model", "SIGHUP"),
+        ("pipelines.flow", "load_splits", "SIGTERM"),
+        ("pipelines.flow", "build_model", "SIGHUP"),
         (
             "pipelines.tasks.base",
             "Score.as_metrics",
@@ -488,7 +488,7 @@ def test_an_error_of_the_disk_at_a_marker_leaves_the_checkpoint_before(bench):
 
 @pytest.mark.parametrize(("name", "count"), [("mark_complete", 2), ("save", 1)])
 def test_a_folder_that_vanishes_is_made_again_or_told(name, count, bench):
-    module = "pipelines.training.trainer" if name == "mark_complete" else "pipelines.run"
+    module = "pipelines.training.trainer" if name == "mark_complete" else "pipelines.flow"
     for act, code in (("vanish", 0 if name == "save" else 5), ("no folder", 5)):
         recipe = bench.adapter(f"{name}-{act}".replace(" ", "-"))
         fault = Calling(module, name, act, count, bench.folder / recipe.name)
@@ -515,10 +515,10 @@ class ScoreOf:
 
     def arrange(self) -> None:
         """Change what the run reads of the evaluation."""
-        import pipelines.run
+        import pipelines.flow
 
-        real = pipelines.run.score_of
-        pipelines.run.score_of = lambda found: real(found) | {"accuracy": self.accuracy}
+        real = pipelines.flow.score_of
+        pipelines.flow.score_of = lambda found: real(found) | {"accuracy": self.accuracy}
 
 
 def test_a_score_that_is_not_finite_says_how_to_score_again(bench):

@@ -125,7 +125,7 @@ def test_the_template_renders_every_form_alike(tokenizer):
 
 
 def test_a_tokenizer_from_scratch_is_trained_on_the_messages():
-    from pipelines.run import texts
+    from pipelines.flow import texts
 
     row = {"id": "x", "messages": [{"role": "user", "content": part("a")}, YES], "n": 3}
     other = {"messages": [{"from": "human", "value": "b"}], "answers": {"text": ["c"]}}

@@ -403,7 +403,7 @@ def recipe_of(rows, folder, checkpoint, **options):
 
 def test_a_collapsed_regression_is_saved_with_its_score(tmp_path, checkpoint):
     """All texts are equal, and so are all predictions."""
-    from pipelines.run import run
+    from pipelines.flow import run
 
     rows = [{"text": "lamp", "label": float(i % 3)} for i in range(20)]
     found = run(recipe_of(rows, tmp_path, checkpoint, problem_type="regression"))
@@ -413,19 +413,20 @@ def test_a_collapsed_regression_is_saved_with_its_score(tmp_path, checkpoint):
 
 
 def test_a_run_on_constant_targets_ends_before_it_trains(tmp_path, checkpoint, monkeypatch):
-    from pipelines import run
+    from pipelines import flow
 
     rows = [{"text": f"lamp {i}", "label": 3.0} for i in range(10)]
-    monkeypatch.setattr(run, "build_model", lambda *arguments: pytest.fail("a model was built"))
+    monkeypatch.setattr(flow, "build_model", lambda *arguments: pytest.fail("a model was built"))
     with pytest.raises(DataError, match="all 3 evaluation targets are 3"):
-        run.run(recipe_of(rows, tmp_path, checkpoint, problem_type="regression"))
+        flow.run(recipe_of(rows, tmp_path, checkpoint, problem_type="regression"))
 
 
 def test_a_result_keeps_the_form_of_its_labels(tmp_path, checkpoint):
     """The rows of another file would be two ids each; the result reads them as vectors."""
-    from pipelines.evaluation.evaluate import evaluate_result, file_rows
+    from pipelines.evaluation.evaluate import evaluate as evaluate_result
+    from pipelines.evaluation.evaluate import file_rows
+    from pipelines.flow import run
     from pipelines.hub.load import load_result
-    from pipelines.run import run
 
     rows = [{"text": f"lamp {i}", "label": VECTORS[i % 3][:2]} for i in range(20)]
     recipe = recipe_of(rows, tmp_path, checkpoint, problem_type="multi_label_classification")

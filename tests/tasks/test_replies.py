@@ -449,8 +449,8 @@ def test_label_smoothing_is_that_of_the_formula(tasks, checkpoint, tokenizer, tm
 @pytest.mark.parametrize("chat", [False, True])
 def test_a_reply_is_printed_from_its_first_word(chat, checkpoint, tmp_path, capsys):
     """As it comes, after a beam search, and for the rows of a file, which all say the same."""
+    from pipelines.flow import run
     from pipelines.inference.generate import generate_file, generate_text
-    from pipelines.run import run
 
     asked = [{"role": "user", "content": "late"}]
     reply = "sorry, on its way"

@@ -10,11 +10,11 @@ from transformers import get_scheduler
 import pipelines.training.build
 from helpers.factories import make_tasks
 from pipelines.errors import Preempted, RecipeError
+from pipelines.flow import run
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.schema import to_json_value
 from pipelines.recipe.values import Lora, Model, Scratch, Tokenizer, Train
 from pipelines.results.files import read_manifest
-from pipelines.run import run
 from pipelines.training.checkpoints import MARKER, mark_complete, newest_verified
 from pipelines.training.identity import RESUMABLE, check_allowed, leaves, why_fixed
 
@@ -172,7 +172,7 @@ def test_a_resume_at_the_last_step_trains_no_further(helpdesk, tmp_path, watch, 
         raise KeyError("the last evaluation")
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipelines.run, "check_finite", fails)
+        patch.setattr(pipelines.flow, "check_finite", fails)
         with pytest.raises(KeyError):
             run(recipe)
     run(recipe)

@@ -115,7 +115,7 @@ RUN_ALL = """
 import json, sys
 from pathlib import Path
 from pipelines.recipe.recipe import Recipe
-from pipelines.run import run
+from pipelines.flow import run
 for text in json.loads(Path(sys.argv[1]).read_text()):
     run(Recipe.from_json(text))
 """
@@ -123,8 +123,8 @@ for text in json.loads(Path(sys.argv[1]).read_text()):
 
 def test_two_processes_reach_the_scores_of_one(checkpoint, helpdesk, tmp_path):
     """Whole runs, with what happens before training, on 15 rows, which 2 processes cannot halve."""
-    from pipelines.evaluation.evaluate import evaluate_result
-    from pipelines.run import run
+    from pipelines.evaluation.evaluate import evaluate as evaluate_result
+    from pipelines.flow import run
 
     recipes = []
     for task, given in make_tasks(helpdesk).items():

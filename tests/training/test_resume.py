@@ -16,9 +16,9 @@ import pipelines.training.build
 from helpers.factories import CASES, ROOT, make_tasks
 from helpers.resumable_runs import TRAIN, cut, flip, recipe_for, script_for, weights
 from pipelines.errors import CheckpointError, Preempted, RecipeError
+from pipelines.flow import run
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import Model, Scratch, Tokenizer
-from pipelines.run import run
 from pipelines.training.checkpoints import MARKER, all_checkpoints, find_damage
 
 
@@ -321,7 +321,7 @@ t.Score.as_metrics = signalling
 
 
 SLOW_RANK_0 = """
-import os, time, pipelines.run as r
+import os, time, pipelines.flow as r
 pin = r.pin_revisions
 def slow(recipe):
     time.sleep(5 * (os.environ["RANK"] == "0"))
