@@ -84,6 +84,10 @@ class Task:
     """Name of the option that bounds `Features.lengths`."""
     grouped_by: ClassVar[str] = "input"
     """What rows share that stay on one side of a split."""
+    streams: ClassVar[bool] = False
+    """Whether rows can be read while training, without holding all in memory."""
+    needs_reference: ClassVar[bool] = False
+    """Whether the loss compares the model with the base that it starts from."""
     chat_template: ClassVar[str | None] = None
     """Template that a tokenizer without one gets."""
 

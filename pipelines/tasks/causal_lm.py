@@ -64,6 +64,7 @@ class CausalLM(Task):
     peft_task_type: ClassVar[str] = "CAUSAL_LM"
     length_field: ClassVar[str] = "block_size"
     grouped_by: ClassVar[str] = "document"
+    streams: ClassVar[bool] = True
 
     def example(
         self,

@@ -41,6 +41,7 @@ class PreferenceTuning(ReplyTask):
     """How much a reply's log-probability against the reference counts; higher stays closer."""
 
     does: ClassVar[str] = "replies to prompts as people prefer"
+    needs_reference: ClassVar[bool] = True
 
     @property
     def reply_column(self) -> str:
