@@ -72,7 +72,7 @@ def generate_file(
 
     def answers(examples: Examples) -> list[dict[str, Any]]:
         prompts = task.prompts(examples, tokenizer)
-        check_room(loaded.model, prompts, examples.where)
+        check_room(loaded.model, prompts, examples.locate)
         found = continue_prompts(
             loaded.model, tokenizer, prompts, options, batch_size=batch_size, seed=seed
         )

@@ -34,7 +34,7 @@ class Features:
     num_rows: int
     context: Any = None
     """What the task's scorer needs beside the logits."""
-    where: Callable[[int], str] = "row {}".format
+    locate: Callable[[int], str] = "row {}".format
     """Names the place that a row of `dataset` comes from."""
     lengths: Sequence[int] = ()
     """Tokens that each row had before it was cut, where rows are cut."""
@@ -165,7 +165,7 @@ class Task:
     ) -> Any:
         """Return what `features` encodes of a row. Raise DataError for one that cannot be used.
 
-        The message begins with `examples.where(index)`. `labels` is None before they are known.
+        The message begins with `examples.locate(index)`. `labels` is None before they are known.
         """
         return row
 
@@ -262,7 +262,7 @@ def text_of(examples: Examples, index: int, row: dict[str, Any], column: str) ->
     text = row.get(column)
     if not isinstance(text, str):
         raise DataError(
-            f"{examples.where(index)}: column {column!r} holds {text!r}, not a text. "
+            f"{examples.locate(index)}: column {column!r} holds {text!r}, not a text. "
             f"Columns: {', '.join(row)}."
         )
     return text

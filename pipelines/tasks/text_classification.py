@@ -183,7 +183,7 @@ class TextClassification(Task):
         if value is None or blank:
             hint = " For one 0/1 column a label use --task.label-columns." if self.several else ""
             raise DataError(
-                f"{examples.where(index)}: no value in column {self.label_column!r}. "
+                f"{examples.locate(index)}: no value in column {self.label_column!r}. "
                 f"Columns: {', '.join(row)}.{hint}"
             )
         if not self.form_is_known:
@@ -193,14 +193,14 @@ class TextClassification(Task):
             try:
                 return label_forms.read_vector(values, self.label_names)
             except ValueError as error:
-                raise DataError(f"{examples.where(index)}: {error}") from None
+                raise DataError(f"{examples.locate(index)}: {error}") from None
         known = examples.label_names.get(self.label_column)
         if known is None:
             return [self.name(examples, index, value) for value in values]
         ids = [whole_number(value) for value in values]
         for value, number in zip(values, ids, strict=True):
             if number is None or not 0 <= number < len(known):
-                where = examples.where(index)
+                where = examples.locate(index)
                 raise DataError(f"{where}: label {value} is outside 0 to {len(known) - 1}.")
         return [known[number] for number in ids if number is not None]
 
@@ -209,9 +209,9 @@ class TextClassification(Task):
         values = label_forms.list_of(value, self.label_separator)
         if values is None:
             raise DataError(
-                f"{examples.where(index)}: {value!r} is not a list of labels. A text cell may hold "
-                '["a", "b"], or with --task.label-separator ";" a;b; for one 0/1 column a label '
-                "use --task.label-columns."
+                f"{examples.locate(index)}: {value!r} is not a list of labels. A text cell may "
+                'hold ["a", "b"], or with --task.label-separator ";" a;b; for one 0/1 column a '
+                "label use --task.label-columns."
             )
         return values
 
@@ -223,7 +223,7 @@ class TextClassification(Task):
         for column, bit in bits.items():
             if bit is None:
                 raise DataError(
-                    f"{examples.where(index)}: column {column!r} holds {row.get(column)!r}, "
+                    f"{examples.locate(index)}: column {column!r} holds {row.get(column)!r}, "
                     f"neither 0 nor 1. Columns: {', '.join(row)}."
                 )
         return [column for column, bit in bits.items() if bit]
@@ -242,10 +242,10 @@ class TextClassification(Task):
                 hint = "Labels are names, ids, or vectors of 0 and 1, not probabilities."
             elif isinstance(value, list):
                 hint = "For several use --task.problem-type multi_label_classification."
-            raise DataError(f"{examples.where(index)}: {value!r} is not one label. {hint}")
+            raise DataError(f"{examples.locate(index)}: {value!r} is not one label. {hint}")
         if name == "-1":
             raise DataError(
-                f"{examples.where(index)}: label -1 marks a row without a label. If it is a class "
+                f"{examples.locate(index)}: label -1 marks a row without a label. If it is a class "
                 "of yours, give it a name."
             )
         first = to_python(next(iter(examples.rows)).get(self.label_column))
@@ -253,7 +253,7 @@ class TextClassification(Task):
             first = next(iter(label_forms.list_of(first, self.label_separator) or []), None)
         if type(first) in KINDS and KINDS[type(first)] != KINDS[type(value)]:
             raise DataError(
-                f"{examples.where(index)}: label {value!r} is a {KINDS[type(value)]}, but the "
+                f"{examples.locate(index)}: label {value!r} is a {KINDS[type(value)]}, but the "
                 f"first row has {first!r}, a {KINDS[type(first)]}."
             )
         return name
@@ -269,7 +269,7 @@ class TextClassification(Task):
             except (TypeError, ValueError, OverflowError):
                 number = math.nan
             if not abs(number) <= LARGEST:
-                raise DataError(f"{examples.where(index)}: {raw!r} is not a finite number.")
+                raise DataError(f"{examples.locate(index)}: {raw!r} is not a finite number.")
             return number
         names = self.names(examples, index, row)
         if labels is None:
@@ -277,7 +277,7 @@ class TextClassification(Task):
         for name in names:
             if name not in labels:
                 raise DataError(
-                    f"{examples.where(index)}: label {name!r} does not occur in the training "
+                    f"{examples.locate(index)}: label {name!r} does not occur in the training "
                     f"rows. Known labels: {', '.join(labels)}."
                 )
         if self.several:
@@ -327,7 +327,7 @@ class TextClassification(Task):
         check_truncated(examples, num_cut, len(rows), self.max_truncated_fraction)
         report = {"rows": len(rows), "rows_cut": num_cut}
         lengths = [sum(map(len, parts)) + len(parts) - 1 for parts in zip(*encoded, strict=True)]
-        return Features(rows, report, num_rows=len(rows), where=examples.where, lengths=lengths)
+        return Features(rows, report, num_rows=len(rows), locate=examples.locate, lengths=lengths)
 
     def loss(self, outputs: Any, labels: torch.Tensor, num_items: torch.Tensor) -> torch.Tensor:
         import torch.nn.functional as F
