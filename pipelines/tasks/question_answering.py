@@ -17,8 +17,7 @@ from pipelines.errors import DataError
 from pipelines.metrics.bootstrap import bootstrap
 from pipelines.tasks.answer_forms import read_answers
 from pipelines.tasks.base import Features, Score, Task, check_truncated, text_of, token_ids
-from pipelines.tasks.cells import to_python
-from pipelines.tasks.label_forms import bit
+from pipelines.tasks.cells import parse_bit, to_python
 from pipelines.tasks.spans import (
     CONTRACTION_OR_SYMBOL,
     Answer,
@@ -107,7 +106,7 @@ class QuestionAnswering(Task):
         identity, context = str(row.get("id", index)), row[self.context_column]
         if not labelled:
             return Question(identity, context, {"text": []})
-        if self.answers_column not in row and bit(to_python(row.get("is_impossible"))) != 1:
+        if self.answers_column not in row and parse_bit(to_python(row.get("is_impossible"))) != 1:
             raise DataError(
                 f"{location}: no column {self.answers_column!r}. Columns: {', '.join(row)}."
             )
