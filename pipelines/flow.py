@@ -14,7 +14,7 @@ from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from pipelines.console import say
-from pipelines.data.load import detected, load_splits
+from pipelines.data.load import describe_formats, load_splits
 from pipelines.data.rows import Examples
 from pipelines.data.splits import Splits, check_splits, num_skipped
 from pipelines.errors import NonFiniteError, Preempted
@@ -148,7 +148,7 @@ def prepare(recipe: Recipe, splits: Splits, labels: tuple[str, ...], world_size:
     train = task.features(splits.train, tokenizer, labels, training=True)
     held_out = task.features(splits.held_out, tokenizer, labels, training=False)
     task.check_scorable(held_out)
-    found = [*detected(task.dataset), *cautions(recipe, splits, labels, train, held_out)]
+    found = [*describe_formats(task.dataset), *cautions(recipe, splits, labels, train, held_out)]
     found += unknown
     if PartialState().device.type == "cpu":
         found += slow_precision()

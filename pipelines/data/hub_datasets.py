@@ -15,10 +15,10 @@ def hub_dataset(source: DatasetSource, split: str, *, streaming: bool) -> Any:
     from pipelines.hub_client.client import Hub
     from pipelines.hub_client.transport import HubError
 
-    where: dict[str, Any] = {"revision": source.revision, "streaming": streaming}
+    options: dict[str, Any] = {"revision": source.revision, "streaming": streaming}
     try:
         return Hub().fetch(
-            lambda: load_dataset(source.path, source.name, split=split, **where), watched=False
+            lambda: load_dataset(source.path, source.name, split=split, **options), watched=False
         )
     except HubError as error:
         raise DataError(f"{source.path}: {error}") from error

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipelines.data.hold_out import shuffled
 from pipelines.data.hub_datasets import class_labels, hub_dataset
 from pipelines.data.local_files import is_local, split_files
-from pipelines.data.readers import describe, features_of, read, read_files
+from pipelines.data.readers import describe_format, features_of, read_files, read_records
+from pipelines.data.row_selection import shuffled
 from pipelines.data.rows import Examples
 from pipelines.data.source import DatasetSource
 from pipelines.data.stream import Stream, origin_of
@@ -103,16 +103,16 @@ def load_split(source: DatasetSource, split: str, max_rows: int | None = None) -
     )
 
 
-def detected(source: DatasetSource) -> Iterator[str]:
+def describe_formats(source: DatasetSource) -> Iterator[str]:
     """Yield what each split's first local file was read as, where its suffix does not say."""
     if is_local(source):
         splits = (source.train_split, separate_split(source))
         files = {split_files(source, split)[0]: None for split in splits if split is not None}
-        yield from filter(None, map(describe, files))
+        yield from filter(None, map(describe_format, files))
 
 
 def read_file(file: Path) -> Examples:
     """Read a local file. Raise DataError for one that has no rows, or lines that are none."""
-    examples = to_examples(read(file), str(file), local=True)
+    examples = to_examples(read_records(file), str(file), local=True)
     raise_rejected(examples.rejected)
     return replace(examples, label_names=class_labels(features_of(file)))

@@ -2,7 +2,7 @@
 
 A suffix is a hint. Compression and columnar formats are told by a file's first bytes, the encoding
 by its byte order mark, JSON and delimited text by the first lines. What the suffix does not say is
-in `describe`.
+in `describe_format`.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Opened:
     notes: tuple[str, ...]
 
 
-def read(file: Path) -> Iterator[Numbered]:
+def read_records(file: Path) -> Iterator[Numbered]:
     """Yield line numbers and rows of a file; a line that cannot be read as a row is Unreadable.
 
     Rows of a JSON document, of Parquet and of Arrow are numbered by position. Raise DataError for
@@ -67,25 +67,25 @@ def read(file: Path) -> Iterator[Numbered]:
 def read_files(files: Sequence[Path]) -> Iterator[Numbered]:
     """Yield the rows of a split's files; with several, each number knows its file and line."""
     if len(files) == 1:
-        yield from read(files[0])
+        yield from read_records(files[0])
         return
     last = 0
     for file in files:
         offset = last
-        for number, row in read(file):
+        for number, row in read_records(file):
             last = offset + number
             yield Line(last, str(file), number), row
 
 
 def read_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield line numbers and rows. Raise DataError at the first unreadable line."""
-    for number, row in read(file):
+    for number, row in read_records(file):
         if isinstance(row, Unreadable):
             raise DataError(f"{file}:{number}: {row.reason}")
         yield number, row
 
 
-def describe(file: Path) -> str | None:
+def describe_format(file: Path) -> str | None:
     """Say what was detected in a file beyond what its suffix says, or return None."""
     if not file.is_file():
         return None  # a pipe can be read once
@@ -158,7 +158,7 @@ def _opened(file: Path) -> Iterator[Opened]:
 def _read_text(file: Path, lines: TextLines, suffix: str) -> tuple[list[str], Iterator[Numbered]]:
     """Return what a text is beyond its suffix, and its rows."""
     if suffix == ".txt":
-        two = lines.first(2)
+        two = lines.first_non_blank(2)
         as_json = len(two) == 2 and all(map(is_object, two))
         notes = ["plain text, though it looks like JSON lines"] if as_json else []
         return notes, read_document(lines)
@@ -174,7 +174,7 @@ def _read_text(file: Path, lines: TextLines, suffix: str) -> tuple[list[str], It
 
 def _is_delimited(lines: TextLines, hint: str | None) -> bool:
     """Tell delimited text from JSON: by its first line, and if need be by its other lines."""
-    first = "".join(lines.first(1))
+    first = "".join(lines.first_non_blank(1))
     if hint is not None:
         return not starts_json(first)
     if first.lstrip()[:1] in ("{", "["):

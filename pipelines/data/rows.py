@@ -38,7 +38,7 @@ class Line(int):
         return self
 
 
-def location(origin: str, number: int) -> tuple[str, int]:
+def file_and_line(origin: str, number: int) -> tuple[str, int]:
     """Return the file and the line of a row whose split was read from `origin`."""
     return (number.file, number.line) if isinstance(number, Line) else (origin, number)
 
@@ -80,7 +80,7 @@ class Rejected:
 
     file: str
     line: int
-    where: str
+    location: str
     reason: str
     row: Any
 
@@ -106,21 +106,21 @@ class Examples:
         """Whether the rows are read anew at each iteration, and not held in memory."""
         return not isinstance(self.rows, Sequence)
 
-    def number(self, index: int) -> int:
+    def row_number(self, index: int) -> int:
         """Return the line of a row, or its number in the split."""
         numbers = self.numbers if self.lines is None else self.lines
         return index if numbers is None else numbers[index]
 
-    def where(self, index: int) -> str:
+    def locate(self, index: int) -> str:
         """Name the file and the line, or the split and the row, of a row."""
-        file, number = location(self.origin, self.number(index))
+        file, number = file_and_line(self.origin, self.row_number(index))
         return f"{file}{' row ' if self.lines is None else ':'}{number}"
 
-    def only(self, kept: Iterable[int]) -> Examples:
+    def select(self, kept: Iterable[int]) -> Examples:
         """Return some of the rows, which keep the names of their places."""
         assert isinstance(self.rows, list)
         kept = list(kept)
-        numbers = [self.number(index) for index in kept]
+        numbers = [self.row_number(index) for index in kept]
         return replace(
             self,
             rows=[self.rows[index] for index in kept],

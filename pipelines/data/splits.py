@@ -7,10 +7,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pipelines.data.hold_out import draw_rows, hold_out_rows
 from pipelines.data.load import RawSplits
 from pipelines.data.local_files import is_local
 from pipelines.data.row_reader import RowReader
+from pipelines.data.row_selection import draw_rows, hold_out_rows
 from pipelines.data.rows import Examples
 from pipelines.data.stream import Stream
 from pipelines.data.validate import (
@@ -141,7 +141,7 @@ def hold_out(task: RowReader, examples: Examples) -> tuple[Examples, Examples, d
             "--task.dataset.eval-split."
         )
     left = sorted(set(range(len(rows))) - set(chosen))
-    return examples.only(left), replace(examples.only(chosen), rejected=()), how
+    return examples.select(left), replace(examples.select(chosen), rejected=()), how
 
 
 def capped(task: RowReader, examples: Examples, count: int | None) -> Examples:
@@ -155,7 +155,7 @@ def capped(task: RowReader, examples: Examples, count: int | None) -> Examples:
         count,
         task.dataset.split_seed,
     )
-    return replace(examples.only(drawn), total=examples.total or len(rows))
+    return replace(examples.select(drawn), total=examples.total or len(rows))
 
 
 def num_skipped(splits: Splits, rejected: Path | None) -> dict[str, int]:

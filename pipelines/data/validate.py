@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.data.row_reader import RowReader
-from pipelines.data.rows import Examples, Numbered, Rejected, Unreadable, location
+from pipelines.data.rows import Examples, Numbered, Rejected, Unreadable, file_and_line
 from pipelines.errors import DataError
 
 SHOWN = 10  # rows that a message names
@@ -24,7 +24,7 @@ def to_examples(records: Iterable[Numbered], origin: str, local: bool) -> Exampl
     numbers, rejected = [], []
     for number, row in records:
         if isinstance(row, Unreadable):
-            file, line = location(origin, number)
+            file, line = file_and_line(origin, number)
             rejected.append(Rejected(origin, number, f"{file}:{line}", row.reason, row.content))
         else:
             rows.append(row)
@@ -42,16 +42,16 @@ def drop_unusable(task: RowReader, examples: Examples, labels: tuple[str, ...] |
         try:
             task.example(examples, index, row, labels)
         except DataError as error:
-            where = examples.where(index)
-            reason = str(error).removeprefix(f"{where}: ")
-            number = examples.number(index)
-            rejected.append(Rejected(examples.origin, number, where, reason, row))
+            location = examples.locate(index)
+            reason = str(error).removeprefix(f"{location}: ")
+            number = examples.row_number(index)
+            rejected.append(Rejected(examples.origin, number, location, reason, row))
         else:
             kept.append(index)
     if len(rejected) == len(examples.rejected):
         return examples
     rejected.sort(key=lambda each: each.line)
-    return replace(examples.only(kept), rejected=tuple(rejected))
+    return replace(examples.select(kept), rejected=tuple(rejected))
 
 
 def check_columns(task: RowReader, *splits: tuple[Examples | None, Examples | None]) -> None:
@@ -95,7 +95,7 @@ def raise_rejected(rejected: Sequence[Rejected], hint: str = "") -> None:
     """Raise DataError that names the first rows that cannot be used, if there are any."""
     if not rejected:
         return
-    lines = [f"{each.where}: {each.reason[:WIDTH]}" for each in rejected[:SHOWN]]
+    lines = [f"{each.location}: {each.reason[:WIDTH]}" for each in rejected[:SHOWN]]
     if len(rejected) > SHOWN:
         lines.append(f"... and {len(rejected) - SHOWN:,} more.")
     raise DataError("\n".join(lines) + hint)
@@ -115,7 +115,7 @@ def append_rejected(file: Path, rejected: Sequence[Rejected], known: set[str]) -
     """
     lines = []
     for each in rejected:
-        origin, line = location(each.file, each.line)
+        origin, line = file_and_line(each.file, each.line)
         entry = {"file": origin, "line": line, "reason": each.reason, "row": each.row}
         lines.append(json.dumps(entry, default=str))
     new = [line for line in lines if line not in known]

@@ -11,7 +11,7 @@ from pipelines import metrics
 from pipelines.console import console
 from pipelines.data.load import load_splits, read_file
 from pipelines.data.local_files import is_local
-from pipelines.data.readers import describe
+from pipelines.data.readers import describe_format
 from pipelines.data.rows import Examples
 from pipelines.data.splits import check_splits
 from pipelines.data.validate import check_columns, drop_unusable, raise_rejected
@@ -86,7 +86,7 @@ def file_rows(loaded: Loaded, file: Path) -> Examples:
     """Return the rows of a file. Raise DataError that names those that cannot be scored."""
     read_rows = read_file(file)
     rows = drop_unusable(loaded.recipe.task, read_rows, loaded.labels)
-    note = describe(file)
+    note = describe_format(file)
     if note is not None:
         console().print(f"  {note}", style="yellow", markup=False)
     check_columns(loaded.recipe.task, (read_rows, rows))

@@ -18,7 +18,8 @@ from pipelines.data.local_files import is_path
 from pipelines.errors import Problem, RecipeError
 from pipelines.hub_client.client import Hub, reason, status_of
 from pipelines.hub_client.transport import HubError
-from pipelines.recipe.recipe import Recipe, wrong_repo_id
+from pipelines.recipe.recipe import Recipe
+from pipelines.recipe.rules import wrong_repo_id
 from pipelines.recipe.values import Model
 
 

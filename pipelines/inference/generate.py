@@ -95,7 +95,7 @@ def generate_replies(
     task, model, tokenizer = loaded.recipe.task, loaded.model, loaded.tokenizer
     options = generation_options(task, typed)
     prompts = task.prompts(examples, tokenizer)
-    check_room(model, prompts, examples.where)
+    check_room(model, prompts, examples.locate)
     written = continue_prompts(model, tokenizer, prompts, options, batch_size=batch_size, seed=seed)
     return [replace(each, text=strip_reply(task, each.text)) for each in written]
 

@@ -146,7 +146,7 @@ def check_vocabulary(features: Features, tokenizer: PreTrainedTokenizerBase, cou
         )
         if largest >= count:
             message = beyond(tokenizer, largest, count)
-            raise DataError(f"{features.where(index)}: {message}")
+            raise DataError(f"{features.locate(index)}: {message}")
 
 
 def guard_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -53,9 +53,9 @@ def is_section(hint: Any) -> bool:
 
 
 def from_json_value(hint: Any, value: Any, path: str, problems: list[Problem]) -> Any:
-    """Build a value of type `hint` from JSON, collecting what is wrong."""
-    kinds = {c.__name__: c for c in union_members(hint) if is_section(c)}
-    if not kinds or (value is None and type(None) in union_members(hint)):
+    """Build a value of type `hint` from JSON; append what is wrong to `problems`."""
+    sections = {c.__name__: c for c in union_members(hint) if is_section(c)}
+    if not sections or (value is None and type(None) in union_members(hint)):
         leaf = tuple(value) if isinstance(value, list) else value
         problems.extend(wrong_value(leaf, hint, path))
         return leaf
@@ -63,33 +63,37 @@ def from_json_value(hint: Any, value: Any, path: str, problems: list[Problem]) -
         text = f"{shortened(repr(value))} is not an object."
         problems.append(Problem(path or "recipe.json", text))
         return None
-    said = value.get("type")
-    if not isinstance(said, str) or said not in kinds:
-        help_text = suggest(str(said), list(kinds))
-        problems.append(
-            Problem(f"{path}.type".lstrip("."), f"{shortened(repr(said))}: {help_text}")
-        )
+    name = value.get("type")
+    if not isinstance(name, str) or name not in sections:
+        text = f"{shortened(repr(name))}: {suggest(str(name), list(sections))}"
+        problems.append(Problem(f"{path}.type".lstrip("."), text))
         return None
-    kind = kinds[value["type"]]
-    hints = typing.get_type_hints(kind, include_extras=True)
-    fields = {f.name: f for f in dataclasses.fields(kind)}
-    before = len(problems)
-    known = {}
+    return section_from_json(sections[name], value, path, problems)
+
+
+def section_from_json(
+    section: type[Any], value: dict[str, Any], path: str, problems: list[Problem]
+) -> Any:
+    """Build a dataclass from a JSON object; return None if anything in it is wrong."""
+    hints = typing.get_type_hints(section, include_extras=True)
+    fields = {f.name: f for f in dataclasses.fields(section)}
+    num_before = len(problems)
+    arguments = {}
     for key, item in value.items():
-        where = f"{path}.{key}".lstrip(".")
+        field_path = f"{path}.{key}".lstrip(".")
         if key in fields:
-            known[key] = from_json_value(hints[key], item, where, problems)
+            arguments[key] = from_json_value(hints[key], item, field_path, problems)
         elif key != "type":
-            problems.append(Problem(where, f"unknown; {suggest(key, list(fields))}"))
+            problems.append(Problem(field_path, f"unknown; {suggest(key, list(fields))}"))
     for name, each in fields.items():
         optional = each.default is not dataclasses.MISSING
         optional = optional or each.default_factory is not dataclasses.MISSING
-        if name not in known and not optional:
+        if name not in arguments and not optional:
             problems.append(Problem(f"{path}.{name}".lstrip("."), "is missing."))
-    if len(problems) > before:
+    if len(problems) > num_before:
         return None
     try:
-        return kind(**known)
+        return section(**arguments)
     except RecipeError as error:
         problems += error.problems
         return None
@@ -99,77 +103,75 @@ def wrong_values(value: Any, path: str) -> Iterator[Problem]:
     """Yield every field of wrong type or out of range."""
     hints = typing.get_type_hints(type(value), include_extras=True)
     for each in dataclasses.fields(value):
-        where, item = f"{path}.{each.name}".lstrip("."), getattr(value, each.name)
+        field_path, item = f"{path}.{each.name}".lstrip("."), getattr(value, each.name)
         hint = hints[each.name]
         if dataclasses.is_dataclass(item) and isinstance(
             item, tuple(c for c in union_members(hint) if isinstance(c, type))
         ):
-            yield from wrong_values(item, where)
+            yield from wrong_values(item, field_path)
         else:
-            yield from wrong_value(item, hint, where)
+            yield from wrong_value(item, hint, field_path)
 
 
 def wrong_value(item: Any, hint: Any, path: str) -> Iterator[Problem]:
     """Yield a problem for a value of wrong type, and one for each bound that it breaks."""
     try:
         check_type(item, hint, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
-        fits = not isinstance(item, bool) or bool in union_members(
-            hint
-        )  # True is an int, for Python
+        # True is an int, for Python
+        fits = not isinstance(item, bool) or bool in union_members(hint)
     except TypeCheckError:
         fits = False
     if not fits:
-        yield Problem(path, f"{shortened(repr(item))} is not allowed; {allowed(hint, item)}")
+        text = f"{shortened(repr(item))} is not allowed; {allowed_values(hint, item)}"
+        yield Problem(path, text)
         return
     if item is None or isinstance(item, (str, bool, tuple)):
         return
-    for limit in limits(hint):
-        if not in_range(item, limit):
-            yield Problem(
-                path, f"{shortened(repr(item))} is out of range; it must be {describe(limit)}."
-            )
+    for bound in bounds_of(hint):
+        if not is_within(item, bound):
+            text = f"{shortened(repr(item))} is out of range; it must be {bound_in_words(bound)}."
+            yield Problem(path, text)
 
 
-def allowed(hint: Any, item: Any) -> str:
-    """Say what a field takes."""
+def allowed_values(hint: Any, item: Any) -> str:
+    """Return a sentence with the values or types that a field takes, the nearest one first."""
     literals = [a for c in union_members(hint) for a in typing.get_args(c) if isinstance(a, str)]
     if literals:
         return suggest(str(item), literals) + f" Allowed: {', '.join(literals)}."
-    return (
-        "it takes " + " or ".join(getattr(c, "__name__", str(c)) for c in union_members(hint)) + "."
-    )
+    names = [getattr(c, "__name__", str(c)) for c in union_members(hint)]
+    return f"it takes {' or '.join(names)}."
 
 
-def limits(hint: Any) -> list[Any]:
+def bounds_of(hint: Any) -> list[Any]:
     """Return the bounds in an annotation, inside unions too."""
     if typing.get_origin(hint) is Annotated:
         return list(hint.__metadata__)
-    return [limit for member in typing.get_args(hint) for limit in limits(member)]
+    return [bound for member in typing.get_args(hint) for bound in bounds_of(member)]
 
 
-def in_range(item: Any, limit: Any) -> bool:
-    """Compare with one bound; NaN is in no range."""
-    match limit:
-        case Ge(ge=bound):
-            return bool(item >= bound)
-        case Gt(gt=bound):
-            return bool(item > bound)
-        case Le(le=bound):
-            return bool(item <= bound)
-        case Lt(lt=bound):
-            return bool(item < bound)
-    raise AssertionError(limit)
+def is_within(item: Any, bound: Any) -> bool:
+    """Compare a number with one bound; NaN is within none."""
+    match bound:
+        case Ge(ge=value):
+            return bool(item >= value)
+        case Gt(gt=value):
+            return bool(item > value)
+        case Le(le=value):
+            return bool(item <= value)
+        case Lt(lt=value):
+            return bool(item < value)
+    raise AssertionError(bound)
 
 
-def describe(limit: Any) -> str:
-    """Say a bound in words."""
-    match limit:
-        case Ge(ge=bound):
-            return f"at least {bound}"
-        case Gt(gt=bound):
-            return f"above {bound}"
-        case Le(le=bound):
-            return f"at most {bound}"
-        case Lt(lt=bound):
-            return f"below {bound}"
-    raise AssertionError(limit)
+def bound_in_words(bound: Any) -> str:
+    """Return a bound as a phrase, such as "at least 1"."""
+    match bound:
+        case Ge(ge=value):
+            return f"at least {value}"
+        case Gt(gt=value):
+            return f"above {value}"
+        case Le(le=value):
+            return f"at most {value}"
+        case Lt(lt=value):
+            return f"below {value}"
+    raise AssertionError(bound)

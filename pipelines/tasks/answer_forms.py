@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from pipelines.tasks.cells import parse_literal, to_python, whole_number
-from pipelines.tasks.label_forms import bit
+from pipelines.tasks.cells import parse_bit, parse_literal, to_python, whole_number
 
 SUPPORTED = '{"text": [...], "answer_start": [...]}, one {"text", "answer_start"} or a list of them'
 
@@ -24,7 +23,7 @@ def read_answers(value: Any, impossible: Any = None) -> dict[str, list[Any]]:
     pairs = [(text, start) for text, start in _pairs(value) if text is not None and text.strip()]
     if any(start is None for _, start in pairs):
         raise ValueError(f"holds {value!r}, not {SUPPORTED}.")
-    stated = bit(to_python(impossible))
+    stated = parse_bit(to_python(impossible))
     if stated == 1 and pairs:
         raise ValueError(f"holds {pairs[0][0]!r}, but is_impossible is {impossible!r}.")
     if stated == 0 and not pairs:

@@ -34,7 +34,7 @@ class Features:
     num_rows: int
     context: Any = None
     """What the task's scorer needs beside the logits."""
-    where: Callable[[int], str] = "row {}".format
+    locate: Callable[[int], str] = "row {}".format
     """Names the place that a row of `dataset` comes from."""
     lengths: Sequence[int] = ()
     """Tokens that each row had before it was cut, where rows are cut."""
@@ -84,6 +84,10 @@ class Task:
     """Name of the option that bounds `Features.lengths`."""
     grouped_by: ClassVar[str] = "input"
     """What rows share that stay on one side of a split."""
+    streams: ClassVar[bool] = False
+    """Whether rows can be read while training, without holding all in memory."""
+    needs_reference: ClassVar[bool] = False
+    """Whether the loss compares the model with the base that it starts from."""
     chat_template: ClassVar[str | None] = None
     """Template that a tokenizer without one gets."""
 
@@ -161,7 +165,7 @@ class Task:
     ) -> Any:
         """Return what `features` encodes of a row. Raise DataError for one that cannot be used.
 
-        The message begins with `examples.where(index)`. `labels` is None before they are known.
+        The message begins with `examples.locate(index)`. `labels` is None before they are known.
         """
         return row
 
@@ -264,7 +268,7 @@ def text_of(examples: Examples, index: int, row: dict[str, Any], column: str) ->
     text = row.get(column)
     if not isinstance(text, str):
         raise DataError(
-            f"{examples.where(index)}: column {column!r} holds {text!r}, not a text. "
+            f"{examples.locate(index)}: column {column!r} holds {text!r}, not a text. "
             f"Columns: {', '.join(row)}."
         )
     return text

@@ -64,6 +64,7 @@ class CausalLM(Task):
     peft_task_type: ClassVar[str] = "CAUSAL_LM"
     length_field: ClassVar[str] = "block_size"
     grouped_by: ClassVar[str] = "document"
+    streams: ClassVar[bool] = True
 
     def example(
         self,
@@ -140,7 +141,7 @@ class CausalLM(Task):
             )
         num_bytes = sum(len(text.encode()) for text in texts)
         return Features(
-            rows, report, num_rows=len(rows), context=num_bytes, where="block {}".format
+            rows, report, num_rows=len(rows), context=num_bytes, locate="block {}".format
         )
 
     def cut(self, tokens: Any) -> list[Any]:
@@ -216,7 +217,7 @@ class CausalLM(Task):
         for index, text in enumerate(texts):
             if not text.strip():
                 raise DataError(
-                    f"{examples.where(index)}: the text is empty. Give its beginning, which the "
+                    f"{examples.locate(index)}: the text is empty. Give its beginning, which the "
                     "model continues."
                 )
         return [[tokenizer.eos_token_id, *ids] for ids in token_ids(tokenizer, texts)]

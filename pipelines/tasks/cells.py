@@ -7,10 +7,18 @@ import json
 import re
 from typing import Any
 
+BITS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
 PLAIN = {str, int, float, bool}
 NUMPY_VALUE = re.compile(r"\d+(?:\.\d*)?|True|False")
 TWO_STRINGS = re.compile(r"""['"]\s+['"]""")
 INTEGRAL = re.compile(r"([+-]?\d+)\.0*")
+
+
+def parse_bit(value: Any) -> int | None:
+    """Return 0 or 1 for a value that means no or yes, None for any other."""
+    if isinstance(value, str):
+        return BITS.get(value.strip().lower())
+    return int(value) if isinstance(value, bool | int | float) and value in (0, 1) else None
 
 
 def to_python(value: Any) -> Any:

@@ -71,15 +71,15 @@ class InstructionTuning(ReplyTask):
         labelled: bool = True,
     ) -> tuple[Prompt, list[str]]:
         """Return what a row asks, and all replies that it holds."""
-        where, column = examples.where(index), self.completion_column
+        location, column = examples.locate(index), self.completion_column
         value = row.get(column)
         held = looks_like_turns(value)
         replies = value.get("text") if isinstance(value, dict) and not held else value
         row = row if replies is value else row | {column: replies}
         if self.chat or held or not isinstance(replies, list):
-            prompt, reply = self.said(row, column, where)
+            prompt, reply = self.said(row, column, location)
             return prompt, [reply]
-        said = [self.said(row | {column: reply}, column, where) for reply in replies or [None]]
+        said = [self.said(row | {column: reply}, column, location) for reply in replies or [None]]
         return said[0][0], [reply for _, reply in said]
 
     def label_cautions(self, train: Examples) -> Iterator[str]:
@@ -130,7 +130,7 @@ class InstructionTuning(ReplyTask):
             report,
             num_rows=len(rows),
             context=prompts,
-            where=examples.where,
+            locate=examples.locate,
             lengths=lengths,
         )
 

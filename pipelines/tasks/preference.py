@@ -41,6 +41,7 @@ class PreferenceTuning(ReplyTask):
     """How much a reply's log-probability against the reference counts; higher stays closer."""
 
     does: ClassVar[str] = "replies to prompts as people prefer"
+    needs_reference: ClassVar[bool] = True
 
     @property
     def reply_column(self) -> str:
@@ -56,13 +57,13 @@ class PreferenceTuning(ReplyTask):
         labelled: bool = True,
     ) -> tuple[Prompt, str, str]:
         """Return what a row asks, with the chosen and the rejected reply."""
-        where = examples.where(index)
-        prompt, chosen = self.said(row, self.chosen_column, where)
-        other, rejected = self.said(row, self.rejected_column, where)
+        location = examples.locate(index)
+        prompt, chosen = self.said(row, self.chosen_column, location)
+        other, rejected = self.said(row, self.rejected_column, location)
         if other != prompt:
-            raise DataError(f"{where}: the two replies have different prompts.")
+            raise DataError(f"{location}: the two replies have different prompts.")
         if chosen == rejected:
-            raise DataError(f"{where}: both replies are {chosen!r}.")
+            raise DataError(f"{location}: both replies are {chosen!r}.")
         return prompt, chosen, rejected
 
     def merged(self) -> InstructionTuning:
@@ -108,7 +109,7 @@ class PreferenceTuning(ReplyTask):
             raise DataError(f"{examples.origin}: no rows.")
         check_truncated(examples, num_cut, len(rows), self.max_truncated_fraction)
         report = {"pairs": len(rows), "pairs_cut": num_cut}
-        return Features(rows, report, num_rows=len(rows), where=examples.where, lengths=lengths)
+        return Features(rows, report, num_rows=len(rows), locate=examples.locate, lengths=lengths)
 
     def num_tokens(self, row: dict[str, Any]) -> int:
         """Return the tokens of the prompt with the longer reply."""

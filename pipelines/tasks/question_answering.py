@@ -17,8 +17,7 @@ from pipelines.errors import DataError
 from pipelines.metrics.bootstrap import bootstrap
 from pipelines.tasks.answer_forms import read_answers
 from pipelines.tasks.base import Features, Score, Task, check_truncated, text_of, token_ids
-from pipelines.tasks.cells import to_python
-from pipelines.tasks.label_forms import bit
+from pipelines.tasks.cells import parse_bit, to_python
 from pipelines.tasks.spans import (
     CONTRACTION_OR_SYMBOL,
     Answer,
@@ -100,27 +99,27 @@ class QuestionAnswering(Task):
         labelled: bool = True,
     ) -> Question:
         """Check a row; the gold text must stand in the context where it is said to."""
-        where = examples.where(index)
+        location = examples.locate(index)
         for column in (self.question_column, self.context_column):
             if not text_of(examples, index, row, column).strip():
-                raise DataError(f"{where}: column {column!r} holds {row[column]!r}, not a text.")
+                raise DataError(f"{location}: column {column!r} holds {row[column]!r}, not a text.")
         identity, context = str(row.get("id", index)), row[self.context_column]
         if not labelled:
             return Question(identity, context, {"text": []})
-        if self.answers_column not in row and bit(to_python(row.get("is_impossible"))) != 1:
+        if self.answers_column not in row and parse_bit(to_python(row.get("is_impossible"))) != 1:
             raise DataError(
-                f"{where}: no column {self.answers_column!r}. Columns: {', '.join(row)}."
+                f"{location}: no column {self.answers_column!r}. Columns: {', '.join(row)}."
             )
         try:
             answers = read_answers(row.get(self.answers_column), row.get("is_impossible"))
         except ValueError as error:
-            raise DataError(f"{where}: column {self.answers_column!r} {error}") from None
+            raise DataError(f"{location}: column {self.answers_column!r} {error}") from None
         for text, start in zip(answers["text"], answers["answer_start"], strict=True):
             if start < 0 or not context.startswith(text, start):
-                raise DataError(f"{where}: answer {text!r} is not at character {start}.")
+                raise DataError(f"{location}: answer {text!r} is not at character {start}.")
         if not answers["text"] and not self.version_2_with_negative:
             raise DataError(
-                f"{where}: a question without an answer. For SQuAD v2 use "
+                f"{location}: a question without an answer. For SQuAD v2 use "
                 "--task.version-2-with-negative."
             )
         return Question(identity, context, answers)
@@ -188,7 +187,7 @@ class QuestionAnswering(Task):
             report,
             num_rows=len(questions),
             context=(questions, windows),
-            where=examples.only(window.question for window in windows).where,
+            locate=examples.select(window.question for window in windows).locate,
             lengths=[len(ids) for ids in encoded],
         )
 

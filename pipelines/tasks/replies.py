@@ -137,7 +137,7 @@ class ReplyTask(Task):
             )
         return {columns[0]: text}
 
-    def turns(self, row: dict[str, Any], column: str, where: str) -> list[dict[str, str]]:
+    def turns(self, row: dict[str, Any], column: str, location: str) -> list[dict[str, str]]:
         """Return the chat in a column; one that begins with a reply continues the prompt's column.
 
         Raise DataError where neither column holds a chat.
@@ -150,10 +150,10 @@ class ReplyTask(Task):
                 name = before
                 turns = read_turns(row.get(before), "user") + turns
         except ValueError as error:
-            raise DataError(f"{where}: column {name!r}: {error}") from None
+            raise DataError(f"{location}: column {name!r}: {error}") from None
         if not turns:
             raise DataError(
-                f"{where}: column {column!r}: {row.get(column)!r} is not a list of messages. "
+                f"{location}: column {column!r}: {row.get(column)!r} is not a list of messages. "
                 f"Columns: {', '.join(row)}.{self.other_chat(row, column)}"
             )
         return turns
@@ -165,36 +165,37 @@ class ReplyTask(Task):
         flag = f"--task.{option.replace('_', '-')}"
         return f" Messages are in column {' and '.join(names)}: use {flag}." if names else ""
 
-    def prompt(self, row: dict[str, Any], where: str) -> Prompt:
+    def prompt(self, row: dict[str, Any], location: str) -> Prompt:
         """Return what a row asks. Raise DataError for a row that asks nothing."""
         if not self.chat:
-            return fill(self.prompt_format, row, where)
-        turns = self.turns(row, self.reply_column, where)
+            return fill(self.prompt_format, row, location)
+        turns = self.turns(row, self.reply_column, location)
         answered = len(turns) > 1 and turns[-1]["role"] == "assistant"
         return turns[:-1] if answered else turns
 
-    def said(self, row: dict[str, Any], column: str, where: str) -> tuple[Prompt, str]:
+    def said(self, row: dict[str, Any], column: str, location: str) -> tuple[Prompt, str]:
         """Return what a row asks, and the reply in a column. Raise DataError if there is none."""
         reply = row.get(column)
         if self.chat:
-            turns = self.turns(row, column, where)
+            turns = self.turns(row, column, location)
             if turns[-1]["role"] != "assistant":
-                raise DataError(f"{where}: the last message is of the {turns[-1]['role']}.")
+                raise DataError(f"{location}: the last message is of the {turns[-1]['role']}.")
             if len(turns) == 1:
-                raise DataError(f"{where}: a reply to nothing. Columns: {', '.join(row)}.")
+                raise DataError(f"{location}: a reply to nothing. Columns: {', '.join(row)}.")
             return turns[:-1], turns[-1]["content"].strip()
         if not isinstance(reply, str) or not reply.strip():
             hint = " It holds messages: use --task.chat." if looks_like_turns(reply) else ""
             raise DataError(
-                f"{where}: column {column!r} holds {reply!r}, not a reply. "
+                f"{location}: column {column!r} holds {reply!r}, not a reply. "
                 f"Columns: {', '.join(row)}.{hint}"
             )
         asked = [row.get(name) for name in columns_of(self.prompt_format)]
         if not all(isinstance(text, str) for text in asked) and begins_with_turn(reply):
             raise DataError(
-                f"{where}: column {column!r} holds turns of Human: and Assistant:. Use --task.chat."
+                f"{location}: column {column!r} holds turns of Human: and Assistant:. "
+                "Use --task.chat."
             )
-        return fill(self.prompt_format, row, where), reply.strip()
+        return fill(self.prompt_format, row, location), reply.strip()
 
     def label_cautions(self, train: Examples) -> Iterator[str]:
         """Yield a caution about columns that often belong to a chat and are not read."""
@@ -210,7 +211,7 @@ class ReplyTask(Task):
                 )
 
     def prompts(self, examples: Examples, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-        asked = [self.prompt(row, examples.where(i)) for i, row in enumerate(examples.rows)]
+        asked = [self.prompt(row, examples.locate(i)) for i, row in enumerate(examples.rows)]
         return [encode_prompt(tokenizer, prompt) for prompt in asked]
 
     def example_row(self) -> dict[str, Any]:
@@ -261,7 +262,7 @@ def columns_of(prompt_format: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def fill(prompt_format: str, row: dict[str, Any], where: str) -> str:
+def fill(prompt_format: str, row: dict[str, Any], location: str) -> str:
     """Return the prompt of a row. Raise DataError for a column that holds no text.
 
     A column may be empty, but not the whole prompt.
@@ -273,11 +274,11 @@ def fill(prompt_format: str, row: dict[str, Any], where: str) -> str:
                 " It holds messages: use --task.chat." if looks_like_turns(row.get(column)) else ""
             )
             raise DataError(
-                f"{where}: column {column!r} holds {row.get(column)!r}, not a text. "
+                f"{location}: column {column!r} holds {row.get(column)!r}, not a text. "
                 f"Columns: {', '.join(row)}.{hint}"
             )
     if not any(row[column].strip() for column in columns):
-        raise DataError(f"{where}: the prompt is empty.")
+        raise DataError(f"{location}: the prompt is empty.")
     return prompt_format.format_map({column: row[column] for column in columns})
 
 

@@ -88,7 +88,7 @@ def build_trainer(
     arguments = partial(training_arguments, recipe, eval_on_start=eval_on_start)
     options = {
         "identity": identity or {},
-        "where": train.where if train else str,
+        "where": train.locate if train else str,
         "model": model,
         "train_dataset": train.dataset if train else None,
         "eval_dataset": [held_out.dataset[i] for i in longest_first],

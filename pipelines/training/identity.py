@@ -60,7 +60,13 @@ RESUMABLE: dict[str, str | None] = {
 def comparable(recipe: Recipe) -> Any:
     """Return the fields of a recipe that make it the run that it is, as JSON."""
     bare = replace(
-        recipe, output_dir=None, push_to=None, public=False, allow_changed=(), overwrite=False
+        recipe,
+        output_dir=None,
+        push_to=None,
+        public=False,
+        license=None,
+        allow_changed=(),
+        overwrite=False,
     )
     return to_json_value(bare)
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from pipelines.data.load import load_splits, read_file
 from pipelines.data.local_files import is_local, split_files
-from pipelines.data.readers import describe, read
+from pipelines.data.readers import describe_format, read_records
 from pipelines.data.rows import Unreadable
 from pipelines.data.source import DatasetSource
 from pipelines.data.splits import check_splits
@@ -32,7 +32,7 @@ LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
 
 def rows_of(file: Path) -> list:
     """Return the rows of a file that has no unreadable line."""
-    found = [row for _, row in read(file)]
+    found = [row for _, row in read_records(file)]
     assert not [row for row in found if isinstance(row, Unreadable)]
     return found
 
@@ -40,7 +40,7 @@ def rows_of(file: Path) -> list:
 def parts_of(file: Path) -> tuple[list, dict]:
     """Return the rows of a file, and what was lost, by line."""
     rows, lost = [], {}
-    for number, row in read(file):
+    for number, row in read_records(file):
         if isinstance(row, Unreadable):
             assert number not in lost
             lost[number] = row
@@ -134,7 +134,7 @@ def test_an_object_of_several_lists_of_rows_is_ambiguous(tmp_path):
     file = tmp_path / "rows.json"
     file.write_text(json.dumps({"train": ROWS, "test": ROWS}))
     with pytest.raises(DataError, match="'train', 'test' each hold rows. Write each to its own"):
-        list(read(file))
+        list(read_records(file))
 
 
 def test_squad_is_read_nested_or_flat(tmp_path):
@@ -180,7 +180,7 @@ def test_a_document_that_is_broken_names_the_line(suffix, tmp_path):
     file = tmp_path / f"rows{suffix}"
     file.write_text('[\n {"text": "a"},\n {"text": "b"},\n]\n')
     with pytest.raises(DataError, match=rf"rows{suffix}:[34]: not JSON: .* in column"):
-        list(read(file))
+        list(read_records(file))
 
 
 def test_a_first_line_that_is_damaged_does_not_hide_json_lines(tmp_path):
@@ -208,7 +208,7 @@ def test_what_was_detected_is_said(tmp_path):
     def said(name: str, content: bytes) -> str | None:
         file = tmp_path / name
         file.write_bytes(content)
-        text = describe(file)
+        text = describe_format(file)
         return None if text is None else text.removeprefix(f"{file}: read as ")
 
     comma, semicolon = (as_csv(ROWS, delimiter=mark).encode() for mark in ",;")
@@ -269,7 +269,7 @@ def test_columns_and_rows_that_a_spreadsheet_leaves_empty_are_dropped(tmp_path):
     assert rows_of(file)[1] == {"": "1", "text": "b", "label": "y"}
     file.write_text(",,\na,b,c\n")
     with pytest.raises(DataError, match="rows.csv:1: the header has no column names"):
-        list(read(file))
+        list(read_records(file))
 
 
 BACKGROUND = [
@@ -483,7 +483,7 @@ def test_columnar_files_are_read_as_the_same_rows(tmp_path):
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
         assert rows_of(tmp_path / name) == rows
-    assert describe(tmp_path / "a.csv").endswith("read as Parquet")
+    assert describe_format(tmp_path / "a.csv").endswith("read as Parquet")
     (tmp_path / "cut.parquet").write_bytes(contents["a.parquet"][:-20])
     with pytest.raises(DataError, match="cut.parquet: damaged Parquet after row 0"):
         rows_of(tmp_path / "cut.parquet")
@@ -576,7 +576,7 @@ def test_a_folder_of_text_files_is_a_document_each(tmp_path):
     documents = load_splits(source).train
     assert [row["text"] for row in documents.rows] == ["a.TXT", "b.txt", "c.txt.gz"]
     splits, _ = check_splits(CausalLM(dataset=source), load_splits(source))
-    assert {splits.train.where(0), splits.train.where(1), splits.held_out.where(0)} == {
+    assert {splits.train.locate(0), splits.train.locate(1), splits.held_out.locate(0)} == {
         f"{tmp_path / name}:1" for name in ("a.TXT", "b.txt", "c.txt.gz")
     }
     with pytest.raises(DataError, match="no file for split 'train'"):
@@ -703,12 +703,12 @@ def test_a_hub_id_that_is_not_found_names_a_local_path(tmp_path, monkeypatch):
 
 
 def test_what_a_run_detected_is_in_its_report(tmp_path):
-    from pipelines.data.load import detected
+    from pipelines.data.load import describe_formats
 
     for split in ("train", "test"):
         (tmp_path / f"{split}.csv").write_text(as_csv(ROWS, delimiter=";"))
-    lines = list(detected(DatasetSource(path=str(tmp_path), eval_split="test")))
+    lines = list(describe_formats(DatasetSource(path=str(tmp_path), eval_split="test")))
     assert lines == [
         f"{tmp_path / split}.csv: read as semicolon-separated" for split in ("train", "test")
     ]
-    assert not list(detected(DatasetSource(path="squad")))
+    assert not list(describe_formats(DatasetSource(path="squad")))

@@ -72,7 +72,7 @@ def test_a_row_that_cannot_be_used_is_named_or_left_out(kind, tmp_path):
     splits, labels = checked(tmp_path, data, on_bad_row="skip")
     assert labels == ("x", "y")
     assert splits.train.rows == splits.held_out.rows == [GOOD, OTHER]
-    assert splits.train.where(1).endswith("train.jsonl:4")
+    assert splits.train.locate(1).endswith("train.jsonl:4")
     first, second = map(json.loads, (tmp_path / "rejected.jsonl").open(encoding="utf-8"))
     assert first["file"].endswith("train.jsonl") and second["file"].endswith("test.jsonl")
     assert first["line"] == second["line"] == 3
@@ -115,7 +115,7 @@ def test_a_csv_row_that_cannot_be_used_is_named_or_left_out(kind, tmp_path):
     splits, labels = checked(tmp_path, data, kind="csv", on_bad_row="skip")
     assert splits.train.rows[0] == {"text": "NA", "label": "null"}
     assert splits.train.rows[1]["text"] == "two\nlines"
-    assert splits.train.where(1).endswith("train.csv:5")
+    assert splits.train.locate(1).endswith("train.csv:5")
     assert labels == ("null", "y")
     assert len(splits.train.rejected) == 1
 
@@ -204,7 +204,7 @@ def test_rows_held_out_keep_their_lines(tmp_path):
     splits, _ = check_splits(TextClassification(dataset=source), load_splits(source))
     for examples in (splits.train, splits.held_out):
         for index, row in enumerate(examples.rows):
-            assert examples.where(index).endswith(f"train.jsonl:{rows.index(row) + 2}")
+            assert examples.locate(index).endswith(f"train.jsonl:{rows.index(row) + 2}")
     assert [row["label"] for row in splits.held_out.rows] in (["x", "y"], ["y", "x"])
     assert [each.line for each in splits.train.rejected] == [1, 12]
     source = replace(source, max_train_rows=3)

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.data.hold_out import draw_rows, hold_out_rows
 from pipelines.data.load import load_splits
+from pipelines.data.row_selection import draw_rows, hold_out_rows
 from pipelines.data.source import DatasetSource
 from pipelines.data.splits import check_splits
 from pipelines.errors import DataError, RecipeError
@@ -126,7 +126,7 @@ def test_the_choice_is_the_same_on_every_machine():
     """The numbers are what Python's Mersenne Twister gives for seed 42, in every version."""
     inputs, labels = [f"row {i}" for i in range(40)], ["ab"[i % 4 == 0] for i in range(40)]
     program = (
-        "from pipelines.data.hold_out import *; "
+        "from pipelines.data.row_selection import *; "
         f"print(hold_out_rows({inputs}, {labels}, 0.2, 42), draw_rows({inputs}, {labels}, 6, 42))"
     )
     assert random.Random(42).random() == 0.6394267984578837
@@ -156,7 +156,7 @@ def test_rows_sorted_by_label_are_held_out_by_label(tmp_path):
     assert labels == ("neg", "pos")
     assert splits.held_out.rows == [r for r in SORTED if r in splits.held_out.rows]  # file order
     for index, row in enumerate(splits.held_out.rows):
-        assert splits.held_out.where(index) == f"{file}:{SORTED.index(row) + 1}"
+        assert splits.held_out.locate(index) == f"{file}:{SORTED.index(row) + 1}"
     again, _ = split(CLASSIFY, file)
     assert again.held_out.fingerprint() == splits.held_out.fingerprint()
     other, _ = split(CLASSIFY, file, split_seed=7)
@@ -559,7 +559,7 @@ def test_a_maximum_of_a_hub_dataset_is_drawn_by_label_too(monkeypatch):
         assert abs(labels_of(splits.train)[0] - 30) <= (3 if part < 1000 else 0)
         assert splits.record["train"] == {"split": "train", "rows": 50, "of": 1000}
         for index, row in enumerate(splits.train.rows):
-            assert splits.train.where(index) == f"user/data train row {rows.index(row)}"
+            assert splits.train.locate(index) == f"user/data train row {rows.index(row)}"
         again, _ = split(CLASSIFY, "user/data", **options)
         assert again.train.fingerprint() == splits.train.fingerprint()
 

@@ -60,7 +60,7 @@ def count(examples):
     """Answer with the length of a text; a row without one cannot be used."""
     for index, row in enumerate(examples.rows):
         if "text" not in row:
-            raise DataError(f"{examples.where(index)}: no text.")
+            raise DataError(f"{examples.locate(index)}: no text.")
     return [{"length": len(row["text"])} for row in examples.rows]
 
 

@@ -376,7 +376,9 @@ def test_a_named_tokenizer_is_pinned_and_travels_in_recipe_json(checkpoint, task
     assert asked == [("local/tokenizer", "v1")]
     assert recipe.model == replace(model, tokenizer_revision="commit of local/tokenizer")
     assert Recipe.from_json(recipe.to_json()) == recipe
-    with pytest.raises(RecipeError, match="model.tokenizer_revision: a revision of no tokenizer"):
+    with pytest.raises(
+        RecipeError, match="model.tokenizer_revision: is the revision of a tokenizer"
+    ):
         replace(recipe, model=Model(name_or_path="a", tokenizer_revision="v1"))
     with pytest.raises(RecipeError, match="model.tokenizer.tokenizer"):
         replace(recipe, model=Scratch(tokenizer=model))

@@ -19,9 +19,10 @@ from pipelines.models.build import build_model
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import Lora, Model, Train
 from pipelines.tasks.causal_lm import CausalLM
+from pipelines.tasks.label_reader import natural_order
 from pipelines.tasks.question_answering import QuestionAnswering
 from pipelines.tasks.spans import Question, Window, window_starts
-from pipelines.tasks.text_classification import TextClassification, join, natural_order
+from pipelines.tasks.text_classification import TextClassification, join_texts
 from pipelines.training.arguments import split_batch
 from pipelines.training.build import build_trainer
 from pipelines.training.trainer import score_of
@@ -219,9 +220,9 @@ def test_labels_are_in_natural_order():
 
 
 def test_a_pair_is_cut_at_its_longer_text():
-    assert join([[1, 2, 3, 4, 5, 6], [7, 8]], 0, 6) == ([1, 2, 3, 0, 7, 8], True)
-    assert join([[1], [7]], 0, 6) == ([1, 0, 7], False)
-    assert join([[]], 0, 6) == ([0], False)
+    assert join_texts([[1, 2, 3, 4, 5, 6], [7, 8]], 0, 6) == ([1, 2, 3, 0, 7, 8], True)
+    assert join_texts([[1], [7]], 0, 6) == ([1, 0, 7], False)
+    assert join_texts([[]], 0, 6) == ([0], False)
 
 
 def test_rows_cut_are_counted(tokenizer):

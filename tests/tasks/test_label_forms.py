@@ -119,7 +119,7 @@ def test_a_wrong_vector_names_its_row_and_what_is_wrong():
     examples = rows_of([[0, 1], [0, 2, 0], None])
     for index, text in enumerate(["1: .*2 values for 3 labels", "2: 2 is neither", "3: no value"]):
         with pytest.raises(DataError, match=f"a.jsonl:{text}"):
-            task.names(examples, index, examples.rows[index])
+            task.row_labels(examples, index, examples.rows[index])
     with pytest.raises(DataError, match="0.3 is not one label.*not probabilities"):
         read(SEVERAL, [[0.3, 0.7], [0.1, 0.9]])
     # one mistake between many vectors makes no list of ids of them
@@ -171,9 +171,9 @@ def test_each_label_can_have_a_column():
     ]
     for value in ("", None, 0.7, -1, "x"):
         with pytest.raises(DataError, match="a.csv:2: column 'art' holds .*, neither 0 nor 1"):
-            task.names(examples, 0, rows[0] | {"art": value})
+            task.row_labels(examples, 0, rows[0] | {"art": value})
     with pytest.raises(DataError, match="no value in column 'label'.*--task.label-columns"):
-        SEVERAL.names(examples, 0, rows[0])
+        SEVERAL.row_labels(examples, 0, rows[0])
 
 
 @pytest.mark.parametrize(

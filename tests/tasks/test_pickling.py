@@ -60,7 +60,7 @@ def test_unpickled_features_name_the_same_rows(name, tasks, tokenizer):
     features = features_of(tasks[name], tokenizer)
     copy = unpickled(features)
     for index in range(len(features.dataset)):
-        assert copy.where(index) == features.where(index)
+        assert copy.locate(index) == features.locate(index)
 
 
 def test_windows_are_named_after_the_row_of_their_question(tasks, tokenizer):
@@ -70,7 +70,7 @@ def test_windows_are_named_after_the_row_of_their_question(tasks, tokenizer):
     _, windows = features.context
     assert len(windows) > len(train.rows)
     for index, window in enumerate(windows):
-        assert features.where(index) == train.where(window.question)
+        assert features.locate(index) == train.locate(window.question)
 
 
 @pytest.mark.parametrize("packing", ["wrapped", "bfd_split"])

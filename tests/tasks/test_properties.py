@@ -14,9 +14,10 @@ from pipelines.errors import DataError, RecipeError
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import NF4, Int8, Lora, Model, Scratch, Tokenizer, Train
 from pipelines.tasks.causal_lm import CausalLM
+from pipelines.tasks.label_reader import natural_order
 from pipelines.tasks.question_answering import QuestionAnswering
 from pipelines.tasks.spans import window_starts
-from pipelines.tasks.text_classification import TextClassification, join, natural_order
+from pipelines.tasks.text_classification import TextClassification, join_texts
 
 SLOW = settings(
     max_examples=60,
@@ -190,7 +191,7 @@ def test_an_answer_is_always_a_piece_of_the_context(tokenizer, context, seed):
     st.integers(4, 50),
 )
 def test_joined_texts_fit_and_lose_only_what_does_not(parts, max_length):
-    ids, cut = join(parts, 0, max_length)
+    ids, cut = join_texts(parts, 0, max_length)
     assert 1 <= len(ids) <= max_length
     assert cut == (sum(map(len, parts)) + len(parts) - 1 > max_length)
     if not cut and ids != [0]:

@@ -134,8 +134,8 @@ class Records:
         return True
 
     def _lost(self, line: str, *, resyncing: bool) -> Unreadable:
-        where = "after" if resyncing else "within"
-        return Unreadable(f"{where} a cell whose quotes are broken.", line.rstrip("\r\n"))
+        relation = "after" if resyncing else "within"
+        return Unreadable(f"{relation} a cell whose quotes are broken.", line.rstrip("\r\n"))
 
     def _swallows_rows(self, lines: Sequence[str], cells: list[str] | None = None) -> bool:
         """Tell whether most lines of a record are, each by itself, rows like the others.

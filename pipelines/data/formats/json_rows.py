@@ -38,7 +38,7 @@ def read_json(file: Path, lines: TextLines, suffix: str) -> tuple[str, Iterator[
     JSON lines are read lazily and numbered by line, a document is parsed whole and its rows are
     numbered by position. Raise DataError for a document that cannot be parsed.
     """
-    first, second = [*lines.first(2), "", ""][:2]
+    first, second = [*lines.first_non_blank(2), "", ""][:2]
     if _are_lines(first, second, suffix):
         return "JSON lines", read_lines(lines)
     text = lines.rest()

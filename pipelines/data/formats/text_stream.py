@@ -96,7 +96,7 @@ class TextLines(Iterator[str]):
             size += len(line)
         return list(self.ahead)
 
-    def first(self, count: int) -> list[str]:
+    def first_non_blank(self, count: int) -> list[str]:
         """Return the first lines that are not blank, without consuming or reading further ones."""
         found = [line for line in self.ahead if line.strip()]
         while len(found) < count and (line := next(self.lines, None)) is not None:

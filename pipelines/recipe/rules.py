@@ -1,0 +1,131 @@
+"""Rules between the fields of a recipe, one function a subject. Imports no torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from pipelines.data.source import DatasetSource
+from pipelines.errors import Problem
+from pipelines.recipe.values import NF4, Int8, Lora, Model, Scratch, Tokenizer, Train
+from pipelines.tasks import TASKS
+from pipelines.tasks.base import Task
+
+PLAIN_NAME = re.compile(r"[\w-][\w.-]*")
+REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
+LICENSE_ID = re.compile(r"[a-z0-9][a-z0-9.-]*")
+PLAIN_INITS = ("default", "gaussian")
+"""Initial values of an adapter that leave the base's weights as they are."""
+
+
+def wrong_name(name: str) -> Iterator[Problem]:
+    """Yield a problem unless a name can be that of a folder."""
+    if isinstance(name, str) and not PLAIN_NAME.fullmatch(name):
+        text = f"{name!r} names no folder: letters, digits, '.', '-' and '_' do."
+        yield Problem("name", text)
+
+
+def wrong_repo_id(repo: str | None) -> Iterator[Problem]:
+    """Yield a problem unless `repo` is the id of a Hub repository of a user, or None."""
+    if isinstance(repo, str) and not REPO_ID.fullmatch(repo):
+        yield Problem("push_to", f"{repo!r} is not of the form USER/NAME.")
+
+
+def wrong_license(license_id: str | None) -> Iterator[Problem]:
+    """Yield a problem for a licence that the Hub would refuse by its spelling."""
+    if isinstance(license_id, str) and not LICENSE_ID.fullmatch(license_id):
+        text = f"{license_id!r} is not an id of a licence on the Hub, such as apache-2.0 or mit."
+        yield Problem("license", text)
+
+
+def wrong_task(task: Task) -> Iterator[Problem]:
+    """Yield what is wrong between the options of a task."""
+    for option, message in task.problems():
+        yield Problem(f"task.{option}", message)
+
+
+def wrong_reference(task: Task, lora: Lora | None) -> Iterator[Problem]:
+    """Yield why the base with the adapter off cannot be the reference model of DPO."""
+    if not task.needs_reference:
+        return
+    if lora is None:
+        text = "the base with the adapter off is the reference of DPO. Add lora=Lora()."
+        yield Problem("lora", text)
+    elif lora.init_lora_weights not in PLAIN_INITS:
+        yield Problem(
+            "lora.init_lora_weights",
+            f"{lora.init_lora_weights!r} moves a part of the base into the adapter, so that the "
+            "base with the adapter off is no reference for DPO. Allowed: "
+            f"{', '.join(PLAIN_INITS)}.",
+        )
+
+
+def wrong_quantization(quantization: Int8 | NF4 | None, lora: Lora | None) -> Iterator[Problem]:
+    """Yield why a quantised base cannot be trained, or its adapter not initialised."""
+    if quantization is None:
+        return
+    if lora is None:
+        yield Problem(
+            "quantization",
+            "8-bit and 4-bit weights cannot be trained. Add lora=Lora() to train an adapter on "
+            "them, or drop quantization.",
+        )
+    elif lora.init_lora_weights not in PLAIN_INITS:
+        yield Problem(
+            "lora.init_lora_weights",
+            f"{lora.init_lora_weights!r} starts from the base's weights, which are quantised. "
+            f"Allowed: {', '.join(PLAIN_INITS)}.",
+        )
+
+
+def wrong_tokenizer(model: Model | Scratch) -> Iterator[Problem]:
+    """Yield a revision without its tokenizer, and a tokenizer of a tokenizer."""
+    if isinstance(model, Model):
+        if model.tokenizer is None and model.tokenizer_revision is not None:
+            text = "is the revision of a tokenizer that is not named. Set model.tokenizer too."
+            yield Problem("model.tokenizer_revision", text)
+    elif isinstance(model.tokenizer, Model) and model.tokenizer.tokenizer:
+        text = "a tokenizer has no other tokenizer. Name that one as name_or_path."
+        yield Problem("model.tokenizer.tokenizer", text)
+
+
+def wrong_optimizer(train: Train, model: Model | Scratch) -> Iterator[Problem]:
+    """Yield a problem for Muon on pretrained weights."""
+    if train.optim == "muon" and not isinstance(model, Scratch):
+        text = "'muon' is for weights from scratch. Did you mean adamw_torch_fused?"
+        yield Problem("train.optim", text)
+
+
+def wrong_scratch(model: Model | Scratch, lora: Lora | None, task: Task) -> Iterator[Problem]:
+    """Yield what does not fit a model with random weights: adapters, widths, long rows."""
+    if not isinstance(model, Scratch):
+        return
+    if lora is not None:
+        yield Problem("lora", "an adapter needs pretrained weights. Use model=Model(...).")
+    _, heads, width = model.widths
+    if width % heads:
+        yield Problem("model.n_embd", f"{width} is not a multiple of {heads} heads.")
+    if task.length > model.n_positions:
+        text = f"{task.length} is above model.n_positions, {model.n_positions}."
+        yield Problem(f"task.{task.length_field}", text)
+
+
+def wrong_splits(dataset: DatasetSource) -> Iterator[Problem]:
+    """Yield a problem for scoring on the training split."""
+    if dataset.eval_split == dataset.train_split:
+        text = f"{dataset.eval_split!r} is the split to train on, too. "
+        text += "Name another, or none to hold out a part of it."
+        yield Problem("task.dataset.eval_split", text)
+
+
+def wrong_stream(task: Task, model: Model | Scratch, train: Train) -> Iterator[Problem]:
+    """Yield why rows cannot be read while training."""
+    if not task.dataset.streaming:
+        return
+    if not task.streams:
+        names = " and ".join(name for name, each in TASKS.items() if each.streams)
+        yield Problem("task.dataset.streaming", f"only {names} streams.")
+    if train.max_steps is None:
+        yield Problem("train.max_steps", "a stream has no end: set the number of steps.")
+    if isinstance(model, Scratch) and isinstance(model.tokenizer, Tokenizer):
+        yield Problem("model.tokenizer", "cannot be trained on a stream. Name a checkpoint's.")
