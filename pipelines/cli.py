@@ -6,15 +6,19 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import make_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_type_hints
 
 import tyro
 
 from pipelines.recipe.recipe import Recipe
+from pipelines.recipe_cli import LaunchFlags
+from pipelines.tasks.generation import Generation, GenerationOptions
 from pipelines.terminal import report_errors, stop
 
 Precision = Literal["fp32", "bf16", "8bit", "4bit"]
+NO_LAUNCH_FLAGS = LaunchFlags()
 Repo = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="REPO")]
 
 
@@ -22,8 +26,7 @@ def train(
     recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")],
     /,
     *flags: Annotated[str, tyro.conf.Positional],
-    config_file: Path | None = None,
-    num_processes: int | None = None,
+    launch: Annotated[LaunchFlags, tyro.conf.arg(name="")] = NO_LAUNCH_FLAGS,
 ) -> None:
     """Run a recipe, in as many processes as an Accelerate config asks for.
 
@@ -32,31 +35,29 @@ def train(
     Args:
         recipe: Python file with a RECIPE, a recipe.json, or the name of a shipped recipe.
         flags: Flags of the recipe: `gpt2-recipes train RECIPE --help` lists them.
-        config_file: Accelerate config; without one, what `accelerate config` wrote, or one process.
-        num_processes: Processes, in place of the config's.
     """
     from pipelines.train import train as run_recipe
 
-    run_recipe(recipe, flags, config_file=config_file, num_processes=num_processes)
+    run_recipe(recipe, flags, launch)
 
 
 def train_words(words: list[str]) -> None:
     """Call `train` with the words after it."""
-    own, others = launcher_flags(words)
+    launch, others = launcher_flags(words)
     if not others or others[0].startswith("-"):
         stop(["train takes a RECIPE before the recipe's flags."], 2)
-    if own["num_processes"] is not None:
-        at_least_one("num-processes", own["num_processes"])
-    train(*others, **own)
+    if launch.num_processes is not None:
+        at_least_one("num-processes", launch.num_processes)
+    train(*others, launch=launch)
 
 
-def launcher_flags(words: list[str]) -> tuple[dict[str, Any], list[str]]:
-    """Part the two flags of `train`, which may be anywhere, from the recipe and its flags."""
+def launcher_flags(words: list[str]) -> tuple[LaunchFlags, list[str]]:
+    """Separate the flags of `train`, which may be anywhere, from the recipe and its flags."""
     parser = argparse.ArgumentParser("gpt2-recipes train", add_help=False, allow_abbrev=False)
     parser.add_argument("--config-file", "--config_file", type=Path)
     parser.add_argument("--num-processes", "--num_processes", type=int)
-    own, others = parser.parse_known_args(words)
-    return vars(own), others
+    launch, others = parser.parse_known_args(words)
+    return LaunchFlags(**vars(launch)), others
 
 
 def evaluate(
@@ -95,6 +96,49 @@ def evaluate(
         raise SystemExit(1)
 
 
+def generation_flags() -> Any:
+    """Return the fields of Generation as flags that may be left out, with their texts.
+
+    A boolean field is two flags, to turn it on or off.
+    """
+    flags: list[tuple[str, Any, Any]] = []
+    for name, kind in get_type_hints(Generation).items():
+        default = tyro.conf.arg(help_behavior_hint="(default: the recipe's)")
+        if kind is bool:
+            off = tyro.conf.arg(help=f"Turn --{name.replace('_', '-')} off.")
+            flag = tyro.conf.FlagCreatePairsOff[bool]
+            flags.append((name, Annotated[flag, default], False))
+            flags.append((f"no_{name}", Annotated[flag, default, off], False))
+        else:
+            value = tyro.conf.arg(metavar=kind.__name__.upper())
+            flags.append((name, Annotated[kind | None, default, value], None))
+    # Derived from Generation, so that tyro finds the docstrings of its fields.
+    return make_dataclass("GenerationFlags", flags, bases=(Generation,), frozen=True, kw_only=True)
+
+
+if TYPE_CHECKING:
+    GenerationFlags = Generation
+else:
+    GenerationFlags = generation_flags()
+NO_GENERATION_FLAGS = GenerationFlags()
+
+
+def typed_options(flags: Generation) -> GenerationOptions:
+    """Return the options that were typed. Stop for a boolean that is turned both on and off."""
+    typed: dict[str, Any] = {}
+    for name, kind in get_type_hints(Generation).items():
+        value = getattr(flags, name)
+        if kind is bool:
+            off = getattr(flags, f"no_{name}")
+            flag = name.replace("_", "-")
+            if value and off:
+                stop([f"--{flag}: contradicts --no-{flag}; give one of them."], 2)
+            value = value if value or off else None
+        if value is not None:
+            typed[name] = value
+    return cast(GenerationOptions, typed)
+
+
 def generate(
     repo: Repo,
     text: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="TEXT")] = None,
@@ -102,16 +146,7 @@ def generate(
     *,
     file: Path | None = None,
     out: Path | None = None,
-    max_new_tokens: int | None = None,
-    num_beams: int | None = None,
-    do_sample: tyro.conf.FlagCreatePairsOff[bool] = False,
-    no_do_sample: tyro.conf.FlagCreatePairsOff[bool] = False,
-    temperature: float | None = None,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    repetition_penalty: float | None = None,
-    no_repeat_ngram_size: int | None = None,
-    length_penalty: float | None = None,
+    generation: Annotated[GenerationFlags, tyro.conf.arg(name="")] = NO_GENERATION_FLAGS,
     seed: int | None = None,
     revision: str | None = None,
     base: str | None = None,
@@ -120,62 +155,34 @@ def generate(
 ) -> None:
     """Continue a text, or answer it if the result was tuned to; or the rows of a file.
 
-    Options that are not given are those of the recipe. With a --seed, the same text draws the same
-    tokens, alone or in a file. The same command finishes an --out that a stopped one has begun.
+    Options that are not given are those of the recipe. With a --seed the same text samples the same
+    tokens, alone or in a file. Run the same command again to finish an --out that was interrupted.
 
     Args:
         repo: Folder of a run, or Hub id.
         text: What to continue.
         file: JSONL or CSV of texts to continue, in place of TEXT.
         out: File to write JSON lines to, one for each row of --file.
-        max_new_tokens: Most tokens to write.
-        num_beams: Beams of a beam search; 1 takes the likeliest token each time.
-        do_sample: Draw tokens at random, by their probability.
-        no_do_sample: Draw none, where the recipe does.
-        temperature: Divides the logits before drawing.
-        top_k: Draw from so many of the likeliest tokens; 0 draws from all.
-        top_p: Draw from the likeliest tokens that hold this share of the probability.
-        repetition_penalty: Above 1 makes tokens that stand there already less likely.
-        no_repeat_ngram_size: Never write the same n-gram of this size twice; 0 may.
-        length_penalty: Of a beam search: above 0 favours longer texts, below 0 shorter ones.
-        seed: Of what is drawn.
+        seed: Seed of the sampling.
         revision: Commit, branch or tag on the Hub.
         base: Folder or Hub id of an adapter's base, in place of the one that it names.
-        precision: Of the base, in place of what the adapter was trained on.
-        batch_size: Rows at once.
+        precision: Precision of the base, in place of the one that the adapter was trained on.
+        batch_size: Rows in a batch.
     """
     at_least_one("batch-size", batch_size)
     if (text is None) == (file is None):
         stop(["generate takes a TEXT or a --file, one of them."], 2)
     if out is not None and file is None:
         stop(["--out: goes with --file. A single text is printed."], 2)
-    if do_sample and no_do_sample:
-        stop(["--do-sample: stands beside --no-do-sample; give one of them."], 2)
-    flags = {
-        "max_new_tokens": max_new_tokens,
-        "num_beams": num_beams,
-        "do_sample": do_sample if do_sample or no_do_sample else None,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "repetition_penalty": repetition_penalty,
-        "no_repeat_ngram_size": no_repeat_ngram_size,
-        "length_penalty": length_penalty,
-    }
-    typed = {name: value for name, value in flags.items() if value is not None}
-    where: dict[str, Any] = {
-        "seed": seed,
-        "revision": revision,
-        "base": base,
-        "precision": precision,
-    }
+    typed = typed_options(generation)
     check_result(repo)
     from pipelines.inference.generate import generate_file, generate_text
 
+    loading: Any = {"revision": revision, "base": base, "precision": precision}
     if text is not None:
-        generate_text(repo, text, typed, **where)
+        generate_text(repo, text, typed, seed=seed, **loading)
     elif file is not None:
-        generate_file(repo, file, typed, out=out, batch_size=batch_size, **where)
+        generate_file(repo, file, typed, out=out, seed=seed, batch_size=batch_size, **loading)
 
 
 def predict(

@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
 from pipelines.recipe.recipe import Recipe
 from pipelines.terminal import report_errors
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchFlags:
+    """Flags of `gpt2-recipes train`, which come before or after those of the recipe."""
+
+    config_file: Annotated[
+        Path | None,
+        tyro.conf.arg(help_behavior_hint="(default: what `accelerate config` wrote, if anything)"),
+    ] = None
+    """Accelerate config: a file, or the name of a shipped one, such as cpu_2_processes."""
+    num_processes: Annotated[
+        int | None, tyro.conf.arg(help_behavior_hint="(default: the config's, or 1)")
+    ] = None
+    """Number of processes."""
 
 
 def main(recipe: Recipe) -> None:
@@ -27,6 +44,24 @@ def parse(recipe: Recipe, command: list[str]) -> Recipe:
         prog=Path(command[0]).name,
         args=command[1:],
         default=recipe,
+        config=(tyro.conf.AvoidSubcommands,),
+        description=recipe.name,
+    )
+
+
+def print_help(recipe: Recipe, program: str) -> None:
+    """Print the flags of a recipe, with those of `gpt2-recipes train`, and exit."""
+
+    def train(
+        values: Annotated[Recipe, tyro.conf.arg(name="")] = recipe,
+        launch: Annotated[LaunchFlags, tyro.conf.arg(name="")] = LaunchFlags(),
+    ) -> None:
+        raise NotImplementedError  # the flags are only shown
+
+    tyro.cli(
+        train,
+        prog=program,
+        args=["--help"],
         config=(tyro.conf.AvoidSubcommands,),
         description=recipe.name,
     )

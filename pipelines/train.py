@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 from pipelines.errors import Problem, RecipeError
 from pipelines.recipe.recipe import Recipe
-from pipelines.recipe_cli import main, parse
+from pipelines.recipe_cli import LaunchFlags, main, parse, print_help
 from pipelines.shipped import find_file
 from pipelines.terminal import EXITS, Exit, report_errors, stop
 from pipelines.training.launcher import check_request, default_config, read_config, read_request
@@ -44,22 +44,21 @@ ONE_ON_CPU = {
 """What a config may say, next to precision, for a run in this process."""
 
 
-def train(
-    recipe: str, flags: Sequence[str], *, config_file: Path | None, num_processes: int | None
-) -> None:
+def train(recipe: str, flags: Sequence[str], launch_flags: LaunchFlags) -> None:
     """Run a recipe with its flags, and end with its exit code.
 
     Recipe and config are paths, or names of shipped files. Raise RecipeError for what is neither,
     and for what this machine cannot run.
     """
     file = find_file(recipe, "recipes", field="RECIPE")
+    config_file, num_processes = launch_flags.config_file, launch_flags.num_processes
     if config_file is None:
         config_file = default_config()
     else:
         config_file = find_file(config_file, "accelerate_configs", field="config_file")
     config = read_config(config_file)
     if {"-h", "--help"} & set(flags):
-        run_file(file, flags)
+        print_help(load_recipe(file), f"gpt2-recipes train {recipe}")
     elif num_processes in (None, 1) and is_one_on_cpu(config):
         if config:
             set_environment(config)

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import tyro
@@ -12,6 +13,7 @@ from helpers.factories import ROOT
 from pipelines import cli, recipe_cli, terminal
 from pipelines.errors import RecipeError
 from pipelines.recipe.recipe import Recipe
+from pipelines.recipe_cli import LaunchFlags
 from pipelines.shipped import find_file, shipped_files
 from pipelines.train import is_one_on_cpu, load_recipe
 from pipelines.training.launcher import check_request, launcher_arguments, read_config, read_request
@@ -190,7 +192,7 @@ def test_launcher_flags_stand_anywhere_and_others_are_the_recipes(monkeypatch):
     cli.train_words(words)
     (((*found,), flags),) = seen
     assert found == ["r.py", "--train.seed", "-1", "--public"]
-    assert (str(flags["config_file"]), flags["num_processes"]) == ("c.yaml", 2)
+    assert flags == {"launch": LaunchFlags(config_file=Path("c.yaml"), num_processes=2)}
     with pytest.raises(SystemExit):
         cli.train_words(["--train.seed", "1"])
 
@@ -213,7 +215,8 @@ def test_help_and_wrong_flags_come_before_torch(tmp_path):
     (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')\n")
     done = train("helpdesk_pretrain", *two, "--help", cwd=tmp_path, **blocked)
     assert done.returncode == 0, done.stderr
-    assert "--train.learning-rate" in done.stdout
+    for flag in ("--train.learning-rate", "--config-file", "--num-processes"):
+        assert flag in done.stdout
     done = train("helpdesk_pretrain", *two, "--train.learning-rate", "50", cwd=tmp_path, **blocked)
     assert done.returncode == 2
     assert done.stderr == "--train.learning-rate: 50.0 is out of range; it must be below 10.\n"
