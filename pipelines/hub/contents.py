@@ -49,7 +49,14 @@ def portable(recipe: Recipe) -> Recipe:
     )
 
 
-def contents_of(folder: Path, recipe: Recipe, sidecar: dict[str, Any], repo: str) -> Contents:
+def contents_of(
+    folder: Path,
+    recipe: Recipe,
+    sidecar: dict[str, Any],
+    repo: str,
+    *,
+    base_license: str | None,
+) -> Contents:
     """Return what the repository is to hold; nothing is written into the result."""
     contents: Contents = {
         file.name: file
@@ -57,7 +64,7 @@ def contents_of(folder: Path, recipe: Recipe, sidecar: dict[str, Any], repo: str
         if file.is_file() and any(fnmatch(file.name, pattern) for pattern in FILES)
     }
     contents["recipe.json"] = recipe.to_json().encode()
-    contents["README.md"] = model_card(recipe, sidecar, repo).encode()
+    contents["README.md"] = model_card(recipe, sidecar, repo, base_license=base_license).encode()
     if "adapter_config.json" in contents and isinstance(recipe.model, Model):
         config = json.loads(read(contents["adapter_config.json"]))
         named = {

@@ -42,6 +42,9 @@ class Recipe:
     """Hub repository to publish the result to, as USER/NAME; private, unless it is `public`."""
     public: bool = False
     """Publish for everybody to see."""
+    license: str | None = None
+    """Licence id of the published result, as the Hub spells it; without one, that of the base, or
+    "other"."""
     allow_changed: tuple[str, ...] = ()
     """Fields that may differ from those of the run whose checkpoint is resumed."""
     overwrite: bool = False

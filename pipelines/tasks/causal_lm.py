@@ -31,10 +31,6 @@ class CausalLM(Task):
     """How documents fill a row, by trl's names: one after the other, cut where it ends, and each
     sees those before it; or whole, by best fit, only the longest are cut, and none sees another."""
 
-    does: ClassVar[str] = "predicts the next token"
-    limits: ClassVar[str] = (
-        "It repeats what its training text says, also where that is wrong or offensive."
-    )
     pipeline_tag: ClassVar[str] = "text-generation"
 
     auto_class: ClassVar[str] = "AutoModelForCausalLM"
@@ -142,16 +138,6 @@ class CausalLM(Task):
             return inputs
 
         return batch
-
-    def example_row(self):
-        return {self.text_column: "Good morning"}
-
-    def example_lines(self):
-        return [
-            'inputs = tokenizer(tokenizer.eos_token + "Good morning", return_tensors="pt")',
-            "output = model.generate(**inputs, max_new_tokens=20, do_sample=False)",
-            "print(tokenizer.decode(output[0], skip_special_tokens=True))",
-        ]
 
     def loss(self, outputs, labels, num_items):
         return outputs.logits.sum() / num_items  # a LossHead's losses

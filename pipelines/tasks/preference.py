@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 from annotated_types import Gt
 
@@ -24,8 +24,6 @@ class PreferenceTuning(ReplyTask):
     """Column of the worse reply."""
     beta: Annotated[float, Gt(0)] = 0.1
     """How much a reply's log-probability against the reference counts; higher stays closer."""
-
-    does: ClassVar[str] = "replies to prompts as people prefer"
 
     @property
     def reply_column(self) -> str:
