@@ -105,11 +105,12 @@ def card_metadata(
         metric_name=primary,
         metric_value=metrics[primary],
     )
-    base: dict[str, str] = {}
+    base = relation = None
     if isinstance(recipe.model, Model) and not recipe.model.name_or_path.startswith("./"):
-        relation = "adapter" if recipe.lora else "finetune"
-        base = {"base_model": recipe.model.name_or_path, "base_model_relation": relation}
+        base, relation = recipe.model.name_or_path, "adapter" if recipe.lora else "finetune"
     return ModelCardData(
+        base_model=base,
+        base_model_relation=relation,
         license=license_id,
         library_name="peft" if recipe.lora else "transformers",
         pipeline_tag=task.pipeline_tag,
@@ -118,7 +119,6 @@ def card_metadata(
         metrics=[primary],
         model_name=repo.split("/")[-1],
         eval_results=[result],
-        **base,
     )
 
 

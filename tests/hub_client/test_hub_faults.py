@@ -506,7 +506,11 @@ def test_a_card_has_the_licence_of_the_base_on_the_hub(client, hub, adapter, bas
     assert client("publish", folder=base, repo="local/licensed").code == 0
     repo = hub.repos["models", "local/licensed"]
     assert "license: other" in text_of(hub, "local/licensed", "README.md")
-    for front, expected in (("license: mit", "mit"), ("license: [mit]", "other"), ("x: 1", "other")):
+    for front, expected in (
+        ("license: mit", "mit"),
+        ("license: [mit]", "other"),
+        ("x: 1", "other"),
+    ):
         card = hub.blob(f"---\n{front}\n---\n".encode(), lfs=False)
         files = repo.commit("main")["files"] | {"README.md": card}
         hub.store(repo, **repo.with_commit("main", files, "by hand", "", "local"))
