@@ -13,7 +13,7 @@ from pipelines.errors import Problem, RecipeError
 
 FILE = "run.log"
 LOG = logging.getLogger("pipelines.run")
-TOKEN = re.compile(r"hf_[A-Za-z0-9]{16,}")
+TOKEN = re.compile(r"hf_[A-Za-z0-9]{16,}")  # a token of the Hub; those of today have 34 characters
 
 
 def scrubbed(text: str) -> str:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import is_offline_mode
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.hf_api import ModelInfo
 
+from pipelines.data.local_files import is_path
 from pipelines.errors import Problem, RecipeError
 from pipelines.hub.load import check_base
 from pipelines.hub_client.client import Hub, reason
 from pipelines.models.download import fetch_checkpoint, weight_files
+from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import Model
 from pipelines.results.base_weights import combined_sha256, weights_sha256
 
@@ -47,6 +50,24 @@ def base_on_hub(hub: Hub, name: str, revision: str | None, recorded: dict[str, A
         raise RecipeError([other_weights("base", name, found, recorded)])
     check_base(model, recorded | {"revision": None}, weights=False)
     return model
+
+
+def license_of_base(hub: Hub, recipe: Recipe) -> str | None:
+    """Return the licence id on the card of a recipe's base on the Hub, or None if unknown.
+
+    A base that is gone, or that this account may not see, leaves it unknown, and so does
+    HF_HUB_OFFLINE. Raise HubError, or the error of the Hub, when it does not answer.
+    """
+    model = recipe.model
+    if is_offline_mode() or not isinstance(model, Model) or is_path(model.name_or_path):
+        return None
+    name, revision = model.name_or_path, model.revision
+    try:
+        info = hub.ask(lambda api: api.model_info(name, revision=revision))
+    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError):
+        return None
+    found = info.card_data.get("license") if info.card_data else None
+    return found if isinstance(found, str) and found else None
 
 
 def weights_on_hub(model: Model, info: ModelInfo) -> str | None:

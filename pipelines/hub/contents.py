@@ -16,12 +16,12 @@ from huggingface_hub import get_token
 
 from pipelines.errors import Problem, RecipeError
 from pipelines.hub.card import model_card
+from pipelines.log import TOKEN
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import Model, Scratch
 from pipelines.results.files import FILES, NOT_LISTED
 from pipelines.results.names import public_name
 
-TOKEN = re.compile(rb"hf_[A-Za-z0-9]{30,}")
 TEXT_SUFFIXES = (".json", ".md", ".txt", ".jinja")
 VOCABULARIES = ("vocab.json", "merges.txt")  # their entries are tokens, not paths
 Contents = dict[str, Path | bytes]
@@ -49,7 +49,14 @@ def portable(recipe: Recipe) -> Recipe:
     )
 
 
-def contents_of(folder: Path, recipe: Recipe, sidecar: dict[str, Any], repo: str) -> Contents:
+def contents_of(
+    folder: Path,
+    recipe: Recipe,
+    sidecar: dict[str, Any],
+    repo: str,
+    *,
+    base_license: str | None,
+) -> Contents:
     """Return what the repository is to hold; nothing is written into the result."""
     contents: Contents = {
         file.name: file
@@ -57,7 +64,7 @@ def contents_of(folder: Path, recipe: Recipe, sidecar: dict[str, Any], repo: str
         if file.is_file() and any(fnmatch(file.name, pattern) for pattern in FILES)
     }
     contents["recipe.json"] = recipe.to_json().encode()
-    contents["README.md"] = model_card(recipe, sidecar, repo).encode()
+    contents["README.md"] = model_card(recipe, sidecar, repo, base_license=base_license).encode()
     if "adapter_config.json" in contents and isinstance(recipe.model, Model):
         config = json.loads(read(contents["adapter_config.json"]))
         named = {
@@ -102,7 +109,7 @@ def check_contents(contents: Contents) -> None:
         if Path(name).suffix not in TEXT_SUFFIXES:
             continue
         data = read(content)
-        if TOKEN.search(data) or any(secret in data for secret in secrets):
+        if TOKEN.search(data.decode(errors="replace")) or any(secret in data for secret in secrets):
             problems.append(Problem(name, "holds a token of the Hub."))
         texts = list(texts_of(name, data))
         for place in places:

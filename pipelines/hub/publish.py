@@ -17,7 +17,7 @@ from transformers import Trainer
 
 from pipelines.console import console
 from pipelines.errors import Problem, PublishError, RecipeError
-from pipelines.hub.base_on_hub import base_on_hub, other_weights, trained_on
+from pipelines.hub.base_on_hub import base_on_hub, license_of_base, other_weights, trained_on
 from pipelines.hub.contents import check_contents, contents_of, portable, size_of
 from pipelines.hub.destination import wrong_destination
 from pipelines.hub.load import load_result
@@ -90,7 +90,8 @@ def publish_held(
             recipe, sidecar = on_published_base(
                 hub, recipe, sidecar, base=base, with_base=with_base, public=public
             )
-        contents = contents_of(folder, portable(recipe), sidecar, repo)
+        base_license = None if recipe.license else license_of_base(hub, recipe)
+        contents = contents_of(folder, portable(recipe), sidecar, repo, base_license=base_license)
         check_contents(contents)
         if problems := wrong_destination(hub, recipe, repo, public=public):
             raise RecipeError(problems)

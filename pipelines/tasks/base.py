@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -65,13 +64,7 @@ class Task:
     dataset: DatasetSource
     """Rows to train and to score on."""
 
-    does: ClassVar[str]
-    """What a model of this task does, after "that"; for the card."""
-    limits: ClassVar[str]
-    """A sentence for the card."""
     pipeline_tag: ClassVar[str]
-    example_imports: ClassVar[tuple[str, ...]] = ()
-    """Lines that `example_lines` needs beside torch and transformers."""
 
     auto_class: ClassVar[str]
     head: ClassVar[str | None] = None
@@ -237,18 +230,6 @@ class Task:
         """Return the primary metric of a trivial predictor, or None to score the untuned model."""
         return None
 
-    def example_row(self) -> dict[str, Any]:
-        """Return a row to ask a model of, for the card."""
-        raise NotImplementedError
-
-    def example_lines(self) -> list[str]:
-        """Return lines of Python that ask `model` with `tokenizer` by transformers alone."""
-        raise NotImplementedError
-
-    def head_arguments(self, labels: tuple[str, ...]) -> list[str]:
-        """Return `model_kwargs` as arguments in Python, where `labels` is a list of the names."""
-        return []
-
     def merged(self) -> Task:
         """Return the task of a model that has its adapter merged into the base."""
         return self
@@ -256,11 +237,6 @@ class Task:
     def model_kwargs(self, labels: tuple[str, ...]) -> dict[str, Any]:
         """Return keyword arguments of from_pretrained that size the head."""
         return {}
-
-
-def literal(value: Any) -> str:
-    """Return a literal of Python that cannot close a Markdown fence."""
-    return json.dumps(value).replace("`", "\\u0060")
 
 
 def text_of(examples: Examples, index: int, row: dict[str, Any], column: str) -> str:

@@ -54,10 +54,6 @@ class CausalLM(Task):
     """How documents fill a row, by trl's names: one after the other, cut where it ends, and each
     sees those before it; or whole, by best fit, only the longest are cut, and none sees another."""
 
-    does: ClassVar[str] = "predicts the next token"
-    limits: ClassVar[str] = (
-        "It repeats what its training text says, also where that is wrong or offensive."
-    )
     pipeline_tag: ClassVar[str] = "text-generation"
 
     auto_class: ClassVar[str] = "AutoModelForCausalLM"
@@ -169,16 +165,6 @@ class CausalLM(Task):
 
     def collate(self, pad_token_id: int, multiple: int = 1) -> LanguageModelingCollator:
         return LanguageModelingCollator(pad_token_id, multiple)
-
-    def example_row(self) -> dict[str, Any]:
-        return {self.text_column: "Good morning"}
-
-    def example_lines(self) -> list[str]:
-        return [
-            'inputs = tokenizer(tokenizer.eos_token + "Good morning", return_tensors="pt")',
-            "output = model.generate(**inputs, max_new_tokens=20, do_sample=False)",
-            "print(tokenizer.decode(output[0], skip_special_tokens=True))",
-        ]
 
     def loss(self, outputs: Any, labels: torch.Tensor, num_items: torch.Tensor) -> torch.Tensor:
         losses: torch.Tensor = outputs.logits  # a LossHead's

@@ -40,7 +40,6 @@ class PreferenceTuning(ReplyTask):
     beta: Annotated[float, Gt(0)] = 0.1
     """How much a reply's log-probability against the reference counts; higher stays closer."""
 
-    does: ClassVar[str] = "replies to prompts as people prefer"
     needs_reference: ClassVar[bool] = True
 
     @property

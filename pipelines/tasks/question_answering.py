@@ -19,7 +19,6 @@ from pipelines.tasks.answer_forms import read_answers
 from pipelines.tasks.base import Features, Score, Task, check_truncated, text_of, token_ids
 from pipelines.tasks.cells import parse_bit, to_python
 from pipelines.tasks.spans import (
-    CONTRACTION_OR_SYMBOL,
     Answer,
     Question,
     Window,
@@ -66,15 +65,7 @@ class QuestionAnswering(Task):
     n_best: Annotated[int, Ge(1)] = 20
     """Starts and ends to combine in each window."""
 
-    does: ClassVar[str] = "answers questions by spans of a context"
-    limits: ClassVar[str] = (
-        "It answers with a span of the context, also where the context is wrong."
-    )
     pipeline_tag: ClassVar[str] = "question-answering"
-    example_imports: ClassVar[tuple[str, ...]] = (
-        "from tokenizers import Regex",
-        "from tokenizers import pre_tokenizers as pre",
-    )
 
     auto_class: ClassVar[str] = "AutoModelForQuestionAnswering"
     head: ClassVar[str | None] = "qa_outputs"
@@ -266,36 +257,6 @@ class QuestionAnswering(Task):
             "a question needs its context. Give dictionaries with the columns "
             f"{self.question_column!r} and {self.context_column!r}."
         )
-
-    def example_row(self) -> dict[str, Any]:
-        return {self.question_column: "Who wrote?", self.context_column: "Ada wrote on Monday."}
-
-    def example_lines(self) -> list[str]:
-        lines = [
-            'question, context = "Who wrote?", "Ada wrote on Monday."',
-            'asked = tokenizer(question, add_special_tokens=False)["input_ids"]',
-            "backend = tokenizer.backend_tokenizer  # digits and punctuation are not merged",
-            f'split = pre.Split(Regex(r"{CONTRACTION_OR_SYMBOL}"), behavior="isolated")',
-            "backend.pre_tokenizer = pre.Sequence([split, backend.pre_tokenizer])",
-            "read = tokenizer(context, add_special_tokens=False, return_offsets_mapping=True)",
-            "eos = tokenizer.eos_token_id  # question, context and the slot of no answer",
-            'ids = torch.tensor([[*asked, eos, *read["input_ids"], eos]])',
-            "with torch.inference_mode():",
-            "    output = model(input_ids=ids)",
-            "start, end = output.start_logits[0], output.end_logits[0]",
-            "first = len(asked) + 1",
-            "scores = start[first:-1, None] + end[None, first:-1]",
-            f"allowed = torch.ones_like(scores).triu().tril({self.max_answer_length - 1}).bool()",
-            'scores = scores.masked_fill(~allowed, float("-inf"))',
-            "i, j = divmod(int(scores.argmax()), len(scores))",
-            'answer = context[read["offset_mapping"][i][0] : read["offset_mapping"][j][1]].strip()',
-        ]
-        if self.version_2_with_negative:
-            lines += [
-                f"if start[-1] + end[-1] > scores.max() + {self.null_score_diff_threshold}:",
-                '    answer = ""',
-            ]
-        return [*lines, "print(answer)"]
 
     def decode(
         self,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from annotated_types import Ge, Le
 
 from pipelines.errors import DataError
-from pipelines.tasks.base import Task, literal, token_ids
+from pipelines.tasks.base import Task, token_ids
 from pipelines.tasks.chat_forms import begins_with_turn, looks_like_turns, read_turns
 from pipelines.tasks.generation import Generation
 
@@ -92,8 +92,6 @@ class ReplyTask(Task):
     generation: Generation = field(default_factory=Generation)
     """How replies are written, to be scored and by `gpt2-recipes generate`."""
 
-    does: ClassVar[str] = "replies to prompts"
-    limits: ClassVar[str] = "It replies as its training rows do, also where they are wrong."
     pipeline_tag: ClassVar[str] = "text-generation"
     auto_class: ClassVar[str] = "AutoModelForCausalLM"
     peft_task_type: ClassVar[str] = "CAUSAL_LM"
@@ -213,33 +211,6 @@ class ReplyTask(Task):
     def prompts(self, examples: Examples, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
         asked = [self.prompt(row, examples.locate(i)) for i, row in enumerate(examples.rows)]
         return [encode_prompt(tokenizer, prompt) for prompt in asked]
-
-    def example_row(self) -> dict[str, Any]:
-        if self.chat:
-            return self.row("Good morning")
-        return dict.fromkeys(columns_of(self.prompt_format), "Good morning")
-
-    def example_lines(self) -> list[str]:
-        if self.chat:
-            asked = [
-                f"messages = {literal(self.example_row()[self.reply_column])}",
-                "inputs = tokenizer.apply_chat_template(",
-                '    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"',
-                ")",
-            ]
-        else:
-            prompt = self.prompt_format.format_map(self.example_row()).rstrip(" ")
-            asked = [
-                f"prompt = {literal(prompt)}",
-                'inputs = tokenizer(prompt, return_tensors="pt")',
-            ]
-        most = self.generation.max_new_tokens
-        return [
-            *asked,
-            f"output = model.generate(**inputs, max_new_tokens={most}, do_sample=False)",
-            'written = output[0, inputs["input_ids"].shape[1] :]',
-            "print(tokenizer.decode(written, skip_special_tokens=True))",
-        ]
 
 
 def format_problems(prompt_format: str) -> Iterator[str]:

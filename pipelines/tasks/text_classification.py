@@ -13,7 +13,7 @@ from annotated_types import Ge, Le
 from pipelines.data.rows import Examples
 from pipelines.errors import DataError
 from pipelines.tasks import label_cautions
-from pipelines.tasks.base import Features, Score, Task, check_truncated, literal, text_of, token_ids
+from pipelines.tasks.base import Features, Score, Task, check_truncated, text_of, token_ids
 from pipelines.tasks.classification_scores import score_classes, score_label_sets, score_numbers
 from pipelines.tasks.label_reader import LabelReader, natural_order
 
@@ -52,8 +52,6 @@ class TextClassification(Task):
     max_truncated_fraction: Annotated[float, Ge(0), Le(1)] = 1.0
     """Stop when a larger share of the rows was cut."""
 
-    does: ClassVar[str] = "classifies texts"
-    limits: ClassVar[str] = "It gives every text one of its labels, also a text of another kind."
     pipeline_tag: ClassVar[str] = "text-classification"
 
     auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
@@ -311,38 +309,6 @@ class TextClassification(Task):
                 f"{self.text_column!r} and {self.text_pair_column!r}."
             )
         return {self.text_column: text}
-
-    def example_row(self) -> dict[str, Any]:
-        columns = [c for c in (self.text_column, self.text_pair_column) if c]
-        return dict.fromkeys(columns, "A text to classify.")
-
-    def example_lines(self) -> list[str]:
-        text = '["A text to classify.", "And another one."]'
-        if self.text_pair_column:
-            text = '["A text" + tokenizer.eos_token + "and its second part."]'
-        cut = f"truncation=True, max_length={self.max_length}"
-        lines = [
-            f'batch = tokenizer({text}, padding=True, {cut}, return_tensors="pt")',
-            "with torch.inference_mode():",
-            "    logits = model(**batch).logits",
-        ]
-        if self.problem_type == "regression":
-            return [*lines, "print(logits[:, 0].tolist())"]
-        if self.several:
-            found = "[[model.config.id2label[i] for i in row.nonzero()[:, 0].tolist()] "
-            return [*lines, f"print({found}for row in logits > 0])"]
-        return [*lines, "print([model.config.id2label[i] for i in logits.argmax(-1).tolist()])"]
-
-    def head_arguments(self, labels: tuple[str, ...]) -> list[str]:
-        kind = f"problem_type={literal(self.problem_type)}"
-        if not labels:
-            return [kind, "num_labels=1"]
-        return [
-            kind,
-            "num_labels=len(labels)",
-            "id2label=dict(enumerate(labels))",
-            "label2id={name: i for i, name in enumerate(labels)}",
-        ]
 
     def model_kwargs(self, labels: tuple[str, ...]) -> dict[str, Any]:
         return {

@@ -217,7 +217,7 @@ def test_a_run_counts_what_it_skips_and_its_score_can_be_found_again(
     helpdesk, checkpoint, tmp_path, capsys
 ):
     from pipelines.evaluation.evaluate import evaluate as evaluate_result
-    from pipelines.hub.card import results
+    from pipelines.hub.card import model_card
 
     data = tmp_path / "data"
     data.mkdir()
@@ -245,7 +245,7 @@ def test_a_run_counts_what_it_skips_and_its_score_can_be_found_again(
     assert len((tmp_path / "run" / "rejected.jsonl").read_text().splitlines()) == 2
     assert evaluate_result(tmp_path / "run").equal
     sidecar = json.loads((tmp_path / "run" / "task.json").read_text())
-    assert "without 1 rows that cannot be used:" in results(recipe, sidecar)
+    assert "without 1 rows that cannot be used:" in model_card(recipe, sidecar, "user/x")
 
 
 def test_a_stream_names_or_skips_what_it_meets(tmp_path, checkpoint, capsys):

@@ -92,25 +92,17 @@ def load_all(*repos: str) -> dict:
 
 
 def run_cards(*repos: str) -> dict:
-    """Execute both snippets of each card as they stand; return what they print and the model.
+    """Execute the snippet without this project of each card; return what it prints and the model.
 
     As on a CPU without bfloat16 units: on others bitsandbytes rounds the scales of 4-bit weights to
     bfloat16, which moved logits of an answerer by 2 % of the largest; `load_result` keeps them.
     """
     import bitsandbytes.nn.modules
-    from huggingface_hub import hf_hub_download
 
     bitsandbytes.nn.modules.has_avx512bf16 = lambda: False
     found = {}
     for repo in repos:
-        card = Path(hf_hub_download(repo, "README.md")).read_text(encoding="utf-8")
-        own, plain = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
-        printed, names = [], {}
-        for snippet in (own, plain):
-            names = {}
-            with contextlib.redirect_stdout(io.StringIO()) as out:
-                exec(compile(snippet, repo, "exec"), names)
-            printed.append(out.getvalue())
+        printed, names = execute(snippets_of(repo)[1], repo)
         loaded = load_result(repo)
         parts = (loaded.recipe, loaded.model, loaded.tokenizer, loaded.labels)
         model = names["model"].eval()
@@ -120,6 +112,28 @@ def run_cards(*repos: str) -> dict:
         alike = logits_of(plain_parts)
         found[repo] = (printed, plain, alike, logits_of(parts), model.config.id2label)
     return found
+
+
+def run_own_snippets(*repos: str) -> dict:
+    """Execute the snippet with this project of each card; return what it prints."""
+    return {repo: execute(snippets_of(repo)[0], repo)[0] for repo in repos}
+
+
+def snippets_of(repo: str) -> tuple[str, str]:
+    """Return the Python of a card: with this project, and without it."""
+    from huggingface_hub import hf_hub_download
+
+    card = Path(hf_hub_download(repo, "README.md")).read_text(encoding="utf-8")
+    own, plain = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    return own, plain
+
+
+def execute(snippet: str, name: str) -> tuple[str, dict]:
+    """Execute Python as it stands; return what it prints and its names."""
+    names: dict = {}
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        exec(compile(snippet, name, "exec"), names)
+    return out.getvalue(), names
 
 
 def precisions(repo: str) -> dict:

@@ -2,17 +2,22 @@
 
 import ast
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import yaml
 
+from helpers.factories import CASES, ROOT, make_tasks, method
 from pipelines.data.source import DatasetSource
 from pipelines.hub.card import model_card
 from pipelines.hub.contents import portable
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import Int8, Lora, Model, Scratch
+from pipelines.tasks.base import Task
 from pipelines.tasks.causal_lm import CausalLM
+from pipelines.tasks.instruction import InstructionTuning
 from pipelines.tasks.question_answering import QuestionAnswering
 from pipelines.tasks.text_classification import TextClassification
 
@@ -64,7 +69,7 @@ def parts(card: str) -> tuple[dict, str]:
 
 def test_names_do_not_break_out_of_metadata_html_or_code():
     front, body = parts(model_card(RECIPE, SIDECAR, "user/hostile"))
-    assert "license" not in front
+    assert front["license"] == "other"
     assert front["base_model"] == "user/base"
     (result,) = front["model-index"][0]["results"]
     assert result["dataset"]["type"].isprintable()
@@ -73,7 +78,7 @@ def test_names_do_not_break_out_of_metadata_html_or_code():
     assert "](java" not in outside
     assert "\n---" not in outside
     assert "\u202e" not in body
-    assert body.count("```") == 6
+    assert body.count("```") == 8
     table = [line for line in outside.splitlines() if line.startswith("| F1 of")]
     assert len(table) == len(HOSTILE)
     assert all(line.count("|") == 3 for line in table)
@@ -115,6 +120,95 @@ def test_metadata_of_a_hub_dataset(lora):
     assert f"<code>nyu-mll/glue (sst2)</code> at <code>{'b' * 40}</code>" in body
 
 
+def test_a_licence_is_the_recipes_else_the_bases_else_other():
+    for own, base, expected in (
+        ("mit", "apache-2.0", "mit"),
+        (None, "apache-2.0", "apache-2.0"),
+        (None, None, "other"),
+        ("\n---\nlicense: x", None, "\n---\nlicense: x"),
+    ):
+        recipe = replace(RECIPE, license=own)
+        front, body = parts(model_card(recipe, SIDECAR, "user/x", base_license=base))
+        assert front["license"] == expected
+        assert "license: x" not in re.sub(r"<code>.*?</code>|```.*?```", "", body, flags=re.DOTALL)
+
+
+def test_the_lines_that_install_are_those_of_the_readme():
+    install = parts(model_card(RECIPE, SIDECAR, "user/x"))[1].split("```bash\n")[1].split("```")[0]
+    assert install.startswith("pip install ")
+    assert install.strip() in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("name", "does", "rows"),
+    [
+        ("causal_lm", "predicts the next token", '.generate(["Good morning"])'),
+        ("text_classification", "classifies texts", '.predict(["A text to classify.", "And'),
+        ("question_answering", "answers questions by", '.predict([{"question": "Who wrote?", "con'),
+        ("instruction_tuning", "replies to prompts,", '.generate(["Good morning"])'),
+        ("preference_tuning", "replies to prompts as people", '.generate(["Good morning"])'),
+    ],
+)
+def test_each_task_has_a_text_and_rows_of_its_own(name, does, rows):
+    recipe = replace(RECIPE, task=make_tasks(Path("./data"))[name])
+    body = parts(model_card(recipe, SIDECAR, "user/x"))[1]
+    assert f"A LoRA adapter that {does}" in body
+    assert f"result{rows}" in body
+
+
+@pytest.mark.parametrize(("name", "how"), CASES)
+def test_a_card_of_each_task_by_each_method_is_whole(name, how):
+    recipe = replace(RECIPE, task=make_tasks(Path("./data"))[name], **method(how))
+    front, body = parts(model_card(recipe, SIDECAR, "user/x"))
+    relation, library = ("finetune", "transformers") if how == "full" else ("adapter", "peft")
+    assert (front["base_model_relation"], front["library_name"]) == (relation, library)
+    for snippet in re.findall(r"```python\n(.*?)```", body, re.DOTALL):
+        ast.parse(snippet)
+    told = {"8bit": "</code> in 8 bits.", "4bit": "</code> in 4 bits (NF4).", "lora": "</code>."}
+    assert told.get(how, "A GPT-2-style model that") in body
+    assert ("BitsAndBytesConfig(" in body) == (how in told and how != "lora")
+    assert "\n\n\n" not in body
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tagging(Task):
+    """A task that no template is named after."""
+
+    text_column: str = "te`xt"
+    auto_class: ClassVar[str] = "AutoModelForTokenClassification"
+    head: ClassVar[str | None] = "score"
+    peft_task_type: ClassVar[str] = "TOKEN_CLS"
+    pipeline_tag: ClassVar[str] = "token-classification"
+
+    def model_kwargs(self, labels: tuple[str, ...]) -> dict[str, Any]:
+        return {"num_labels": len(labels), "id2label": dict(enumerate(labels)), "x": None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Story(Tagging):
+    """A task that has a template of its pipeline tag only."""
+
+    head: ClassVar[str | None] = None
+    pipeline_tag: ClassVar[str] = "text-generation"
+
+
+def test_a_task_without_a_template_of_its_own_gets_the_card_of_its_tag_or_of_any_task():
+    source = DatasetSource(path="a/b")
+    tagging = replace(RECIPE, task=Tagging(dataset=source))
+    body = parts(model_card(tagging, SIDECAR, "user/x"))[1]
+    assert "A LoRA adapter that does token classification, trained on" in body
+    own, plain = re.findall(r"```python\n(.*?)```", body, re.DOTALL)
+    (call,) = (each for each in ast.walk(ast.parse(own)) if isinstance(each, ast.List))
+    assert ast.literal_eval(call) == [{"te`xt": "A text."}]
+    loading = next(each for each in ast.walk(ast.parse(plain)) if isinstance(each, ast.Call))
+    arguments = {each.arg: each.value for each in loading.keywords}
+    assert ast.literal_eval(arguments["id2label"]) == dict(enumerate(HOSTILE))
+    assert ast.literal_eval(arguments["x"]) is None
+    body = parts(model_card(replace(RECIPE, task=Story(dataset=source)), SIDECAR, "user/x"))[1]
+    assert "A LoRA adapter that writes texts, trained on" in body
+    assert "model.generate(" in body
+
+
 def test_the_pair_and_answer_snippets_are_python():
     for task in (
         TextClassification(dataset=DatasetSource(path="a/b"), text_pair_column="other"),
@@ -124,6 +218,8 @@ def test_the_pair_and_answer_snippets_are_python():
         ),
         QuestionAnswering(dataset=DatasetSource(path="a/b"), version_2_with_negative=True),
         CausalLM(dataset=DatasetSource(path="a/b")),
+        InstructionTuning(dataset=DatasetSource(path="a/b"), chat=True),
+        InstructionTuning(dataset=DatasetSource(path="a/b"), prompt_format="{a}`{b} "),
     ):
         sidecar = SIDECAR | {"task": type(task).__name__}
         body = parts(model_card(replace(RECIPE, task=task), sidecar, "user/x"))[1]

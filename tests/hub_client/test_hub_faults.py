@@ -502,6 +502,23 @@ def test_an_adapter_on_a_local_base_is_published_with_it(client, hub, adapter, f
     assert done.code == 0, done.said
 
 
+def test_a_card_has_the_licence_of_the_base_on_the_hub(client, hub, adapter, base):
+    assert client("publish", folder=base, repo="local/licensed").code == 0
+    repo = hub.repos["models", "local/licensed"]
+    assert "license: other" in text_of(hub, "local/licensed", "README.md")
+    for front, expected in (
+        ("license: mit", "mit"),
+        ("license: [mit]", "other"),
+        ("x: 1", "other"),
+    ):
+        card = hub.blob(f"---\n{front}\n---\n".encode(), lfs=False)
+        files = repo.commit("main")["files"] | {"README.md": card}
+        hub.store(repo, **repo.with_commit("main", files, "by hand", "", "local"))
+        done = client("publish", folder=adapter, repo="local/like-base", base="local/licensed")
+        assert done.code == 0, done.said
+        assert f"license: {expected}\n" in text_of(hub, "local/like-base", "README.md")
+
+
 def test_a_base_with_other_weights_is_refused_with_both_hashes(client, hub, adapter, base, folder):
     from pipelines.results.base_weights import weights_sha256
 
