@@ -50,15 +50,22 @@ from transformers import (  # noqa: E402
 )
 from transformers.utils import logging as transformers_logging  # noqa: E402
 
-from pipelines.data.source import DatasetSource  # noqa: E402
-from pipelines.errors import RunError  # noqa: E402
-from pipelines.hub.load import load_result  # noqa: E402
-from pipelines.recipe.recipe import Recipe  # noqa: E402
-from pipelines.recipe.values import Int8, Lora, Model, Scratch, Tokenizer, Train  # noqa: E402
-from pipelines.run import run  # noqa: E402
-from pipelines.tasks.causal_lm import CausalLM  # noqa: E402
-from pipelines.tasks.question_answering import QuestionAnswering  # noqa: E402
-from pipelines.tasks.text_classification import TextClassification  # noqa: E402
+from pipelines import (  # noqa: E402
+    CausalLM,
+    DatasetSource,
+    Int8,
+    Lora,
+    Model,
+    QuestionAnswering,
+    Recipe,
+    RunError,
+    Scratch,
+    TextClassification,
+    Tokenizer,
+    Train,
+    load,
+    run,
+)
 
 EOS = 0
 LENGTH = 12
@@ -184,7 +191,7 @@ def language_model_loss() -> Trap:
     documents = source("documents", [{"text": text} for text in TEXTS])
     task = CausalLM(dataset=documents, block_size=LENGTH)
     metrics, _ = quietly(run, recipe("base", task))
-    loaded = load_result("runs/base")
+    loaded = load("runs/base")
     examples = load_examples(loaded.recipe)
     blocks = task.features(examples, loaded.tokenizer, (), training=False).dataset
     plain = AutoModelForCausalLM.from_pretrained("runs/base", dtype=torch.float32).eval()
@@ -223,7 +230,7 @@ def labels_of_an_adapter() -> Trap:
     task = TextClassification(dataset=source("queues", rows), max_length=64)
     model = Model(name_or_path="runs/base")
     quietly(run, recipe("adapter", task, model, lora=Lora(r=4)))
-    loaded = load_result("runs/adapter")
+    loaded = load("runs/adapter")
     return Trap(
         "LoRA adapter with 3 labels, loaded by its name alone",
         stock,
@@ -316,7 +323,7 @@ def flip(file: Path) -> None:
 
 def eos_of_a_batch() -> Trap:
     """Collate a row that ends in EOS, which is the pad token too; needs the run `base`."""
-    tokenizer = load_result("runs/base").tokenizer
+    tokenizer = load("runs/base").tokenizer
     row = {"input_ids": [5, 6, tokenizer.eos_token_id]}
     stock = DataCollatorForLanguageModeling(tokenizer, mlm=False)([row])["labels"][0].tolist()
     task = CausalLM(dataset=DatasetSource(path="data/documents"), block_size=12)
@@ -373,7 +380,7 @@ def quantised_head() -> Trap:
     )
     parts = {"lora": Lora(r=4), "quantization": Int8()}
     quietly(run, recipe("answers-8bit", task, Model(name_or_path="runs/base"), **parts))
-    here = load_result("runs/answers-8bit").model.get_base_model().qa_outputs
+    here = load("runs/answers-8bit").model.get_base_model().qa_outputs
     kept = getattr(here, "modules_to_save", {"default": here})["default"]
     return Trap(
         "Question answering: the head of a model in 8 bits",
@@ -389,7 +396,7 @@ def incomplete_checkpoint() -> Trap:
     broken = Path("broken")
     model = AutoModelForCausalLM.from_pretrained("runs/base")
     model.save_pretrained(broken)
-    load_result("runs/base").tokenizer.save_pretrained(broken)
+    load("runs/base").tokenizer.save_pretrained(broken)
     tensors = load_file(broken / "model.safetensors")
     missing = next(name for name in tensors if name.endswith("h.1.mlp.c_fc.weight"))
     del tensors[missing]
