@@ -20,7 +20,7 @@ def benchmark():
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory, helpdesk, tokenizer):
-    """A folder as BENCHMARKS.md asks for, of generated texts."""
+    """A folder as docs/benchmarks.md asks for, of generated texts."""
     folder = tmp_path_factory.mktemp("benchmark")
     for name in ("shakespeare", "sst2", "xquad"):
         (folder / name).mkdir()

@@ -1,51 +1,79 @@
-"""The README's commands and names are real."""
+"""What the README and the pages that it links to say is real: commands, names, links."""
 
 import inspect
 import re
 import shlex
+import subprocess
+import sys
+import tomllib
 
 import pytest
 import tyro
+import yaml
 
+from helpers.documents import (
+    PAGES,
+    README,
+    anchors_of,
+    blocks_of,
+    commands_of,
+    links_of,
+    text_of,
+)
 from helpers.factories import ROOT, load_module
 from pipelines.cli import launcher_flags
 from pipelines.recipe.recipe import Recipe
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCS = ROOT / "docs"
 COMMANDS = [
-    line
-    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-    for line in block.replace("\\\n", " ").splitlines()
+    command for page in PAGES for block in blocks_of(page, "bash") for command in commands_of(block)
 ]
+OWN = [command for command in COMMANDS if command.startswith("gpt2-recipes ")]
+SCORED = [command for block in blocks_of(DOCS / "scores.md", "") for command in commands_of(block)]
+
+
+def recipe_with(recipe: str, flags: list[str]) -> Recipe:
+    """Return a recipe with flags in place of its values."""
+    default = load_module(ROOT / recipe).RECIPE
+    return tyro.cli(Recipe, default=default, args=flags, config=(tyro.conf.AvoidSubcommands,))
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_names_files_and_flags_that_exist(command):
     words = shlex.split(command)
     files = [w for w in words if w.startswith(("recipes/", "scripts/", "accelerate_configs/"))]
+    made = [w for w in files if words[words.index(w) - 1] == "--curves"]
     for file in files:
-        assert (ROOT / file).is_file(), file
+        assert file in made or (ROOT / file).is_file(), file
     recipes = [i for i, word in enumerate(words) if word.startswith("recipes/")]
     if recipes and "--help" not in words:
-        recipe = load_module(ROOT / words[recipes[0]]).RECIPE
         flags = words[recipes[0] + 1 :]
         if words[:2] == ["gpt2-recipes", "train"]:
             flags = launcher_flags(flags)[1]
-        config = (tyro.conf.AvoidSubcommands,)
-        assert isinstance(tyro.cli(Recipe, default=recipe, args=flags, config=config), Recipe)
+        assert isinstance(recipe_with(words[recipes[0]], flags), Recipe)
+
+
+@pytest.mark.parametrize("command", SCORED)
+def test_the_command_of_a_score_names_a_recipe_and_its_flags(command):
+    name, *flags = shlex.split(command)
+    assert isinstance(recipe_with(f"recipes/{name}.py", flags), Recipe)
 
 
 def test_the_recipe_shown_is_the_recipe():
-    shown = re.search(r"```python\n(RECIPE = .*?)```", README, re.DOTALL)[1]
+    (shown,) = (b for b in blocks_of(DOCS / "recipes.md", "python") if b.startswith("RECIPE = "))
     assert shown.strip() in (ROOT / "recipes" / "gpt2_sst2_lora_8bit.py").read_text()
 
 
-def test_every_recipe_and_config_is_listed():
-    for path in [*(ROOT / "recipes").glob("*.py"), *(ROOT / "accelerate_configs").glob("*.yaml")]:
-        assert path.stem in README, path.name
+@pytest.mark.parametrize(
+    ("folder", "pattern", "page"),
+    [("recipes", "*.py", "recipes.md"), ("accelerate_configs", "*.yaml", "training.md")],
+)
+def test_every_recipe_and_config_is_listed(folder, pattern, page):
+    for path in (ROOT / folder).glob(pattern):
+        assert path.stem in text_of(DOCS / page), path.name
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("gpt2-recipes ")])
+@pytest.mark.parametrize("command", OWN)
 def test_a_command_has_the_verb_and_flags_that_it_shows(command):
     from pipelines import cli
 
@@ -62,3 +90,63 @@ def test_a_flag_that_is_not_there_is_seen():
 
     with pytest.raises(SystemExit):
         tyro.extras.get_parser(cli.predict).parse_args(["a", "b", "--outt", "c"])
+
+
+def test_the_recipe_in_python_is_valid():
+    _, lines = blocks_of(README, "python")
+    values: dict = {}
+    exec(lines.removesuffix("metrics = run(recipe)\n"), values)
+    assert isinstance(values["recipe"], Recipe)
+    assert callable(values["run"])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files_and_headings(page):
+    broken = []
+    for link in links_of(page):
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        if not target.exists() or (anchor and anchor not in anchors_of(target)):
+            broken.append(link)
+    assert broken == []
+
+
+def test_a_link_that_leads_nowhere_is_seen(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# One heading, `quoted`\n[a](#one-heading-quoted) [b](#other) [c](https://x)\n"
+    )
+    assert links_of(page) == ["#one-heading-quoted", "#other"]
+    assert anchors_of(page) == {"one-heading-quoted"}
+
+
+def test_the_readme_links_every_page():
+    linked = {(README.parent / link.partition("#")[0]).resolve() for link in links_of(README)}
+    reached = linked | {
+        (page.parent / link.partition("#")[0]).resolve()
+        for page in linked & set(PAGES)
+        for link in links_of(page)
+    }
+    assert {page for page in PAGES if page.parent == DOCS} <= reached
+
+
+def test_the_table_of_stock_libraries_is_what_its_script_prints():
+    script = [sys.executable, str(ROOT / "scripts" / "stock_traps.py")]
+    done = subprocess.run(script, capture_output=True, text=True, check=True)
+    table = done.stdout.splitlines()
+    assert len(table) == 2 + 9
+    assert done.stdout.strip() in text_of(DOCS / "comparison.md")
+    assert "\n".join(table[:7]) in text_of(README)
+
+
+def test_the_citation_has_the_version_of_the_package():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert str(citation["version"]) == project["version"]
+    assert citation["license"] == project["license"]
+
+
+def test_no_command_is_hidden_by_its_fence():
+    for page in PAGES:
+        assert text_of(page).count("```") % 2 == 0, page.name
+        assert not re.search(r"^```(sh|shell|console)\b", text_of(page), re.MULTILINE), page.name

@@ -16,7 +16,7 @@ KERNELS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "192", "LRU_CACHE_CAPACITY": "64"}
 
 
 def prepare_cpu() -> None:
-    """Set the process up to compute. BENCHMARKS.md has what each means pays."""
+    """Set the process up to compute. docs/benchmarks.md has what each optimisation is worth."""
     disable_malloc_trim()
     limit_kernel_caches()
     # What allows oneDNN to round to bfloat16 does not make it do so, except on units for it (AMX)

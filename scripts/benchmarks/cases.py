@@ -245,7 +245,7 @@ GPU = (
 SUITES = {"cpu": CPU, "gpu": GPU}
 
 NO_THREAD_CACHE = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=0"}
-"""Without it, fewer holes are left between tensors (EXPERIMENTS.md)."""
+"""Without it, fewer holes are left between tensors (docs/experiments.md)."""
 GROW = {"ours": Side("ours", "grow"), "plain Trainer": Side("plain_trainer", "grow")}
 CURVES = (
     Curve("sequence length", (64, 128, 256, 512, 1024), GROW, flag="sequence_length"),

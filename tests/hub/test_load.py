@@ -9,6 +9,7 @@ import torch
 import yaml
 
 import pipelines
+from helpers.documents import blocks_of
 from helpers.factories import CASES, ROOT
 from helpers.hub_process import SECRET, client
 
@@ -156,12 +157,11 @@ def test_a_card_names_base_task_data_and_score(hub, published):
     assert "gpt2-recipes evaluate local/text-classification-8bit" in body
 
 
-def test_the_section_load_and_evaluate_of_the_readme_runs(hub, place, published):
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    section = readme.split("## Load and evaluate\n")[1].split("\n## ")[0]
-    bash, python = section.split("```bash\n")[1], section.split("```python\n")[1]
-    commands, lines = bash.split("```")[0], python.split("```")[0]
-    assert commands.count("gpt2-recipes") == 4
+def test_the_lines_of_the_documents_that_load_and_evaluate_run(hub, place, published):
+    docs = ROOT / "docs"
+    evaluate = blocks_of(docs / "evaluation.md", "bash")[0]
+    commands = evaluate + blocks_of(docs / "inference.md", "bash")[0]
+    assert (evaluate.count("gpt2-recipes"), commands.count("gpt2-recipes")) == (3, 5)
     home, repo = place / "home4", "local/helpdesk-classify-lora-8bit"
     cli = ("-c", "from pipelines.cli import console; console()")
     client(hub, home, *cli, "publish", "runs/text_classification-8bit", repo, cwd=place)
@@ -171,8 +171,12 @@ def test_the_section_load_and_evaluate_of_the_readme_runs(hub, place, published)
     )
     said = client(hub, home, "-c", script, tools + commands, cwd=place)
     assert said.count("equal to the score of the run") == 3  # the file is the evaluation split
+    assert "'label'" in (place / "labels.jsonl").read_text().replace('"', "'")
+    assert (place / "labels.csv").read_text().startswith("text,label,")
     if not (place / "pipelines").exists():
         (place / "pipelines").symlink_to(ROOT / "pipelines")
+    pages = (ROOT / "README.md", docs / "inference.md", docs / "evaluation.md")
+    lines = "\n".join(blocks_of(page, "python")[0] for page in pages)
     said = client(hub, home, "-c", lines, cwd=place)
-    assert "'label'" in said
+    assert said.count("'label'") == 2
     assert "'accuracy'" in said
