@@ -1,10 +1,9 @@
-"""Spans of a context: where windows start, which tokens an answer has, and where it stands."""
+"""Contexts as tokens with character offsets, their windows, and the spans of answers."""
 
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,18 +39,21 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """A span of a context, `context[start:end] == text`; "" with no offsets is no answer."""
+class EncodedContext:
+    """Token ids of a context, and the (start, end) characters of each token."""
 
-    text: str
-    score: float
-    start: int | None = None
-    end: int | None = None
+    input_ids: Sequence[int]
+    offsets: Sequence[tuple[int, int]]
 
 
-def share_of_first(answers: Sequence[Answer]) -> float:
-    """Return the softmax of the first answer's score among those of the n best."""
-    return 1 / sum(math.exp(min(answer.score - answers[0].score, 700)) for answer in answers)
+def encode_contexts(tokenizer: Any, contexts: Iterable[str]) -> dict[str, EncodedContext]:
+    """Encode each different context once."""
+    unique = list(dict.fromkeys(contexts))
+    encoded = splitting(tokenizer)(
+        unique, add_special_tokens=False, verbose=False, return_offsets_mapping=True
+    )
+    pairs = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+    return {text: EncodedContext(*each) for text, each in zip(unique, pairs, strict=True)}
 
 
 def splitting(tokenizer: Any) -> Any:

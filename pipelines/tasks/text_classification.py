@@ -215,15 +215,15 @@ class TextClassification(Task):
         return Features(rows, report, num_rows=len(rows), locate=examples.locate, lengths=lengths)
 
     def loss(self, outputs: Any, labels: torch.Tensor, num_items: torch.Tensor) -> torch.Tensor:
-        import torch.nn.functional as F
+        from torch.nn import functional
 
         logits = outputs.logits.float()
         if self.problem_type == "regression":
-            total = F.mse_loss(logits.squeeze(-1), labels.float(), reduction="sum")
+            total = functional.mse_loss(logits.squeeze(-1), labels.float(), reduction="sum")
         elif self.several:
-            total = F.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
+            total = functional.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
         else:
-            total = F.cross_entropy(logits, labels, reduction="sum")
+            total = functional.cross_entropy(logits, labels, reduction="sum")
         return total / num_items
 
     def check_scorable(self, held_out: Features) -> None:
