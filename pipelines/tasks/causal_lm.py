@@ -1,4 +1,4 @@
-"""Causal language modelling: pretraining from scratch and continued training."""
+"""Causal language modelling: pretraining from scratch and continued pretraining."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import EvalPrediction, PreTrainedTokenizerBase
 
-CHUNK = 1000  # documents that are encoded, and in a stream fitted into blocks, together
+CHUNK = 1000  # documents that are encoded together, and in a stream packed together
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,9 @@ class CausalLM(Task):
     block_size: Annotated[int, Ge(2)] = 1024
     """Tokens of a training row."""
     packing: Literal["wrapped", "bfd_split"] = "wrapped"
-    """How documents fill a row, by trl's names: one after the other, cut where it ends, and each
-    sees those before it; or whole, by best fit, only the longest are cut, and none sees another."""
+    """How documents fill a row, by trl's names.
+    wrapped: one after the other, cut at the end of the row, not isolated from each other.
+    bfd_split: whole documents by best fit, only longer ones cut, isolated from each other."""
 
     does: ClassVar[str] = "predicts the next token"
     limits: ClassVar[str] = (
@@ -216,17 +217,17 @@ class CausalLM(Task):
         return Score(metrics, "perplexity", (low, high), num_rows=len(rows))
 
     def row(self, text: str) -> dict[str, Any]:
-        """Return a row of a text to continue."""
+        """Return the row of a text to continue."""
         return {self.text_column: text}
 
     def prompts(self, examples: Examples, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-        """Return texts to continue; in training, documents begin after EOS."""
+        """Return texts to continue after EOS, after which documents begin in training."""
         texts = list(self.texts(examples))
         for index, text in enumerate(texts):
             if not text.strip():
                 raise DataError(
-                    f"{examples.locate(index)}: the text is empty. Give its beginning, which the "
-                    "model continues."
+                    f"{examples.locate(index)}: the text is empty. Give a beginning for the model "
+                    "to continue."
                 )
         return [[tokenizer.eos_token_id, *ids] for ids in token_ids(tokenizer, texts)]
 

@@ -1,8 +1,8 @@
 """Extractive question answering, SQuAD v1 and v2, on a causal model.
 
-A causal model reads the question first, so that every context token has seen it, and the
-no-answer slot is the last token, the only one that has seen the whole window: position 0 sees
-nothing but itself. A row is `question <eos> window of the context <eos>`.
+The question comes first, so that every token of the context attends to it. The no-answer slot is
+the last token, the only one that attends to the whole window. A row is
+`question <eos> window of the context <eos>`.
 """
 
 from __future__ import annotations
@@ -52,24 +52,24 @@ class QuestionAnswering(Task):
     context_column: str = "context"
     """Column that holds the context."""
     answers_column: str = "answers"
-    """Column of {"text": [...], "answer_start": [...]}, or of a list of {"text", "answer_start"};
-    empty: not answerable."""
+    """Column of {"text": [...], "answer_start": [...]}, or a list of {"text", "answer_start"}.
+    An empty list is a question without an answer."""
     version_2_with_negative: bool = False
-    """Allow "no answer", as SQuAD v2 does."""
+    """Allow questions without an answer, as SQuAD v2 does."""
     null_score_diff_threshold: float = 0.0
-    """Answer "" when no answer scores higher than the best span by more than this."""
+    """Answer "" if "no answer" scores higher than the best span by more than this."""
     max_length: Annotated[int, Ge(16)] = 384
-    """Tokens of a window with its question."""
+    """Most tokens of a question with a window of its context."""
     stride: Annotated[int, Ge(0)] = 128
-    """Tokens that two windows of one context share."""
+    """Tokens by which two windows of a context overlap."""
     max_question_length: Annotated[int, Ge(1)] = 64
-    """Tokens kept of a question; the run reports how many were cut."""
+    """Most tokens of a question; longer ones are truncated and counted."""
     max_truncated_fraction: Annotated[float, Ge(0), Le(1)] = 1.0
-    """Stop when a larger share of the questions was cut, or their answers lost."""
+    """Stop if more than this fraction of questions is truncated, or of answers lost."""
     max_answer_length: Annotated[int, Ge(1)] = 30
-    """Tokens of the longest answer."""
+    """Most tokens of an answer."""
     n_best: Annotated[int, Ge(1)] = 20
-    """Starts and ends to combine in each window."""
+    """Best starts, and best ends, to combine in each window."""
 
     does: ClassVar[str] = "answers questions by spans of a context"
     limits: ClassVar[str] = (
@@ -103,7 +103,7 @@ class QuestionAnswering(Task):
         *,
         labelled: bool = True,
     ) -> Question:
-        """Check a row; the gold text must stand in the context where it is said to."""
+        """Check a row: each answer must be in the context at its start."""
         location = examples.locate(index)
         for column in (self.question_column, self.context_column):
             if not text_of(examples, index, row, column).strip():
@@ -206,7 +206,7 @@ class QuestionAnswering(Task):
         """Return the mean cross-entropy of start and end.
 
         `labels` is (batch, 4): start, end, first and one past the last position to choose from.
-        Without these bounds the padding of a batch would take part in the softmax.
+        These bounds exclude the padding of a batch from the softmax.
         """
         import torch
         from torch.nn.functional import cross_entropy
