@@ -1,4 +1,4 @@
-"""The forms in which rows hold the answers to a question, and the one that the task uses."""
+"""Read the answers to a question, in the forms that datasets have, as SQuAD's flat rows."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ SUPPORTED = '{"text": [...], "answer_start": [...]}, one {"text", "answer_start"
 def read_answers(value: Any, impossible: Any = None) -> dict[str, list[Any]]:
     """Return answers as SQuAD's flat rows hold them; empty lists mean no answer.
 
-    None, NaN, empty cells, lists and texts, whatever their start, are no answer. `impossible` is
-    the row's `is_impossible`, if it has one. Raise ValueError for another form, and where
-    `impossible` says otherwise.
+    None, NaN, and empty cells, lists and texts (with any start) mean no answer. `impossible` is the
+    row's `is_impossible`, if it has one. Raise ValueError for any other form, and if `impossible`
+    contradicts the answers.
     """
     value = to_python(value)
     value = parse_literal(value) if isinstance(value, str) else value
@@ -32,7 +32,7 @@ def read_answers(value: Any, impossible: Any = None) -> dict[str, list[Any]]:
 
 
 def is_nan(value: Any) -> bool:
-    """Tell what pandas writes for a missing value."""
+    """Tell whether a value is NaN, pandas' missing value."""
     return isinstance(value, float) and value != value
 
 

@@ -1,4 +1,4 @@
-"""What every task has: where its rows come from, its head, features, loss and score."""
+"""The interface of a task: options, reading rows, features, loss, score and predictions."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ if TYPE_CHECKING:
     from transformers import EvalPrediction, PreTrainedTokenizerBase
 
 MULTIPLE = 8
-"""To which training batches are padded: few lengths, whose kernels a CPU makes once and keeps.
+"""Of which the lengths of training batches are multiples: few lengths, whose kernels a CPU caches.
 
-Batches of like lengths, in evaluation, share theirs as they are.
+Evaluation batches hold rows of similar lengths, and need no multiple.
 """
 
 
 @dataclass(frozen=True)
 class Features:
-    """Model inputs of one split, with what encoding them cost."""
+    """Model inputs of one split, with counts of what encoding did to the rows."""
 
     dataset: Any
     report: dict[str, int]
     num_rows: int
     context: Any = None
-    """What the task's scorer needs beside the logits."""
+    """Extra inputs of the task's scorer."""
     locate: Callable[[int], str] = "row {}".format
-    """Names the place that a row of `dataset` comes from."""
+    """Returns the file and line, or the split and row, of a row of `dataset`."""
     lengths: Sequence[int] = ()
-    """Tokens that each row had before it was cut, where rows are cut."""
+    """Tokens of each row before truncation, if rows are truncated."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Task:
     """Options of a task; a subclass adds its behaviour."""
 
     dataset: DatasetSource
-    """Rows to train and to score on."""
+    """Rows for training and evaluation."""
 
     pipeline_tag: ClassVar[str]
 
@@ -70,47 +70,47 @@ class Task:
     head: ClassVar[str | None] = None
     peft_task_type: ClassVar[str]
     needs_offsets: ClassVar[bool] = False
-    """Whether the tokenizer must tell the characters of each token, as fast ones do."""
+    """Whether the tokenizer must return the character offsets of tokens, as fast ones do."""
     length_field: ClassVar[str] = "max_length"
-    """Name of the option that bounds a row."""
+    """Name of the option that limits the tokens of a row."""
     cut_field: ClassVar[str] = "max_length"
-    """Name of the option that bounds `Features.lengths`."""
+    """Name of the option that limits `Features.lengths`."""
     grouped_by: ClassVar[str] = "input"
-    """What rows share that stay on one side of a split."""
+    """What rows have in common that are in the same split."""
     streams: ClassVar[bool] = False
     """Whether rows can be read while training, without holding all in memory."""
     needs_reference: ClassVar[bool] = False
     """Whether the loss compares the model with the base that it starts from."""
     chat_template: ClassVar[str | None] = None
-    """Template that a tokenizer without one gets."""
+    """Chat template for a tokenizer that has none."""
 
     @property
     def length(self) -> int:
-        """Return the tokens of the longest row."""
+        """Return the largest number of tokens of a row."""
         return int(getattr(self, self.length_field))
 
     @property
     def pad_to_multiple_of(self) -> int:
-        """Return what divides the length of a training batch, and that of the longest row."""
+        """Return the divisor of the length of every training batch, and of the longest row."""
         return math.gcd(MULTIPLE, self.length)
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        """Yield option and message for what no type can say."""
+        """Yield an option and a message for each rule between options that is broken."""
         yield from ()
 
     @property
     def default_generation(self) -> Generation:
-        """Return the options of generation where none are typed."""
+        """Return the options of generation for a command that gives none."""
         return Generation()
 
     @property
     def stratified_by(self) -> str | None:
-        """Return the column of labels that splits have in equal proportions, if there is one."""
+        """Return the column by whose labels splits are stratified, or None."""
         return None
 
     @property
     def document_column(self) -> str | None:
-        """Return the column of a text that may be cut in two, to hold out its end."""
+        """Return the column of a text whose end may be held out, or None."""
         return None
 
     def columns(self) -> Iterator[tuple[str, str]]:
@@ -121,31 +121,31 @@ class Task:
                 yield option.name, column
 
     def inputs(self, row: dict[str, Any]) -> Hashable:
-        """Return what the model reads of a row that can be used."""
+        """Return the part of a usable row that the model reads."""
         raise NotImplementedError
 
     def group(self, row: dict[str, Any]) -> Hashable:
-        """Return what no two rows on different sides of a split share."""
+        """Return the key of a row's group; rows of one group are in the same split."""
         return self.inputs(row)
 
     def row_labels(self, examples: Examples, index: int, row: dict[str, Any]) -> Sequence[str]:
-        """Return the label names of a row that can be used; () if rows have none."""
+        """Return the label names of a usable row; () if rows have none."""
         return ()
 
     def labels(self, train: Examples) -> tuple[str, ...]:
-        """Return the label names in their order, fixed before training; () if there are none."""
+        """Return all label names in the order of their ids; () if there are none."""
         return ()
 
     def resolved(self, train: Examples) -> Task:
-        """Return the task with what the training rows decide, as `recipe.json` keeps it."""
+        """Return the task with the options that the training rows decide, for `recipe.json`."""
         return self
 
     def label_cautions(self, train: Examples) -> Iterator[str]:
-        """Yield what looks wrong with the labels of the training rows."""
+        """Yield a caution for whatever looks wrong with the labels of the training rows."""
         yield from ()
 
     def check_scorable(self, held_out: Features) -> None:
-        """Raise DataError for evaluation rows whose primary metric is not defined."""
+        """Raise DataError if the primary metric is not defined for the evaluation rows."""
 
     def example(
         self,
@@ -156,7 +156,7 @@ class Task:
         *,
         labelled: bool = True,
     ) -> Any:
-        """Return what `features` encodes of a row. Raise DataError for one that cannot be used.
+        """Return the part of a row that `features` encodes. Raise DataError if it is unusable.
 
         The message begins with `examples.locate(index)`. `labels` is None before they are known.
         """
@@ -171,20 +171,20 @@ class Task:
         training: bool,
         labelled: bool = True,
     ) -> Features:
-        """Encode rows. Raise DataError with file and line for a row that cannot be used.
+        """Encode rows. Raise DataError with file and line for an unusable row.
 
-        Rows to predict are not `labelled`: they need no labels, and what they have is not read.
+        Rows to predict are not `labelled`: they need no labels, and any labels are ignored.
         """
         raise NotImplementedError
 
     def num_tokens(self, row: dict[str, Any]) -> int:
-        """Return the tokens of an encoded row, by which rows are grouped."""
+        """Return the number of tokens of an encoded row, by which batches are grouped."""
         return len(row["input_ids"])
 
     def collate(self, pad_token_id: int, multiple: int = 1) -> Collator:
-        """Return the picklable function that pads rows to a batch; `multiple` divides its length.
+        """Return a picklable function that pads rows to a batch, on the right.
 
-        Rows are padded on the right.
+        `multiple` divides the length of the batch.
         """
         return PaddingCollator(pad_token_id, multiple)
 
@@ -193,7 +193,7 @@ class Task:
         raise NotImplementedError
 
     def reduce_logits(self, logits: Any, labels: torch.Tensor | None) -> Any:
-        """Return what the scorer needs of a batch's logits."""
+        """Return the part of a batch's logits that the scorer needs."""
         return logits
 
     def score(
@@ -205,7 +205,7 @@ class Task:
     def predictions(
         self, logits: Any, given: Features, labels: tuple[str, ...]
     ) -> list[dict[str, Any]]:
-        """Return what the logits say of each row, ready to print."""
+        """Return a prediction for each row, as JSON-like values."""
         raise NotImplementedError
 
     def row(self, text: str) -> dict[str, Any]:
@@ -213,34 +213,34 @@ class Task:
         raise NotImplementedError
 
     def check_generates(self) -> None:
-        """Raise DataError for a task whose models write no text."""
+        """Raise DataError for a task whose models generate no text."""
         if self.head is not None:
-            raise DataError(f"{type(self).__name__} writes no text. Use `gpt2-recipes predict`.")
+            raise DataError(f"{type(self).__name__} generates no text. Use `gpt2-recipes predict`.")
 
     def prompts(self, examples: Examples, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-        """Return the token ids that a model of this task continues, one prompt for each row.
+        """Return the token ids of each row's prompt, which a model of this task continues.
 
-        Raise DataError with file and line for a row without a text, and for a task that writes
-        none.
+        Raise DataError with file and line for a row without a prompt, and for a task that
+        generates no text.
         """
         self.check_generates()
         raise NotImplementedError
 
     def baseline(self, train: Features, held_out: Features) -> dict[str, float] | None:
-        """Return the primary metric of a trivial predictor, or None to score the untuned model."""
+        """Return the primary metric of a trivial predictor; None if that is the untuned model."""
         return None
 
     def merged(self) -> Task:
-        """Return the task of a model that has its adapter merged into the base."""
+        """Return the task of a model whose adapter is merged into the base."""
         return self
 
     def model_kwargs(self, labels: tuple[str, ...]) -> dict[str, Any]:
-        """Return keyword arguments of from_pretrained that size the head."""
+        """Return keyword arguments of from_pretrained that configure the head."""
         return {}
 
 
 def text_of(examples: Examples, index: int, row: dict[str, Any], column: str) -> str:
-    """Return the text in a column. Raise DataError unless there is one."""
+    """Return the text in a column. Raise DataError for any other value."""
     text = row.get(column)
     if not isinstance(text, str):
         raise DataError(
@@ -252,7 +252,7 @@ def text_of(examples: Examples, index: int, row: dict[str, Any], column: str) ->
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
     """Return the ids of whole texts, without special tokens or a warning about their length."""
-    if tokenizer.is_fast:  # transformers would have it work out the characters of each token too
+    if tokenizer.is_fast:  # transformers would also compute the offsets of each token
         backend = tokenizer.backend_tokenizer
         backend.no_truncation()
         backend.no_padding()
@@ -264,7 +264,7 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list
 
 
 def check_truncated(examples: Examples, num_cut: int, num_rows: int, allowed: float) -> None:
-    """Raise DataError when a larger share of the rows was cut than is allowed."""
+    """Raise DataError if a larger fraction of the rows was truncated than is allowed."""
     if num_cut > allowed * num_rows:
         raise DataError(
             f"{examples.origin}: {num_cut:,} of {num_rows:,} rows do not fit, more than "

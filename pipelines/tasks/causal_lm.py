@@ -1,4 +1,4 @@
-"""Causal language modelling: pretraining from scratch and continued training."""
+"""Causal language modelling: pretraining from scratch and continued pretraining."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import EvalPrediction, PreTrainedTokenizerBase
 
-CHUNK = 1000  # documents that are encoded, and in a stream fitted into blocks, together
+CHUNK = 1000  # documents that are encoded together, and in a stream packed together
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,9 @@ class CausalLM(Task):
     block_size: Annotated[int, Ge(2)] = 1024
     """Tokens of a training row."""
     packing: Literal["wrapped", "bfd_split"] = "wrapped"
-    """How documents fill a row, by trl's names: one after the other, cut where it ends, and each
-    sees those before it; or whole, by best fit, only the longest are cut, and none sees another."""
+    """How documents fill a row, by trl's names.
+    wrapped: one after the other, cut at the end of the row, not isolated from each other.
+    bfd_split: whole documents by best fit, only longer ones cut, isolated from each other."""
 
     pipeline_tag: ClassVar[str] = "text-generation"
 
@@ -96,40 +97,19 @@ class CausalLM(Task):
     ) -> Features:
         """Pack documents into blocks; each document comes after EOS and ends in EOS.
 
-        What is cut goes on in another block, which repeats the last token before the cut, so that
-        every token is predicted exactly once. Of wrapped documents what does not fill the last
-        block is counted and left out in training, and scored as a shorter row in evaluation. Where
-        none may see another, each is a row of its own in evaluation.
+        A document that is cut continues in another block, which repeats the last token before the
+        cut, so that every token is predicted exactly once. With `wrapped`, tokens that do not fill
+        the last block are counted and left out in training, and scored as a shorter row in
+        evaluation. With `bfd_split`, each document is a row of its own in evaluation.
         """
-        if not isinstance(examples.rows, list):
-            from datasets import IterableDataset
-
-            stream = IterableDataset.from_generator(
-                pack, gen_kwargs={"task": self, "examples": examples, "tokenizer": tokenizer}
-            )
-            return Features(stream, {}, num_rows=-1)
-        import numpy as np
-
+        if examples.streamed:
+            return Features(self.stream(examples, tokenizer), {}, num_rows=-1)
         texts = list(self.texts(examples))
-        eos = tokenizer.eos_token_id
-        documents = [
-            np.asarray([*ids, eos])
-            for start in range(0, len(texts), CHUNK)
-            for ids in token_ids(tokenizer, texts[start : start + CHUNK])
-        ]
+        documents = encode_documents(tokenizer, texts)
         report = {"documents": len(texts), "tokens": 1 + sum(map(len, documents))}
-        if self.packing == "wrapped":
-            rows = [{"input_ids": block} for block in self.cut(np.concatenate([[eos], *documents]))]
-            report |= {"blocks": len(rows), "tokens_left_out": 0}
-            if training and rows and len(rows[-1]["input_ids"]) < self.block_size:
-                report["tokens_left_out"] = len(rows.pop()["input_ids"]) - 1
-                report["blocks"] = len(rows)
-        else:
-            rows = self.best_fit(documents, eos, together=training)
-            num_tokens = sum(len(row["input_ids"]) for row in rows)
-            report |= {"blocks": len(rows)}
-            if training:
-                report["places_empty"] = len(rows) * self.block_size - num_tokens
+        fill = self.wrapped_rows if self.packing == "wrapped" else self.best_fit_rows
+        rows, counts = fill(documents, tokenizer.eos_token_id, training=training)
+        report |= {"blocks": len(rows), **counts}
         if not rows:
             raise DataError(
                 f"{examples.origin}: {report['tokens']} tokens fill no block of "
@@ -140,6 +120,35 @@ class CausalLM(Task):
             rows, report, num_rows=len(rows), context=num_bytes, locate="block {}".format
         )
 
+    def stream(self, examples: Examples, tokenizer: PreTrainedTokenizerBase) -> Any:
+        """Return an IterableDataset that packs the documents while they are read."""
+        from datasets import IterableDataset
+
+        arguments = {"task": self, "examples": examples, "tokenizer": tokenizer}
+        return IterableDataset.from_generator(pack, gen_kwargs=arguments)
+
+    def wrapped_rows(
+        self, documents: list[Any], eos: int, *, training: bool
+    ) -> tuple[list[dict[str, Any]], dict[str, int]]:
+        """Return blocks of the documents in one sequence, and how many tokens were left out."""
+        import numpy as np
+
+        rows = [{"input_ids": block} for block in self.cut(np.concatenate([[eos], *documents]))]
+        num_left_out = 0
+        if training and rows and len(rows[-1]["input_ids"]) < self.block_size:
+            num_left_out = len(rows.pop()["input_ids"]) - 1
+        return rows, {"tokens_left_out": num_left_out}
+
+    def best_fit_rows(
+        self, documents: list[Any], eos: int, *, training: bool
+    ) -> tuple[list[dict[str, Any]], dict[str, int]]:
+        """Return blocks of whole documents, and in training how many positions are empty."""
+        rows = self.best_fit(documents, eos, together=training)
+        if not training:
+            return rows, {}
+        num_tokens = sum(len(row["input_ids"]) for row in rows)
+        return rows, {"positions_empty": len(rows) * self.block_size - num_tokens}
+
     def cut(self, tokens: Any) -> list[Any]:
         """Cut tokens into blocks, each with the last token of the one before, and a shorter one."""
         return [
@@ -148,7 +157,7 @@ class CausalLM(Task):
         ]
 
     def best_fit(self, documents: list[Any], eos: int, *, together: bool) -> list[dict[str, Any]]:
-        """Return rows of a document, or a piece of a long one; `together` of as many as fit."""
+        """Return a row for each document, or piece of a long one; or `together` as many as fit."""
         import numpy as np
 
         from pipelines.data.bin_packing import best_fit
@@ -158,9 +167,9 @@ class CausalLM(Task):
             return [{"input_ids": piece} for piece in pieces]
         rows = []
         for numbers in best_fit([len(piece) for piece in pieces], self.block_size):
-            kept = [pieces[number] for number in numbers]
-            lengths = [len(piece) for piece in kept]
-            rows.append({"input_ids": np.concatenate(kept), "seq_lengths": lengths})
+            chosen = [pieces[number] for number in numbers]
+            lengths = [len(piece) for piece in chosen]
+            rows.append({"input_ids": np.concatenate(chosen), "seq_lengths": lengths})
         return rows
 
     def collate(self, pad_token_id: int, multiple: int = 1) -> LanguageModelingCollator:
@@ -194,23 +203,34 @@ class CausalLM(Task):
         return Score(metrics, "perplexity", (low, high), num_rows=len(rows))
 
     def row(self, text: str) -> dict[str, Any]:
-        """Return a row of a text to continue."""
+        """Return the row of a text to continue."""
         return {self.text_column: text}
 
     def prompts(self, examples: Examples, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-        """Return texts to continue; in training, documents begin after EOS."""
+        """Return texts to continue after EOS, after which documents begin in training."""
         texts = list(self.texts(examples))
         for index, text in enumerate(texts):
             if not text.strip():
                 raise DataError(
-                    f"{examples.locate(index)}: the text is empty. Give its beginning, which the "
-                    "model continues."
+                    f"{examples.locate(index)}: the text is empty. Give a beginning for the model "
+                    "to continue."
                 )
         return [[tokenizer.eos_token_id, *ids] for ids in token_ids(tokenizer, texts)]
 
 
+def encode_documents(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[Any]:
+    """Return the token ids of each text, as arrays that end in EOS."""
+    import numpy as np
+
+    return [
+        np.asarray([*ids, tokenizer.eos_token_id])
+        for start in range(0, len(texts), CHUNK)
+        for ids in token_ids(tokenizer, texts[start : start + CHUNK])
+    ]
+
+
 def pack(task: CausalLM, examples: Examples, tokenizer: Any) -> Iterator[dict[str, list[int]]]:
-    """Yield full blocks while reading, or blocks of the documents of a chunk."""
+    """Yield full blocks while documents are read; with `bfd_split`, the blocks of each chunk."""
     eos = tokenizer.eos_token_id
     tokens = [eos]
     texts = task.texts(examples)

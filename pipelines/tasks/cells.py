@@ -1,4 +1,4 @@
-"""Values of a cell as plain Python: arrays as lists, and lists that a text writes out."""
+"""Values of a cell as plain Python: arrays as lists, and texts that hold a list as that list."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def parse_bit(value: Any) -> int | None:
 
 
 def to_python(value: Any) -> Any:
-    """Return numpy's arrays and scalars, nested ones too, as lists and numbers."""
+    """Return NumPy arrays and scalars, nested ones too, as lists and numbers."""
     if value is None or type(value) in PLAIN:
         return value
     if hasattr(value, "tolist"):
@@ -35,10 +35,10 @@ def to_python(value: Any) -> Any:
 
 
 def parse_literal(text: str) -> Any:
-    """Return the list or dictionary that a text cell writes, or the text if it writes none.
+    """Return the list or dictionary that a text represents, or the text itself.
 
-    Reads JSON, Python's literals (as pandas writes lists to CSV) and numpy's `[0 1 0]`. Python
-    would read numpy's `['a' 'b']` as the one string "ab": that stays a text.
+    Reads JSON, Python literals (as pandas writes lists to CSV) and NumPy's `[0 1 0]`. NumPy's
+    `['a' 'b']` stays a text: as a Python literal it would be the one string "ab".
     """
     if not text.lstrip().startswith(("[", "{")):
         return text
@@ -58,13 +58,13 @@ def parse_literal(text: str) -> Any:
 
 
 def whole_number(value: Any) -> int | None:
-    """Return a number, or a text with a decimal point, as the whole number that it writes.
+    """Return a number, or a text with a decimal point, as a whole number, or None.
 
     1, 1.0 and "1.0" are 1; 0.5, "1", True and NaN are None.
     """
     if isinstance(value, str):
-        found = INTEGRAL.fullmatch(value)
-        return int(found[1]) if found else None
+        match = INTEGRAL.fullmatch(value)
+        return int(match[1]) if match else None
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return int(value) if value == value and abs(value) != float("inf") and value % 1 == 0 else None

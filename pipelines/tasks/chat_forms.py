@@ -1,4 +1,4 @@
-"""The forms in which rows hold chats, and the one that the tasks use: role and content."""
+"""Read chats, in the forms that datasets have, as messages of role and content."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ TOOL_ROLES = (
 )
 TEXT_PARTS = ("text", "input_text", "output_text")
 HH_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
-"""What begins a turn in the texts of Anthropic's HH."""
+"""The beginning of a turn in the texts of Anthropic's HH dataset."""
 NO_TOOLS = "Calls of tools are not supported: leave the row out, or write the call as content."
 
 
 def read_turns(value: Any, role: str) -> list[dict[str, str]]:
-    """Return the turns that a cell holds as {"role", "content"}; none for None and empty lists.
+    """Return the messages in a cell as {"role", "content"}; [] for None and empty lists.
 
     Reads messages with `role` and `content`, ShareGPT's with `from` and `value`, contents that are
-    lists of text parts, one message alone, Anthropic HH's texts, and any other text as a turn of
-    `role`. Raise ValueError for what is not a chat of texts.
+    lists of text parts, a single message, Anthropic HH's texts, and any other text as a message of
+    `role`. Raise ValueError for anything else.
     """
     value = to_python(value)
     if value is None:
@@ -53,7 +53,7 @@ def read_turns(value: Any, role: str) -> list[dict[str, str]]:
 
 
 def looks_like_turns(value: Any) -> bool:
-    """Tell a chat in a cell from a reply or several replies."""
+    """Tell whether a cell holds messages, and not a reply or several replies."""
     value = to_python(value)
     value = parse_literal(value) if isinstance(value, str) else value
     first = value[0] if isinstance(value, list) and value else value
@@ -75,12 +75,12 @@ def texts_of(value: Any) -> Iterator[str]:
 
 
 def begins_with_turn(text: str) -> bool:
-    """Tell a text of Anthropic HH's turns from another."""
+    """Tell whether a text consists of Anthropic HH's turns."""
     return HH_TURN.match(text.strip()) is not None
 
 
 def _read_turn(turn: Any) -> dict[str, str]:
-    """Return a message as role and content. Raise ValueError for one that is not a text."""
+    """Return a message as role and content. Raise ValueError if it has no role or no text."""
     role = (turn.get("role") or turn.get("from")) if isinstance(turn, dict) else None
     name = role.strip().lower() if isinstance(role, str) else role
     if name in TOOL_ROLES or (isinstance(turn, dict) and _calls(turn)):
@@ -97,12 +97,12 @@ def _read_turn(turn: Any) -> dict[str, str]:
 
 
 def _calls(turn: dict[str, Any]) -> bool:
-    """Tell a message that calls a tool."""
+    """Tell whether a message calls a tool."""
     return bool(turn.get("tool_calls") or turn.get("function_call"))
 
 
 def _text_of(content: Any) -> str | None:
-    """Return a content as one text, as chat templates do; None if it is neither text nor parts."""
+    """Return a content as one text, as chat templates do; None unless it is a text or a list."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
@@ -118,16 +118,16 @@ def _text_of(content: Any) -> str | None:
 
 
 def _hh_turns(text: str) -> list[dict[str, str]]:
-    """Return the turns of a text that begins with Human: or Assistant:; none of another text.
+    """Return the messages of a text that begins with Human: or Assistant:; [] for any other text.
 
-    An `Assistant:` at the end with nothing after it asks for the reply, and is no turn.
+    An empty `Assistant:` at the end is the prompt for a reply, and left out.
     """
     if not begins_with_turn(text):
         return []
     _, *parts = HH_TURN.split(text.strip())
     turns = [
-        {"role": "user" if name == "Human" else "assistant", "content": said.strip()}
-        for name, said in zip(parts[::2], parts[1::2], strict=True)
+        {"role": "user" if name == "Human" else "assistant", "content": content.strip()}
+        for name, content in zip(parts[::2], parts[1::2], strict=True)
     ]
     if turns[-1] == {"role": "assistant", "content": ""}:
         del turns[-1]

@@ -1,4 +1,4 @@
-"""Options of generation, and what is generated."""
+"""Options of generation, and a generated text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from annotated_types import Ge, Gt, Le
 
 @dataclass(frozen=True)
 class Continuation:
-    """What a model wrote after a prompt; `ended` if it wrote EOS, which is not in the text."""
+    """Text that a model generated after a prompt; `ended` if EOS, not in `text`, followed it."""
 
     text: str
     ended: bool
@@ -18,26 +18,26 @@ class Continuation:
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """How to continue a text, in transformers' names."""
+    """How texts are generated; options have the names of transformers' GenerationConfig."""
 
     max_new_tokens: Annotated[int, Ge(1)] = 128
-    """Most tokens to write; a text that ends by itself is shorter."""
+    """Most tokens to generate; a text with EOS ends before."""
     num_beams: Annotated[int, Ge(1)] = 1
-    """Beams of a beam search; 1 takes the likeliest token each time."""
+    """Beams of beam search; 1 is greedy search."""
     do_sample: bool = False
-    """Draw tokens at random, by their probability."""
+    """Sample tokens by their probability."""
     temperature: Annotated[float, Gt(0)] = 1.0
-    """Divides the logits before drawing; below 1 is bolder, above 1 wilder."""
+    """Divides the logits before sampling; above 1 is more random, below 1 less."""
     top_k: Annotated[int, Ge(0)] = 50
-    """Draw from so many of the likeliest tokens; 0 draws from all."""
+    """Sample from this many of the most likely tokens; 0 samples from all."""
     top_p: Annotated[float, Gt(0), Le(1)] = 1.0
-    """Draw from the likeliest tokens that hold this share of the probability."""
+    """Sample from the most likely tokens whose probabilities add up to this."""
     repetition_penalty: Annotated[float, Gt(0)] = 1.0
-    """Above 1 makes tokens that stand there already less likely."""
+    """Above 1 makes tokens of the text so far less likely."""
     no_repeat_ngram_size: Annotated[int, Ge(0)] = 0
-    """Never write the same n-gram of this size twice; 0 may."""
+    """Never repeat an n-gram of this size; 0 allows all repetitions."""
     length_penalty: float = 1.0
-    """Of a beam search: above 0 favours longer texts, below 0 shorter ones."""
+    """For beam search: above 0 favours longer texts, below 0 shorter ones."""
 
 
 class GenerationOptions(TypedDict, total=False):

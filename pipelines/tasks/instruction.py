@@ -15,7 +15,7 @@ from pipelines.errors import DataError
 from pipelines.metrics.bootstrap import bootstrap
 from pipelines.tasks.base import Features, Score, check_truncated
 from pipelines.tasks.chat_forms import looks_like_turns
-from pipelines.tasks.replies import IGNORED, Prompt, ReplyTask, exchange
+from pipelines.tasks.replies import IGNORED, Prompt, ReplyTask, encode_exchange
 
 if TYPE_CHECKING:
     from transformers import EvalPrediction, PreTrainedTokenizerBase
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from pipelines.tasks.generation import Continuation
 
 ROUGE_WORD = re.compile("[a-z0-9]")
-"""What rouge-score keeps of a text."""
+"""The characters of words to rouge-score; it drops all others."""
 
 
 @dataclass(frozen=True)
 class ReplyCollator(PaddingCollator):
-    """Pad exchanges, and their labels, to a batch."""
+    """Pad exchanges and their labels to a batch."""
 
     def __call__(self, rows: list[dict[str, Any]]) -> Batch:
         """Return the batch of some exchanges; padding is not learned."""
@@ -38,8 +38,8 @@ class ReplyCollator(PaddingCollator):
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A prompt of the evaluation rows, with the replies that its rows hold."""
+class PromptReferences:
+    """A different prompt of the evaluation rows, with the replies of all its rows."""
 
     ids: Sequence[int]
     references: Sequence[str]
@@ -50,12 +50,12 @@ class InstructionTuning(ReplyTask):
     """Write a reply; only replies are learned, each with the EOS that ends it."""
 
     completion_column: str = "completion"
-    """Column of the reply: a text, a list of texts, or SQuAD's {"text": [...]}. Of several the
-    first is learned, and all are references of the score."""
+    """Column of the reply: a text, a list of texts, or SQuAD's {"text": [...]}.
+    The first text is learned; all are references of the score."""
     packing: bool = False
-    """Fill rows of max_length with several examples, none of which sees another."""
+    """Pack several examples into a row of max_length, isolated from each other."""
     label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
-    """Share of the target that is spread over all tokens; costs a further forward pass."""
+    """Fraction of the target spread over all tokens; costs a second forward pass."""
 
     @property
     def reply_column(self) -> str:
@@ -70,20 +70,23 @@ class InstructionTuning(ReplyTask):
         *,
         labelled: bool = True,
     ) -> tuple[Prompt, list[str]]:
-        """Return what a row asks, and all replies that it holds."""
+        """Return the prompt of a row, and all its replies."""
         location, column = examples.locate(index), self.completion_column
         value = row.get(column)
-        held = looks_like_turns(value)
-        replies = value.get("text") if isinstance(value, dict) and not held else value
+        is_chat = looks_like_turns(value)
+        replies = value.get("text") if isinstance(value, dict) and not is_chat else value
         row = row if replies is value else row | {column: replies}
-        if self.chat or held or not isinstance(replies, list):
-            prompt, reply = self.said(row, column, location)
+        if self.chat or is_chat or not isinstance(replies, list):
+            prompt, reply = self.read_exchange(row, column, location)
             return prompt, [reply]
-        said = [self.said(row | {column: reply}, column, location) for reply in replies or [None]]
-        return said[0][0], [reply for _, reply in said]
+        exchanges = [
+            self.read_exchange(row | {column: reply}, column, location)
+            for reply in replies or [None]
+        ]
+        return exchanges[0][0], [reply for _, reply in exchanges]
 
     def label_cautions(self, train: Examples) -> Iterator[str]:
-        """Add a caution where ROUGE-L, which counts Latin letters and digits, sees no reply."""
+        """Add a caution if ROUGE-L, which counts Latin letters and digits, ignores most replies."""
         yield from super().label_cautions(train)
         replies = [
             reply
@@ -113,17 +116,17 @@ class InstructionTuning(ReplyTask):
         num_cut, lengths = 0, []
         for index, row in enumerate(examples.rows):
             prompt, replies = self.example(examples, index, row, labels)
-            whole = exchange(tokenizer, prompt, replies[0])
+            whole = encode_exchange(tokenizer, prompt, replies[0])
             num_cut += len(whole.input_ids) > self.max_length
             lengths.append(len(whole.input_ids))
-            kept = whole.fitted(self.max_length)
-            ids = {"input_ids": kept.input_ids, "labels": kept.labels}
+            cut = whole.truncated(self.max_length)
+            ids = {"input_ids": cut.input_ids, "labels": cut.labels}
             rows.append({name: np.array(each, np.int32) for name, each in ids.items()})
-            references.setdefault(tuple(kept.prompt_ids), []).extend(replies)
+            references.setdefault(tuple(cut.prompt_ids), []).extend(replies)
         if not rows:
             raise DataError(f"{examples.origin}: no rows.")
         check_truncated(examples, num_cut, len(rows), self.max_truncated_fraction)
-        prompts = [Asked(ids, texts) for ids, texts in references.items()]
+        prompts = [PromptReferences(ids, texts) for ids, texts in references.items()]
         report = {"rows": len(rows), "rows_cut": num_cut, "prompts": len(prompts)}
         return Features(
             rows,
@@ -163,17 +166,16 @@ class InstructionTuning(ReplyTask):
             {"id": str(i), "answers": {"text": texts, "answer_start": [0] * len(texts)}}
             for i, texts in enumerate(gold)
         ]
-        found = metrics.load("squad").compute(
+        squad = metrics.load("squad").compute(
             predictions=[{"id": str(i), "prediction_text": t} for i, t in enumerate(guesses)],
             references=answers,
         )
+        bleu = metrics.load("sacrebleu").compute(predictions=guesses, references=gold)
         values = {
             "rougeL": sum(rouge) / len(rouge),
-            "bleu": metrics.load("sacrebleu").compute(predictions=guesses, references=gold)[
-                "score"
-            ],
-            "exact_match": found["exact_match"] / 100,
-            "f1": found["f1"] / 100,
+            "bleu": bleu["score"],
+            "exact_match": squad["exact_match"] / 100,
+            "f1": squad["f1"] / 100,
             "ended": sum(reply.ended for reply in written) / len(written),
         }
         interval = bootstrap([[value] for value in rouge], lambda means: means[:, 0])

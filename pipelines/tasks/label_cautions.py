@@ -17,9 +17,9 @@ FEW_ROWS = 10  # of a class, below which consecutive numbers may be a scale too
 
 
 def similarity_key(name: str) -> str:
-    """Return what two spellings of one name have in common.
+    """Return a key that similar spellings of a name have in common.
 
-    Case, Unicode form, invisible characters, white space, hyphens and leading zeros do not count.
+    It ignores case, Unicode form, invisible characters, white space, hyphens and leading zeros.
     """
     text = unicodedata.normalize("NFKC", name).casefold()
     text = "".join(c for c in text if unicodedata.category(c) != "Cf")
@@ -36,7 +36,7 @@ def name_cautions(counts: Mapping[str, int]) -> Iterator[str]:
         if len(names) > 1:
             yield (
                 f"labels that look like one: {counted(names, counts)}. Each is a label of its "
-                "own; if they mean the same, write them alike"
+                "own; if they mean the same, spell them the same"
             )
     missing = [name for name in counts if name.strip() in MISSING]
     if missing:
@@ -47,7 +47,7 @@ def name_cautions(counts: Mapping[str, int]) -> Iterator[str]:
 
 
 def list_cautions(counts: Mapping[str, int]) -> Iterator[str]:
-    """Yield a caution about single labels that are several: lists, or other labels joined."""
+    """Yield a caution about names that hold several labels: lists, or other labels joined."""
 
     def joins_others(name: str) -> bool:
         parts = [[part.strip() for part in name.split(each)] for each in SEPARATORS if each in name]
@@ -63,7 +63,7 @@ def list_cautions(counts: Mapping[str, int]) -> Iterator[str]:
 
 
 def number_cautions(counts: Mapping[str, int]) -> Iterator[str]:
-    """Yield a caution about labels that look like a scale, or are nearly one a row."""
+    """Yield a caution about labels that look like a scale, or that nearly all differ."""
     num_rows, num_labels = sum(counts.values()), len(counts)
     if num_labels < MANY:
         return
@@ -95,7 +95,7 @@ def constant_cautions(counts: Mapping[str, int], num_rows: int) -> Iterator[str]
 
 
 def counted(names: Iterable[str], counts: Mapping[str, int]) -> str:
-    """Return names with the number of their rows, the most frequent first."""
+    """Return names with their numbers of rows, the most frequent first."""
     ordered = sorted(names, key=lambda name: -counts[name])
     more = f" and {len(ordered) - SHOWN:,} more" if len(ordered) > SHOWN else ""
     return ", ".join(f"{name[:WIDTH]!r} ({counts[name]:,})" for name in ordered[:SHOWN]) + more

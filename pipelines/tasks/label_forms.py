@@ -15,7 +15,7 @@ Form = Literal["list", "multi_hot"]
 
 
 def list_of(value: Any, separator: str | None) -> list[Any] | None:
-    """Return the list in a cell, also one written as a text, or None if it holds none."""
+    """Return the list in a cell, also one written as a text, or None for any other value."""
     value = to_python(value)
     if isinstance(value, str):
         if separator is not None:
@@ -30,19 +30,17 @@ def usual_length(lists: Sequence[Sequence[Any]]) -> int:
 
 
 def find_form(lists: Sequence[Sequence[Any]], *, declared_ids: bool) -> Form | None:
-    """Return the form of a column's lists, or None for lists that can be read both ways.
+    """Return the form of a column's lists, or None for lists that can be read in both ways.
 
-    An id is in a list once, so that a list of only 0 and 1 with a repeated value is a vector. Where
-    nothing tells, lists are ids if the dataset declares them.
+    An id occurs once in a list, so that a list of only 0 and 1 with a repeated value is a vector.
+    Lists that show nothing are ids if the dataset declares ids.
     """
     width = usual_length(lists)
     values = [value for each in lists for value in each]
     if any(isinstance(value, bool) for value in values):
         return "multi_hot"
     vectors = sum(is_vector(each) for each in lists if len(each) == width)
-    if any(
-        parse_bit(value) is None for value in values
-    ):  # names or ids, or mistakes between vectors
+    if any(parse_bit(value) is None for value in values):  # names, ids, or mistakes in vectors
         return "multi_hot" if 2 * vectors > len(lists) else "list"
     if vectors:
         return "multi_hot"

@@ -25,7 +25,7 @@ class LabelReader:
     names: tuple[str, ...] = ()
     separator: str | None = None
     several: bool = False
-    """Whether a row has any number of labels."""
+    """Whether a row may have any number of labels."""
 
     @property
     def form_is_known(self) -> bool:

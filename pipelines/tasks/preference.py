@@ -1,4 +1,4 @@
-"""Preference tuning by DPO: of two replies to a prompt, make the chosen one likelier."""
+"""Preference tuning by DPO: make the chosen of two replies to a prompt more likely."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipelines.data.padding import Batch, PaddingCollator, pad_inputs
 from pipelines.errors import DataError
 from pipelines.tasks.base import Features, Score, check_truncated
 from pipelines.tasks.instruction import InstructionTuning
-from pipelines.tasks.replies import Prompt, ReplyTask, exchange
+from pipelines.tasks.replies import Prompt, ReplyTask, encode_exchange
 
 if TYPE_CHECKING:
     from transformers import EvalPrediction, PreTrainedTokenizerBase
@@ -31,14 +31,14 @@ class ChosenReplyCollator(PaddingCollator):
 
 @dataclass(frozen=True, kw_only=True)
 class PreferenceTuning(ReplyTask):
-    """Prefer one reply to another; the base with the adapter off is the reference."""
+    """Prefer one reply to another; the reference model is the base with the adapter off."""
 
     chosen_column: str = "chosen"
     """Column of the better reply."""
     rejected_column: str = "rejected"
     """Column of the worse reply."""
     beta: Annotated[float, Gt(0)] = 0.1
-    """How much a reply's log-probability against the reference counts; higher stays closer."""
+    """DPO's beta: a higher one keeps the model closer to the reference."""
 
     needs_reference: ClassVar[bool] = True
 
@@ -55,10 +55,10 @@ class PreferenceTuning(ReplyTask):
         *,
         labelled: bool = True,
     ) -> tuple[Prompt, str, str]:
-        """Return what a row asks, with the chosen and the rejected reply."""
+        """Return the prompt of a row, with the chosen and the rejected reply."""
         location = examples.locate(index)
-        prompt, chosen = self.said(row, self.chosen_column, location)
-        other, rejected = self.said(row, self.rejected_column, location)
+        prompt, chosen = self.read_exchange(row, self.chosen_column, location)
+        other, rejected = self.read_exchange(row, self.rejected_column, location)
         if other != prompt:
             raise DataError(f"{location}: the two replies have different prompts.")
         if chosen == rejected:
@@ -66,7 +66,7 @@ class PreferenceTuning(ReplyTask):
         return prompt, chosen, rejected
 
     def merged(self) -> InstructionTuning:
-        """Return the writing of chosen replies: a merged model has no base to be compared with."""
+        """Return instruction tuning on the chosen replies: a merged model has no reference."""
         return InstructionTuning(
             dataset=self.dataset,
             prompt_format=self.prompt_format,
@@ -92,14 +92,14 @@ class PreferenceTuning(ReplyTask):
         num_cut, lengths = 0, []
         for index, row in enumerate(examples.rows):
             prompt, *replies = self.example(examples, index, row, labels)
-            chosen, rejected = (exchange(tokenizer, prompt, reply) for reply in replies)
+            chosen, rejected = (encode_exchange(tokenizer, prompt, reply) for reply in replies)
             longest = max(len(chosen.reply_ids), len(rejected.reply_ids))
-            kept = max(min(chosen.start, self.max_length - longest), 1)  # the prompt's end
-            room = self.max_length - kept
-            num_cut += kept < chosen.start or longest > room
+            num_kept = max(min(chosen.start, self.max_length - longest), 1)  # the prompt's end
+            room = self.max_length - num_kept
+            num_cut += num_kept < chosen.start or longest > room
             lengths.append(chosen.start + longest)
             pair = {
-                "prompt_ids": chosen.prompt_ids[-kept:],
+                "prompt_ids": chosen.prompt_ids[-num_kept:],
                 "chosen_ids": chosen.reply_ids[:room],
                 "rejected_ids": rejected.reply_ids[:room],
             }
@@ -111,7 +111,7 @@ class PreferenceTuning(ReplyTask):
         return Features(rows, report, num_rows=len(rows), locate=examples.locate, lengths=lengths)
 
     def num_tokens(self, row: dict[str, Any]) -> int:
-        """Return the tokens of the prompt with the longer reply."""
+        """Return the number of tokens of the prompt with the longer reply."""
         return len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
 
     def collate(self, pad_token_id: int, multiple: int = 1) -> ChosenReplyCollator:
@@ -129,9 +129,9 @@ class PreferenceTuning(ReplyTask):
         ).T
         rewards = self.beta * np.stack([chosen - ref_chosen, rejected - ref_rejected])
         margins = rewards[0] - rewards[1]
-        right = int((margins > 0).sum())
+        num_right = int((margins > 0).sum())
         values = {
-            "reward_accuracy": right / len(margins),
+            "reward_accuracy": num_right / len(margins),
             "reward_margin": float(margins.mean()),
             "chosen_reward": float(rewards[0].mean()),
             "rejected_reward": float(rewards[1].mean()),
@@ -139,8 +139,8 @@ class PreferenceTuning(ReplyTask):
             "likelier_chosen_by_reference": float((ref_chosen > ref_rejected).mean()),
             "loss": float(np.logaddexp(0, -margins).mean()),
         }
-        found = binomtest(right, len(margins)).proportion_ci(method="wilson")
-        return Score(values, "reward_accuracy", (found.low, found.high), num_rows=len(margins))
+        low, high = binomtest(num_right, len(margins)).proportion_ci(method="wilson")
+        return Score(values, "reward_accuracy", (low, high), num_rows=len(margins))
 
     def baseline(self, train: Features, held_out: Features) -> dict[str, float]:
         return {"chance": 0.5}

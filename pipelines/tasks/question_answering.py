@@ -1,13 +1,14 @@
 """Extractive question answering, SQuAD v1 and v2, on a causal model.
 
-A causal model reads the question first, so that every context token has seen it, and the
-no-answer slot is the last token, the only one that has seen the whole window: position 0 sees
-nothing but itself. A row is `question <eos> window of the context <eos>`.
+The question comes first, so that every token of the context attends to it. The no-answer slot is
+the last token, the only one that attends to the whole window. A row is
+`question <eos> window of the context <eos>`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -18,15 +19,19 @@ from pipelines.metrics.bootstrap import bootstrap
 from pipelines.tasks.answer_forms import read_answers
 from pipelines.tasks.base import Features, Score, Task, check_truncated, text_of, token_ids
 from pipelines.tasks.cells import parse_bit, to_python
-from pipelines.tasks.spans import (
+from pipelines.tasks.span_decoding import (
     Answer,
+    SpanDecoder,
+    probability_of_first,
+    span_and_margin,
+)
+from pipelines.tasks.spans import (
+    EncodedContext,
     Question,
     Window,
+    encode_contexts,
     gold_span,
     is_widened,
-    share_of_first,
-    splitting,
-    trim,
     window_starts,
 )
 
@@ -46,24 +51,24 @@ class QuestionAnswering(Task):
     context_column: str = "context"
     """Column that holds the context."""
     answers_column: str = "answers"
-    """Column of {"text": [...], "answer_start": [...]}, or of a list of {"text", "answer_start"};
-    empty: not answerable."""
+    """Column of {"text": [...], "answer_start": [...]}, or a list of {"text", "answer_start"}.
+    An empty list is a question without an answer."""
     version_2_with_negative: bool = False
-    """Allow "no answer", as SQuAD v2 does."""
+    """Allow questions without an answer, as SQuAD v2 does."""
     null_score_diff_threshold: float = 0.0
-    """Answer "" when no answer scores higher than the best span by more than this."""
+    """Answer "" if "no answer" scores higher than the best span by more than this."""
     max_length: Annotated[int, Ge(16)] = 384
-    """Tokens of a window with its question."""
+    """Most tokens of a question with a window of its context."""
     stride: Annotated[int, Ge(0)] = 128
-    """Tokens that two windows of one context share."""
+    """Tokens by which two windows of a context overlap."""
     max_question_length: Annotated[int, Ge(1)] = 64
-    """Tokens kept of a question; the run reports how many were cut."""
+    """Most tokens of a question; longer ones are truncated and counted."""
     max_truncated_fraction: Annotated[float, Ge(0), Le(1)] = 1.0
-    """Stop when a larger share of the questions was cut, or their answers lost."""
+    """Stop if more than this fraction of questions is truncated, or of answers lost."""
     max_answer_length: Annotated[int, Ge(1)] = 30
-    """Tokens of the longest answer."""
+    """Most tokens of an answer."""
     n_best: Annotated[int, Ge(1)] = 20
-    """Starts and ends to combine in each window."""
+    """Best starts, and best ends, to combine in each window."""
 
     pipeline_tag: ClassVar[str] = "question-answering"
 
@@ -89,7 +94,7 @@ class QuestionAnswering(Task):
         *,
         labelled: bool = True,
     ) -> Question:
-        """Check a row; the gold text must stand in the context where it is said to."""
+        """Check a row: each answer must be in the context at its start."""
         location = examples.locate(index)
         for column in (self.question_column, self.context_column):
             if not text_of(examples, index, row, column).strip():
@@ -130,74 +135,80 @@ class QuestionAnswering(Task):
         ]
         if not questions:
             raise DataError(f"{examples.origin}: no rows.")
-        asked = [row[self.question_column] for row in examples.rows]
-        encoded = token_ids(tokenizer, asked)
-        contexts = list(dict.fromkeys(question.context for question in questions))
-        read = splitting(tokenizer)(
-            contexts, add_special_tokens=False, verbose=False, return_offsets_mapping=True
-        )
-        context_tokens = dict(
-            zip(contexts, zip(read["input_ids"], read["offset_mapping"], strict=True), strict=True)
-        )
-        eos = tokenizer.eos_token_id
+        encoded = token_ids(tokenizer, [row[self.question_column] for row in examples.rows])
+        contexts = encode_contexts(tokenizer, [question.context for question in questions])
+        eos = int(tokenizer.eos_token_id)
         longest = min(self.max_question_length, self.max_length // 2)
-        rows, windows, num_cut, num_lost, num_widened, num_too_long = [], [], 0, 0, 0, 0
+        rows: list[dict[str, Any]] = []
+        windows: list[Window] = []
+        counts: Counter[str] = Counter()
         for number, (question, question_ids) in enumerate(zip(questions, encoded, strict=True)):
-            num_cut += len(question_ids) > longest
-            question_ids = question_ids[:longest]
-            ids, offsets = context_tokens[question.context]
-            gold = gold_span(offsets, question.answers)
-            num_widened += gold is not None and is_widened(question, offsets, gold)
-            num_too_long += gold is not None and gold[1] - gold[0] >= self.max_answer_length
-            room = self.max_length - len(question_ids) - 2
-            held = not question.answers["text"]
-            for start in window_starts(len(ids), room, min(self.stride, room // 2)):
-                end = min(start + room, len(ids))
-                row = [*question_ids, eos, *ids[start:end], eos]
-                first = len(question_ids) + 1
-                null = len(row) - 1
-                target = [null, null]
-                if gold and start <= gold[0] and gold[1] < end:
-                    target = [first + gold[0] - start, first + gold[1] - start]
-                    held = True
-                rows.append({"input_ids": row, "labels": [*target, first, len(row)]})
-                windows.append(Window(number, first, offsets[start:end]))
-            num_lost += not held
-        for count in (num_cut, num_lost):
-            check_truncated(examples, count, len(questions), self.max_truncated_fraction)
-        report = {
-            "questions": len(questions),
-            "windows": len(rows),
-            "questions_cut": num_cut,
-            "answers_lost": num_lost,
-            "answers_widened": num_widened,
-            "answers_too_long": num_too_long,
-        }
+            context = contexts[question.context]
+            gold = gold_span(context.offsets, question.answers)
+            own = list(self.windows_of(number, question_ids[:longest], context, gold, eos))
+            windows += [window for window, _ in own]
+            rows += [row for _, row in own]
+            counts["questions_cut"] += len(question_ids) > longest
+            counts["answers_lost"] += bool(question.answers["text"]) and not any(
+                holds_answer(row) for _, row in own
+            )
+            if gold is not None:
+                counts["answers_widened"] += is_widened(question, context.offsets, gold)
+                counts["answers_too_long"] += gold[1] - gold[0] >= self.max_answer_length
+        for name in ("questions_cut", "answers_lost"):
+            check_truncated(examples, counts[name], len(questions), self.max_truncated_fraction)
+        names = ("questions_cut", "answers_lost", "answers_widened", "answers_too_long")
+        report = {"questions": len(questions), "windows": len(rows)}
         return Features(
             rows,
-            report,
+            report | {name: counts[name] for name in names},
             num_rows=len(questions),
             context=(questions, windows),
             locate=examples.select(window.question for window in windows).locate,
             lengths=[len(ids) for ids in encoded],
         )
 
+    def windows_of(
+        self,
+        number: int,
+        question_ids: Sequence[int],
+        context: EncodedContext,
+        gold: tuple[int, int] | None,
+        eos: int,
+    ) -> Iterator[tuple[Window, dict[str, Any]]]:
+        """Yield the windows of a question's context, each with its row.
+
+        A row's `labels` are start, end, first and one past the last position to choose from. Start
+        and end are the last position, the no-answer slot, where the window lacks the gold span.
+        """
+        room = self.max_length - len(question_ids) - 2
+        first = len(question_ids) + 1
+        num_tokens = len(context.input_ids)
+        for start in window_starts(num_tokens, room, min(self.stride, room // 2)):
+            end = min(start + room, num_tokens)
+            row = [*question_ids, eos, *context.input_ids[start:end], eos]
+            target = [len(row) - 1] * 2
+            if gold and start <= gold[0] and gold[1] < end:
+                target = [first + gold[0] - start, first + gold[1] - start]
+            window = Window(number, first, context.offsets[start:end])
+            yield window, {"input_ids": row, "labels": [*target, first, len(row)]}
+
     def loss(self, outputs: Any, labels: torch.Tensor, num_items: torch.Tensor) -> torch.Tensor:
         """Return the mean cross-entropy of start and end.
 
         `labels` is (batch, 4): start, end, first and one past the last position to choose from.
-        Without these bounds the padding of a batch would take part in the softmax.
+        These bounds exclude the padding of a batch from the softmax.
         """
         import torch
-        import torch.nn.functional as F
+        from torch.nn.functional import cross_entropy
 
         start, end, first, stop = labels.unsqueeze(-1).unbind(1)
-        places = torch.arange(outputs.start_logits.shape[1], device=labels.device)
-        outside = (places < first) | (places >= stop)  # (batch, length)
+        positions = torch.arange(outputs.start_logits.shape[1], device=labels.device)
+        outside = (positions < first) | (positions >= stop)  # (batch, length)
         total = torch.zeros((), device=labels.device)
         for logits, target in ((outputs.start_logits, start), (outputs.end_logits, end)):
             masked = logits.float().masked_fill(outside, float("-inf"))
-            total = total + F.cross_entropy(masked, target.squeeze(-1), reduction="sum")
+            total = total + cross_entropy(masked, target.squeeze(-1), reduction="sum")
         num_rows = num_items / labels.shape[1]
         return total / (2 * num_rows)
 
@@ -220,17 +231,17 @@ class QuestionAnswering(Task):
         truth = [{"id": str(i), "answers": q.answers} for i, q in enumerate(questions)]
         if self.version_2_with_negative:
             guesses = [span_and_margin(str(i), answers) for i, answers in enumerate(decoded)]
-            found = metrics.load("squad_v2").compute(
+            values = metrics.load("squad_v2").compute(
                 predictions=guesses,
                 references=truth,
                 no_answer_threshold=self.null_score_diff_threshold,
             )
         else:
             guesses = [{"id": str(i), "prediction_text": text} for i, text in enumerate(best)]
-            found = metrics.load("squad").compute(predictions=guesses, references=truth)
+            values = metrics.load("squad").compute(predictions=guesses, references=truth)
         values = {
-            "exact_match" if key == "exact" else key: value / (100 if is_share(key) else 1)
-            for key, value in found.items()
+            "exact_match" if key == "exact" else key: value / (100 if is_percentage(key) else 1)
+            for key, value in values.items()
             if not key.endswith("total")
         }
         values["loss"] = mean_loss(prediction.predictions, prediction.label_ids)
@@ -248,8 +259,10 @@ class QuestionAnswering(Task):
         lengths = [len(row["input_ids"]) for row in given.dataset]
         decoded = self.decode(logits, questions, windows, lengths)
         return [
-            {"answer": best.text, "start": best.start, "end": best.end, "score": share}
-            for best, share in ((answers[0], share_of_first(answers)) for answers in decoded)
+            {"answer": best.text, "start": best.start, "end": best.end, "score": probability}
+            for best, probability in (
+                (answers[0], probability_of_first(answers)) for answers in decoded
+            )
         ]
 
     def row(self, text: str) -> dict[str, Any]:
@@ -265,47 +278,20 @@ class QuestionAnswering(Task):
         windows: Sequence[Window],
         lengths: Sequence[int],
     ) -> list[list[Answer]]:
-        """Return the n best spans of each question, best first, with "" among them in v2.
+        """Return the n best answers of each question, see `SpanDecoder.decode`."""
+        decoder = SpanDecoder(
+            n_best=self.n_best,
+            max_answer_length=self.max_answer_length,
+            null_score_diff_threshold=self.null_score_diff_threshold,
+            version_2_with_negative=self.version_2_with_negative,
+        )
+        return decoder.decode(logits, questions, windows, lengths)
 
-        `logits` is (windows, length, 2) for start and end; `lengths` are the rows' true lengths,
-        whose last token is the no-answer slot.
-        """
-        found: list[list[Answer]] = [[] for _ in questions]
-        null = [float("inf")] * len(questions)
-        for row, window, length in zip(logits, windows, lengths, strict=True):
-            number = window.question
-            null[number] = min(null[number], float(row[length - 1].sum()))
-            context = questions[number].context
-            for score, first, last in self.best_spans(row, window):
-                start, end = trim(context, window.offsets[first][0], window.offsets[last][1])
-                if start < end:
-                    found[number].append(Answer(context[start:end], score, start, end))
-        ranked = []
-        for answers, null_score in zip(found, null, strict=True):
-            answers.sort(key=lambda answer: -answer.score)
-            by_place: dict[Any, Answer] = {}
-            for answer in answers:
-                by_place.setdefault((answer.start, answer.end), answer)
-            unique = list(by_place.values())[: self.n_best]
-            if self.version_2_with_negative or not unique:
-                margin = null_score - (unique[0].score if unique else float("-inf"))
-                place = 0 if margin > self.null_score_diff_threshold else 1
-                unique.insert(place, Answer("", null_score))
-            ranked.append(unique)
-        return ranked
 
-    def best_spans(self, row: Any, window: Window) -> list[tuple[float, int, int]]:
-        """Return (score, first, last) context tokens of the best spans of a window."""
-        import numpy as np
-
-        span = np.asarray(row)[window.first : window.first + len(window.offsets)]
-        starts = np.argsort(-span[:, 0], kind="stable")[: self.n_best]
-        ends = np.argsort(-span[:, 1], kind="stable")[: self.n_best]
-        grid = span[starts, 0][:, None] + span[ends, 1][None]
-        width = ends[None] - starts[:, None]
-        kept = np.argwhere((width >= 0) & (width < self.max_answer_length))
-        ordered = sorted(kept, key=lambda place: -grid[tuple(place)])[: self.n_best]
-        return [(float(grid[i, j]), int(starts[i]), int(ends[j])) for i, j in ordered]
+def holds_answer(row: dict[str, Any]) -> bool:
+    """Tell whether a window's target is a span and not the no-answer slot."""
+    start, _, _, stop = row["labels"]
+    return bool(start < stop - 1)
 
 
 def mean_loss(logits: Any, labels: Any) -> float:
@@ -320,17 +306,6 @@ def mean_loss(logits: Any, labels: Any) -> float:
     return float(total / (2 * len(labels)))
 
 
-def span_and_margin(identity: str, answers: Sequence[Answer]) -> dict[str, Any]:
-    """Return the best span, and by how much "" scores above it, in the form of `squad_v2`."""
-    null = next(answer for answer in answers if answer.start is None)
-    span = next((answer for answer in answers if answer.start is not None), None)
-    return {
-        "id": identity,
-        "prediction_text": span.text if span else "",
-        "no_answer_probability": null.score - span.score if span else 0.0,
-    }
-
-
-def is_share(key: str) -> bool:
+def is_percentage(key: str) -> bool:
     """Tell a score in percent from a threshold."""
     return not key.endswith("thresh")

@@ -1,7 +1,7 @@
 """Prompts and replies as tokens: from a format with columns, or from the turns of a chat.
 
-A reply is encoded apart from its prompt, so that training reads the same tokens as generation
-does, and it ends in EOS, which is learned though it is the pad token too.
+A reply is encoded separately from its prompt, so that training reads the same tokens as generation.
+It ends in EOS, which is learned although it is the pad token too.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from pipelines.data.rows import Examples
 
 Prompt = str | list[dict[str, str]]
-"""A text, or the turns of a chat that ends with the user's."""
-BESIDE_CHATS = ("system", "tools", "functions")
+"""A text, or the messages of a chat, the last one of the user."""
+CHAT_COLUMNS = ("system", "tools", "functions")
 IGNORED = -100  # the label of a token that is not learned
 
 CHAT_TEMPLATE = """\
@@ -40,14 +40,14 @@ CHAT_TEMPLATE = """\
 {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- 'Assistant:\\n' -}}{%- endif -%}"""
-"""Turns as plain text, since GPT-2 has no token but EOS to mark them with; EOS ends each reply."""
+"""Messages as plain text, since EOS is the only special token of GPT-2; EOS ends each reply."""
 
 
 @dataclass(frozen=True)
 class Exchange:
     """A prompt and its reply: `labels` are `input_ids` where a reply is learned, else -100.
 
-    `start` is where the last reply begins; what stands before it is the prompt.
+    `start` is the position of the last reply; all tokens before it are the prompt.
     """
 
     input_ids: list[int]
@@ -56,7 +56,7 @@ class Exchange:
 
     @property
     def prompt_ids(self) -> list[int]:
-        """Return what a model continues by the last reply."""
+        """Return the tokens before the last reply."""
         return self.input_ids[: self.start]
 
     @property
@@ -64,33 +64,33 @@ class Exchange:
         """Return the last reply."""
         return self.input_ids[self.start :]
 
-    def fitted(self, max_length: int) -> Exchange:
-        """Return it in `max_length` tokens: the beginning of the prompt goes, the reply stays.
+    def truncated(self, max_length: int) -> Exchange:
+        """Return the exchange in `max_length` tokens, without the beginning of its prompt.
 
-        A reply that fills the length alone loses its end, and so learns none.
+        A reply that is longer than that loses its end, EOS included.
         """
         cut = min(max(len(self.input_ids) - max_length, 0), self.start - 1)
-        kept = slice(cut, cut + max_length)
-        labels = [IGNORED, *self.labels[kept][1:]]  # the first token is predicted by none
-        return Exchange(self.input_ids[kept], labels, self.start - cut)
+        span = slice(cut, cut + max_length)
+        labels = [IGNORED, *self.labels[span][1:]]  # nothing predicts the first token
+        return Exchange(self.input_ids[span], labels, self.start - cut)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReplyTask(Task):
-    """What the tasks have in common whose models reply to prompts."""
+    """Options and behaviour of the tasks whose models reply to prompts."""
 
     prompt_format: str = "{prompt}"
-    """Prompt of a row, with its columns in braces; the reply follows after a space or new line."""
+    """Prompt of a row, its columns in braces; a space or line break separates it from the reply."""
     chat: bool = False
-    """A reply's column holds the messages that end with it, or the reply alone after those in the
-    column of prompt_format, and the tokenizer's chat template makes the prompt. Messages are
-    {"role", "content"}, ShareGPT's {"from", "value"}, or texts of Human: and Assistant: turns."""
+    """Read messages and format them with the tokenizer's chat template.
+    The reply's column holds the whole chat, or the reply alone after the chat in prompt_format's.
+    Messages are {"role", "content"}, {"from", "value"}, or text of Human: and Assistant: turns."""
     max_length: Annotated[int, Ge(16)] = 512
-    """Tokens of a row; a longer one loses the beginning of its prompt, and is counted."""
+    """Most tokens of a row; a longer row loses the beginning of its prompt, and is counted."""
     max_truncated_fraction: Annotated[float, Ge(0), Le(1)] = 1.0
-    """Stop when a larger share of the rows was cut."""
+    """Stop if more than this fraction of the rows is truncated."""
     generation: Generation = field(default_factory=Generation)
-    """How replies are written, to be scored and by `gpt2-recipes generate`."""
+    """How replies are generated, for the evaluation and by `gpt2-recipes generate`."""
 
     pipeline_tag: ClassVar[str] = "text-generation"
     auto_class: ClassVar[str] = "AutoModelForCausalLM"
@@ -99,10 +99,10 @@ class ReplyTask(Task):
     grouped_by: ClassVar[str] = "prompt"
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        found = list(format_problems(self.prompt_format))
-        for message in found:
+        messages = list(format_problems(self.prompt_format))
+        for message in messages:
             yield "prompt_format", message
-        if self.chat and not found and len(columns_of(self.prompt_format)) > 1:
+        if self.chat and not messages and len(columns_of(self.prompt_format)) > 1:
             yield "prompt_format", "names the one column of messages before the reply in a chat."
 
     @property
@@ -125,7 +125,7 @@ class ReplyTask(Task):
         return prompt.rstrip(" ") if isinstance(prompt, str) else json.dumps(prompt)
 
     def row(self, text: str) -> dict[str, Any]:
-        """Return a row of a prompt that somebody types."""
+        """Return the row of a prompt that a user types. Raise DataError if it needs two columns."""
         if self.chat:
             return {self.reply_column: [{"role": "user", "content": text}]}
         columns = columns_of(self.prompt_format)
@@ -136,9 +136,9 @@ class ReplyTask(Task):
         return {columns[0]: text}
 
     def turns(self, row: dict[str, Any], column: str, location: str) -> list[dict[str, str]]:
-        """Return the chat in a column; one that begins with a reply continues the prompt's column.
+        """Return the messages in a column, after those in the prompt's if they begin with a reply.
 
-        Raise DataError where neither column holds a chat.
+        Raise DataError if neither column holds messages.
         """
         before = columns_of(self.prompt_format)[0]
         name = column
@@ -152,27 +152,27 @@ class ReplyTask(Task):
         if not turns:
             raise DataError(
                 f"{location}: column {column!r}: {row.get(column)!r} is not a list of messages. "
-                f"Columns: {', '.join(row)}.{self.other_chat(row, column)}"
+                f"Columns: {', '.join(row)}.{self.hint_at_messages(row, column)}"
             )
         return turns
 
-    def other_chat(self, row: dict[str, Any], column: str) -> str:
-        """Return a hint at the columns that hold messages, for a row whose `column` holds none."""
+    def hint_at_messages(self, row: dict[str, Any], column: str) -> str:
+        """Return a hint at the columns of a row that hold messages, if its `column` holds none."""
         names = [name for name, value in row.items() if looks_like_turns(value)]
         option = next(f.name for f in fields(self) if getattr(self, f.name) == column)
         flag = f"--task.{option.replace('_', '-')}"
         return f" Messages are in column {' and '.join(names)}: use {flag}." if names else ""
 
     def prompt(self, row: dict[str, Any], location: str) -> Prompt:
-        """Return what a row asks. Raise DataError for a row that asks nothing."""
+        """Return the prompt of a row. Raise DataError if it has none."""
         if not self.chat:
-            return fill(self.prompt_format, row, location)
+            return fill_format(self.prompt_format, row, location)
         turns = self.turns(row, self.reply_column, location)
         answered = len(turns) > 1 and turns[-1]["role"] == "assistant"
         return turns[:-1] if answered else turns
 
-    def said(self, row: dict[str, Any], column: str, location: str) -> tuple[Prompt, str]:
-        """Return what a row asks, and the reply in a column. Raise DataError if there is none."""
+    def read_exchange(self, row: dict[str, Any], column: str, location: str) -> tuple[Prompt, str]:
+        """Return a row's prompt and the reply in a column. Raise DataError if either is missing."""
         reply = row.get(column)
         if self.chat:
             turns = self.turns(row, column, location)
@@ -187,19 +187,19 @@ class ReplyTask(Task):
                 f"{location}: column {column!r} holds {reply!r}, not a reply. "
                 f"Columns: {', '.join(row)}.{hint}"
             )
-        asked = [row.get(name) for name in columns_of(self.prompt_format)]
-        if not all(isinstance(text, str) for text in asked) and begins_with_turn(reply):
+        texts = [row.get(name) for name in columns_of(self.prompt_format)]
+        if not all(isinstance(text, str) for text in texts) and begins_with_turn(reply):
             raise DataError(
                 f"{location}: column {column!r} holds turns of Human: and Assistant:. "
                 "Use --task.chat."
             )
-        return fill(self.prompt_format, row, location), reply.strip()
+        return fill_format(self.prompt_format, row, location), reply.strip()
 
     def label_cautions(self, train: Examples) -> Iterator[str]:
-        """Yield a caution about columns that often belong to a chat and are not read."""
+        """Yield a caution for each column that usually belongs to a chat and is not read."""
         counts = {
             name: sum(bool(row.get(name)) for row in train.rows) if self.chat else 0
-            for name in BESIDE_CHATS
+            for name in CHAT_COLUMNS
         }
         for name, count in counts.items():
             if count and name not in columns_of(self.prompt_format):
@@ -209,8 +209,8 @@ class ReplyTask(Task):
                 )
 
     def prompts(self, examples: Examples, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-        asked = [self.prompt(row, examples.locate(i)) for i, row in enumerate(examples.rows)]
-        return [encode_prompt(tokenizer, prompt) for prompt in asked]
+        prompts = [self.prompt(row, examples.locate(i)) for i, row in enumerate(examples.rows)]
+        return [encode_prompt(tokenizer, prompt) for prompt in prompts]
 
 
 def format_problems(prompt_format: str) -> Iterator[str]:
@@ -233,10 +233,10 @@ def columns_of(prompt_format: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def fill(prompt_format: str, row: dict[str, Any], location: str) -> str:
+def fill_format(prompt_format: str, row: dict[str, Any], location: str) -> str:
     """Return the prompt of a row. Raise DataError for a column that holds no text.
 
-    A column may be empty, but not the whole prompt.
+    One column of several may be empty.
     """
     columns = columns_of(prompt_format)
     for column in columns:
@@ -254,7 +254,7 @@ def fill(prompt_format: str, row: dict[str, Any], location: str) -> str:
 
 
 def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
-    """Return the tokens of a prompt; a space at its end belongs to the reply."""
+    """Return the tokens of a prompt, without a space at its end, which begins the reply."""
     if isinstance(prompt, str):
         return token_ids(tokenizer, [prompt.rstrip(" ")])[0]
     encoded = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)
@@ -262,12 +262,12 @@ def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
     return input_ids
 
 
-def exchange(tokenizer: Any, prompt: Prompt, reply: str) -> Exchange:
-    """Return the tokens of a prompt with its reply.
+def encode_exchange(tokenizer: Any, prompt: Prompt, reply: str) -> Exchange:
+    """Return the tokens of a prompt with its reply, and those that are learned.
 
-    After a format only the reply is learned; it begins with a space, or on a new line. In a chat
-    every reply is. Raise DataError where the checkpoint's own chat template marks no replies, or
-    renders a prompt otherwise than the chat that begins with it.
+    After a text prompt only the reply is learned; it begins with a space or on a new line. In a
+    chat every reply is learned. Raise DataError if the checkpoint's own chat template marks no
+    replies, or renders a prompt differently from the chat that begins with it.
     """
     before = encode_prompt(tokenizer, prompt)
     if isinstance(prompt, str):
@@ -282,7 +282,7 @@ def exchange(tokenizer: Any, prompt: Prompt, reply: str) -> Exchange:
     if ids[: len(before)] != before or not all(mask[len(before) :]):
         raise DataError(
             "the tokenizer's chat template does not mark replies with {% generation %}, or renders "
-            "a prompt otherwise than the chat that begins with it."
+            "a prompt differently from the chat that begins with it."
         )
     labels = [token if learned else IGNORED for token, learned in zip(ids, mask, strict=True)]
     return Exchange(ids, labels, len(before))

@@ -1,10 +1,9 @@
-"""Spans of a context: where windows start, which tokens an answer has, and where it stands."""
+"""Contexts as tokens with character offsets, their windows, and the spans of answers."""
 
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +13,8 @@ UNSPACED = (
     r"\p{Tibetan}\p{Javanese}\p{Balinese}"
     r"\x{3006}\x{3031}-\x{3035}\x{303c}\x{30fc}\x{ff70}\x{ff9e}\x{ff9f}"
 )
-"""Scripts written without spaces between words, and Japan's marks of length and repetition, which
-Unicode counts to no script. Hangul is among them: Korean joins particles to words."""
+"""Scripts written without spaces between words, and Japanese length and repetition marks, which
+belong to no script in Unicode. Hangul is among them: Korean joins particles to words."""
 CONTRACTION_OR_SYMBOL = (
     rf"'(?:s|t|re|ve|m|ll|d)(?!\p{{L}})| ?[\p{{N}}{UNSPACED}]| ?[^\s\p{{L}}\p{{N}}]"
 )
@@ -23,7 +22,7 @@ CONTRACTION_OR_SYMBOL = (
 
 @dataclass(frozen=True)
 class Window:
-    """A stretch of one context. `offsets` are (start, end) characters of its tokens."""
+    """A part of one context. `offsets` are the (start, end) characters of its tokens."""
 
     question: int
     first: int  # position of its first context token in the row
@@ -40,25 +39,28 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """A span of a context, `context[start:end] == text`; "" with no offsets is no answer."""
+class EncodedContext:
+    """Token ids of a context, and the (start, end) characters of each token."""
 
-    text: str
-    score: float
-    start: int | None = None
-    end: int | None = None
+    input_ids: Sequence[int]
+    offsets: Sequence[tuple[int, int]]
 
 
-def share_of_first(answers: Sequence[Answer]) -> float:
-    """Return the softmax of the first answer's score among those of the n best."""
-    return 1 / sum(math.exp(min(answer.score - answers[0].score, 700)) for answer in answers)
+def encode_contexts(tokenizer: Any, contexts: Iterable[str]) -> dict[str, EncodedContext]:
+    """Encode each different context once."""
+    unique = list(dict.fromkeys(contexts))
+    encoded = splitting_tokenizer(tokenizer)(
+        unique, add_special_tokens=False, verbose=False, return_offsets_mapping=True
+    )
+    pairs = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+    return {text: EncodedContext(*each) for text, each in zip(unique, pairs, strict=True)}
 
 
-def splitting(tokenizer: Any) -> Any:
+def splitting_tokenizer(tokenizer: Any) -> Any:
     """Return a copy that never merges digits, punctuation or characters of UNSPACED scripts.
 
-    Spans can then end between them. Byte-level BPE has tokens such as `",` and `700`, in which 1 %
-    of SQuAD's answers end, and whole words of Chinese.
+    Spans can then end between them. 1 % of SQuAD's answers end inside tokens of byte-level BPE such
+    as `",` and `700`; Chinese words can be single tokens.
     """
     from tokenizers import Regex
     from tokenizers.pre_tokenizers import Sequence as Steps
@@ -67,13 +69,13 @@ def splitting(tokenizer: Any) -> Any:
     copied = copy.deepcopy(tokenizer)
     backend = copied.backend_tokenizer
     split = Split(Regex(CONTRACTION_OR_SYMBOL), behavior="isolated")
-    own = backend.pre_tokenizer
-    backend.pre_tokenizer = Steps([split, own]) if own else split
+    original = backend.pre_tokenizer
+    backend.pre_tokenizer = Steps([split, original]) if original else split
     return copied
 
 
 def window_starts(num_tokens: int, room: int, stride: int) -> list[int]:
-    """Return where windows of `room` tokens start, `stride` of them shared."""
+    """Return the starts of windows of `room` tokens that overlap by `stride`."""
     starts = [0]
     while starts[-1] + room < num_tokens:
         starts.append(starts[-1] + room - stride)
@@ -88,22 +90,22 @@ def gold_span(
         return None
     start = answers["answer_start"][0]
     end = start + len(answers["text"][0])
-    touched = [i for i, (a, b) in enumerate(offsets) if a < end and b > start]
-    return (touched[0], touched[-1]) if touched else None
+    overlapping = [i for i, (a, b) in enumerate(offsets) if a < end and b > start]
+    return (overlapping[0], overlapping[-1]) if overlapping else None
 
 
 def is_widened(
     question: Question, offsets: Sequence[tuple[int, int]], gold: tuple[int, int]
 ) -> bool:
-    """Tell a span of tokens that holds more of the context than the first gold answer."""
+    """Tell whether a span of tokens holds more characters than the first gold answer."""
     start = question.answers["answer_start"][0]
     end = start + len(question.answers["text"][0])
-    found = trim(question.context, offsets[gold[0]][0], offsets[gold[1]][1])
-    return found != trim(question.context, start, end)
+    span = trim(question.context, offsets[gold[0]][0], offsets[gold[1]][1])
+    return span != trim(question.context, start, end)
 
 
 def trim(context: str, start: int, end: int) -> tuple[int, int]:
-    """Leave out the white space at both ends of a span."""
+    """Return a span without the white space at both ends."""
     text = context[start:end]
     start += len(text) - len(text.lstrip())
     return start, start + len(text.strip())

@@ -26,7 +26,7 @@ LARGEST = 3.4028234663852886e38  # the largest float32, in which targets are lea
 
 @dataclass(frozen=True, kw_only=True)
 class TextClassification(Task):
-    """Predict labels, or a number, from the last token of a text."""
+    """Predict labels, or a number, at the last token of a text."""
 
     problem_type: Literal[
         "single_label_classification", "multi_label_classification", "regression"
@@ -39,18 +39,18 @@ class TextClassification(Task):
     label_column: str = "label"
     """Column that holds the label."""
     label_columns: tuple[str, ...] = ()
-    """Of several labels in place of label_column: one column of 0 and 1 for each."""
+    """For several labels, in place of label_column: one column of 0 and 1 for each label."""
     label_form: Literal["auto", "list", "multi_hot"] = "auto"
-    """Of several labels: lists of names or ids, or vectors of 0 and 1. By default the training rows
-    decide, and the result keeps their form."""
+    """For several labels: lists of names or ids, or vectors of 0 and 1.
+    With auto, the form of the training rows; recipe.json records it."""
     label_names: tuple[str, ...] = ()
-    """Names of the positions of multi_hot vectors; by default their numbers."""
+    """Names of the positions of multi_hot vectors; by default 0, 1, 2, ..."""
     label_separator: str | None = None
-    """Of several labels: the text between them, where a cell holds a text such as "a;b"."""
+    """For several labels in a text such as "a;b": the separator, here ";"."""
     max_length: Annotated[int, Ge(4)] = 128
-    """Tokens kept of a row; the run reports how many rows were cut."""
+    """Most tokens of a row; longer rows are truncated and counted."""
     max_truncated_fraction: Annotated[float, Ge(0), Le(1)] = 1.0
-    """Stop when a larger share of the rows was cut."""
+    """Stop if more than this fraction of the rows is truncated."""
 
     pipeline_tag: ClassVar[str] = "text-classification"
 
@@ -60,11 +60,11 @@ class TextClassification(Task):
 
     @property
     def several(self) -> bool:
-        """Tell whether a row has any number of labels."""
+        """Tell whether a row may have any number of labels."""
         return self.problem_type == "multi_label_classification"
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        """Yield options that are for several labels, and those that exclude each other."""
+        """Yield options that need several labels, and options that exclude each other."""
         columns, names = self.label_columns, self.label_names
         if not self.several:
             for option in ("label_columns", "label_form", "label_names", "label_separator"):
@@ -151,7 +151,7 @@ class TextClassification(Task):
     def target(
         self, examples: Examples, index: int, row: dict[str, Any], labels: tuple[str, ...] | None
     ) -> Any:
-        """Return what the model learns: a class id, a 0/1 vector, or a number."""
+        """Return the training target: a class id, a 0/1 vector, or a number."""
         if self.problem_type == "regression":
             return read_target(examples, index, row.get(self.label_column))
         names = self.label_reader.read(examples, index, row)
@@ -213,19 +213,19 @@ class TextClassification(Task):
         return Features(rows, report, num_rows=len(rows), locate=examples.locate, lengths=lengths)
 
     def loss(self, outputs: Any, labels: torch.Tensor, num_items: torch.Tensor) -> torch.Tensor:
-        import torch.nn.functional as F
+        from torch.nn import functional
 
         logits = outputs.logits.float()
         if self.problem_type == "regression":
-            total = F.mse_loss(logits.squeeze(-1), labels.float(), reduction="sum")
+            total = functional.mse_loss(logits.squeeze(-1), labels.float(), reduction="sum")
         elif self.several:
-            total = F.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
+            total = functional.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
         else:
-            total = F.cross_entropy(logits, labels, reduction="sum")
+            total = functional.cross_entropy(logits, labels, reduction="sum")
         return total / num_items
 
     def check_scorable(self, held_out: Features) -> None:
-        """Raise DataError for rows on which F1 or a correlation is not defined."""
+        """Raise DataError if F1 or the correlation is not defined for the rows."""
         import numpy as np
 
         targets = np.asarray([row["labels"] for row in held_out.dataset], dtype=np.float32)

@@ -399,7 +399,7 @@ def test_rows_of_a_file_give_what_they_give_alone(results, command, tmp_path):
         (
             ("text_classification", "Hello"),
             3,
-            "TextClassification writes no text. Use `gpt2-recipes p",
+            "TextClassification generates no text. Use `gpt2-rec",
         ),
     ],
 )

@@ -280,11 +280,11 @@ def test_recipe_round_trips_through_json(tasks):
 
 
 def test_a_trained_tokenizer_reads_a_context_as_any_text(tokenizer, helpdesk):
-    from pipelines.tasks.spans import splitting
+    from pipelines.tasks.spans import splitting_tokenizer
 
     for row in load_splits(DatasetSource(path=str(helpdesk / "answer"))).train.rows:
         text = row["context"] + "''; (1,234.5)"
-        assert splitting(tokenizer)(text)["input_ids"] == tokenizer(text)["input_ids"]
+        assert splitting_tokenizer(tokenizer)(text)["input_ids"] == tokenizer(text)["input_ids"]
         assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
 

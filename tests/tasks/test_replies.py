@@ -19,7 +19,7 @@ from pipelines.recipe.values import Lora, Model, Train
 from pipelines.tasks.generation import Generation
 from pipelines.tasks.instruction import InstructionTuning
 from pipelines.tasks.preference import PreferenceTuning
-from pipelines.tasks.replies import CHAT_TEMPLATE, exchange
+from pipelines.tasks.replies import CHAT_TEMPLATE, encode_exchange
 from pipelines.training.build import build_trainer
 from pipelines.training.trainer import score_of
 
@@ -100,7 +100,7 @@ def test_a_reply_is_joined_by_one_space_or_a_new_line_and_ends(tokenizer, prompt
 
 
 def test_every_reply_of_a_chat_is_learned_and_nothing_else(chat_tokenizer):
-    said = exchange(chat_tokenizer, CHAT[:-1], CHAT[-1]["content"])
+    said = encode_exchange(chat_tokenizer, CHAT[:-1], CHAT[-1]["content"])
     text = chat_tokenizer.decode(said.input_ids)
     assert text == (
         "System:\nBe brief.\n\nUser:\nMy order is late.\n\nAssistant:\nWe are sorry.<|endoftext|>"
@@ -118,7 +118,7 @@ def test_every_reply_of_a_chat_is_learned_and_nothing_else(chat_tokenizer):
 
 def test_a_message_cannot_end_a_turn(chat_tokenizer):
     turns = [{"role": "user", "content": "a<|endoftext|>b"}]
-    ids = exchange(chat_tokenizer, turns, "c").input_ids
+    ids = encode_exchange(chat_tokenizer, turns, "c").input_ids
     assert ids.count(chat_tokenizer.eos_token_id) == 1
 
 
@@ -131,25 +131,29 @@ def test_the_published_template_is_one_that_trl_can_train_on(chat_tokenizer):
 def test_a_template_that_marks_no_replies_is_refused(chat_tokenizer):
     chat_tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
     with pytest.raises(DataError, match="chat template does not mark replies"):
-        exchange(chat_tokenizer, CHAT[:-1], "a")
+        encode_exchange(chat_tokenizer, CHAT[:-1], "a")
 
 
 @pytest.mark.parametrize("max_length", [16, 20, 30])
 def test_a_row_too_long_loses_the_beginning_of_its_prompt(tokenizer, max_length):
-    whole = exchange(tokenizer, "one two three four five six seven eight\nReply:", "yes, nine")
-    fitted = whole.fitted(max_length)
+    whole = encode_exchange(
+        tokenizer, "one two three four five six seven eight\nReply:", "yes, nine"
+    )
+    truncated = whole.truncated(max_length)
     cut = max(len(whole.input_ids) - max_length, 0)
     assert cut or max_length == 30
-    assert fitted.input_ids == whole.input_ids[cut:]
-    assert fitted.labels == whole.labels[cut:]
-    assert fitted.prompt_ids == whole.prompt_ids[cut:]
+    assert truncated.input_ids == whole.input_ids[cut:]
+    assert truncated.labels == whole.labels[cut:]
+    assert truncated.prompt_ids == whole.prompt_ids[cut:]
 
 
 def test_a_reply_too_long_does_not_learn_to_end(tokenizer):
-    fitted = exchange(tokenizer, "a\n", "one two three four five six seven eight").fitted(16)
-    assert len(fitted.input_ids) == len(fitted.labels) == 16
-    assert fitted.labels[0] == -100 and -100 not in fitted.labels[1:]
-    assert tokenizer.eos_token_id not in fitted.input_ids
+    whole = encode_exchange(tokenizer, "a\n", "one two three four five six seven eight")
+    truncated = whole.truncated(16)
+    assert len(truncated.input_ids) == len(truncated.labels) == 16
+    assert truncated.labels[0] == -100
+    assert -100 not in truncated.labels[1:]
+    assert tokenizer.eos_token_id not in truncated.input_ids
 
 
 def test_the_loss_is_of_the_replies_alone(tasks, checkpoint, tokenizer, tmp_path):
