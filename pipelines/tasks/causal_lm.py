@@ -41,6 +41,7 @@ class CausalLM(Task):
     peft_task_type: ClassVar[str] = "CAUSAL_LM"
     length_field: ClassVar[str] = "block_size"
     grouped_by: ClassVar[str] = "document"
+    is_language_model: ClassVar[bool] = True
 
     def example(self, examples, index, row, labels, *, labelled=True) -> str:
         return text_of(examples, index, row, self.text_column)

@@ -236,6 +236,31 @@ class QuestionAnswering(Task):
             for best, share in ((answers[0], share_of_first(answers)) for answers in decoded)
         ]
 
+    @property
+    def evaluator_name(self):
+        return "question-answering"
+
+    def evaluator_row(self, inputs):
+        if sorted(inputs) != ["context", "question"]:
+            raise DataError(f"inputs are {', '.join(inputs)}, not question and context.")
+        return {
+            self.question_column: inputs["question"],
+            self.context_column: inputs["context"],
+        }
+
+    def metric_inputs(self, examples, predictions, labels, columns):
+        ids = [str(row.get("id", index)) for index, row in enumerate(examples.rows)]
+        answers = [p["answer"] for p in predictions]
+        found = [{"id": i, "prediction_text": a} for i, a in zip(ids, answers, strict=True)]
+        if "no_answer_probability" in columns:
+            found = [
+                each | {"no_answer_probability": float(not each["prediction_text"])}
+                for each in found
+            ]
+        gold = [self.example(examples, i, row, ()).answers for i, row in enumerate(examples.rows)]
+        references = [{"id": i, "answers": a} for i, a in zip(ids, gold, strict=True)]
+        return {"predictions": found, "references": references}
+
     def row(self, text):
         raise DataError(
             "a question needs its context. Give dictionaries with the columns "

@@ -419,13 +419,33 @@ class TextClassification(Task):
             for row in shares
         ]
 
-    def guess(self, prediction: dict[str, Any], ids: dict[str, int]) -> Any:
+    @property
+    def evaluator_name(self):
+        return None if self.problem_type == "regression" else "text-classification"
+
+    def evaluator_row(self, inputs):
+        given = {name: text for name, text in inputs.items() if text is not None}
+        columns = {"text": self.text_column}
+        if self.text_pair_column:
+            columns["text_pair"] = self.text_pair_column
+        if given.keys() != columns.keys():
+            raise DataError(f"inputs are {', '.join(given)}, not {' and '.join(columns)}.")
+        return {columns[name]: text for name, text in given.items()}
+
+    def metric_inputs(self, examples, predictions, labels, columns):
+        task, rows = self.resolved(examples), enumerate(examples.rows)
+        return {
+            "predictions": [self.as_target(prediction, labels) for prediction in predictions],
+            "references": [task.target(examples, i, row, labels) for i, row in rows],
+        }
+
+    def as_target(self, prediction: dict[str, Any], labels: tuple[str, ...]) -> Any:
         """Return a prediction in the form of a target."""
         if self.problem_type == "regression":
             return prediction["value"]
         if self.several:
-            return [float(name in prediction["labels"]) for name in ids]
-        return ids[prediction["label"]]
+            return [float(name in prediction["labels"]) for name in labels]
+        return labels.index(prediction["label"])
 
     def baseline(self, train, held_out) -> dict[str, float] | None:
         if self.problem_type != "single_label_classification":
