@@ -361,7 +361,9 @@ def console() -> None:
     with report_errors():
         if words[:1] == ["train"] and words[1:2] not in ([], ["-h"], ["--help"]):
             return train_words(words[1:])
-        tyro.extras.subcommand_cli_from_dict(verbs, description="Train, use and publish.")
+        tyro.extras.subcommand_cli_from_dict(
+            verbs, prog="gpt2-recipes", description="Train, use and publish."
+        )
 
 
 def check_result(repo: str | Path) -> None:

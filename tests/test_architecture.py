@@ -10,6 +10,7 @@ from helpers.factories import ROOT
 
 PACKAGE = ROOT / "pipelines"
 LAYERS = (
+    "__main__",
     "cli",
     "train",
     "selftest",

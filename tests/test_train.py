@@ -19,7 +19,7 @@ from pipelines.train import is_one_on_cpu, load_recipe
 from pipelines.training.launcher import check_request, launcher_arguments, read_config, read_request
 
 CONFIGS = ROOT / "accelerate_configs"
-CLI = ("-c", "from pipelines.cli import console; console()", "train")
+CLI = ("-m", "pipelines", "train")
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,6 @@ from pipelines.hub.load import Loaded, load_result
 from pipelines.inference.predict import predict
 from pipelines.process import quiet_libraries
 from pipelines.reporting.report import print_score
-from pipelines.tasks.question_answering import QuestionAnswering
-from pipelines.tasks.text_classification import TextClassification
 from pipelines.training.score import score_result
 
 
@@ -35,7 +33,7 @@ class Evaluation:
     @property
     def score(self) -> float:
         """The primary metric."""
-        return self.metrics[self.metrics["primary"]]
+        return float(self.metrics[self.metrics["primary"]])
 
     @property
     def equal(self) -> bool:
@@ -64,18 +62,14 @@ def evaluate(
     """
     loaded = load_result(repo, revision, base=base)
     module = None if metric is None else metric_module(metric)
+    if metric is not None and loaded.recipe.task.head is None:
+        text = "a language model predicts no labels from which it could be computed."
+        raise RecipeError([Problem("metric", text)])
     rows = file_rows(loaded, data) if data else evaluation_rows(loaded)
     found = score_result(loaded, rows)
     print_score(loaded.recipe.name, found)
-    if module is not None:
-        inputs = metric_inputs(module, loaded, rows)
-        try:
-            added = module.compute(**inputs, **(metric_options or {}))
-        except (TypeError, ValueError) as error:
-            raise RecipeError([Problem("metric", f"{metric}: {error}")]) from error
-        found["added"] = added
-        for name, value in added.items():
-            console().print(f"  {name} {value}", markup=False)
+    if metric is not None:
+        found["added"] = added_metric(metric, module, loaded, rows, metric_options)
     same = rows.fingerprint() == loaded.sidecar["dataset"]["eval_rows_sha256"]
     result = Evaluation(found, loaded.metrics[loaded.metrics["primary"]] if same else None)
     print_comparison(result)
@@ -136,31 +130,22 @@ def metric_module(name: str) -> Any:
         raise RecipeError([Problem("metric", text)]) from None
 
 
-def metric_inputs(module: Any, loaded: Loaded, rows: Examples) -> dict[str, list[Any]]:
-    """Return predictions and references in the form that a metric takes."""
-    task = loaded.recipe.task
-    if isinstance(task, QuestionAnswering):
-        found = predict(loaded, rows)
-        ids = [str(row.get("id", i)) for i, row in enumerate(rows.rows)]
-        truth = [task.example(rows, i, row, ()).answers for i, row in enumerate(rows.rows)]
-        guesses = [
-            {"id": i, "prediction_text": guess["answer"]}
-            for i, guess in zip(ids, found, strict=True)
-        ]
-        features = module.features[0] if isinstance(module.features, list) else module.features
-        if "no_answer_probability" in features["predictions"]:
-            guesses = [
-                guess | {"no_answer_probability": float(not guess["prediction_text"])}
-                for guess in guesses
-            ]
-        references = [{"id": i, "answers": a} for i, a in zip(ids, truth, strict=True)]
-        return {"predictions": guesses, "references": references}
-    if not isinstance(task, TextClassification):
-        text = "a language model predicts no labels that it could be computed from."
-        raise RecipeError([Problem("metric", text)])
-    encoded = task.features(rows, loaded.tokenizer, loaded.labels, training=False)
-    ids_of = {name: i for i, name in enumerate(loaded.labels)}
-    return {
-        "predictions": [task.guess(prediction, ids_of) for prediction in predict(loaded, rows)],
-        "references": [row["labels"] for row in encoded.dataset],
-    }
+def added_metric(
+    name: str, module: Any, loaded: Loaded, rows: Examples, options: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Return and print what a further metric computes from the predictions for rows.
+
+    Raise RecipeError when the metric refuses them, or its options.
+    """
+    features = module.features[0] if isinstance(module.features, list) else module.features
+    parts = features["predictions"]
+    inputs = loaded.recipe.task.metric_inputs(
+        rows, predict(loaded, rows), loaded.labels, parts if isinstance(parts, dict) else ()
+    )
+    try:
+        added: dict[str, Any] = module.compute(**inputs, **(options or {}))
+    except (TypeError, ValueError) as error:
+        raise RecipeError([Problem("metric", f"{name}: {error}")]) from error
+    for key, value in added.items():
+        console().print(f"  {key} {value}", markup=False)
+    return added

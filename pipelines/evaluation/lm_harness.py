@@ -10,7 +10,6 @@ from pipelines.console import console
 from pipelines.errors import Problem, RecipeError
 from pipelines.hub.load import load_result
 from pipelines.process import quiet_libraries
-from pipelines.tasks.causal_lm import CausalLM
 
 
 @quiet_libraries()
@@ -41,9 +40,12 @@ def evaluate_with_harness(
         text = f"the harness knows no {', '.join(unknown)}. `lm-eval ls tasks` lists them."
         raise RecipeError([Problem("tasks", text)])
     loaded = load_result(repo)
-    if not isinstance(loaded.recipe.task, CausalLM):
+    if not loaded.recipe.task.is_language_model:
         raise RecipeError([Problem(str(repo), "the harness scores language models only.")])
     model = HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=batch_size)
-    found = simple_evaluate(model=model, tasks=list(tasks), task_manager=manager, limit=limit)
+    found: dict[str, Any] = simple_evaluate(
+        model=model, tasks=list(tasks), task_manager=manager, limit=limit
+    )
     console().print(make_table(found), markup=False)
-    return found["results"]
+    results: dict[str, Any] = found["results"]
+    return results

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import importlib
 import types
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pipelines.data.rows import Examples
 from pipelines.errors import DataError
 from pipelines.hub.load import Loaded
 from pipelines.inference.predict import predict
-from pipelines.tasks.question_answering import QuestionAnswering
-from pipelines.tasks.text_classification import TextClassification
 
 
 class Pipeline:
-    """A classifier or an answerer in the shape of a transformers pipeline.
+    """A result in the shape of a transformers pipeline.
 
     `evaluate.evaluator("text-classification")` and `evaluate.evaluator("question-answering")` take
     it as their `model_or_pipeline`.
@@ -24,17 +22,16 @@ class Pipeline:
 
     def __init__(self, loaded: Loaded):
         """Raise DataError for a task that evaluate has no evaluator for."""
-        task = loaded.recipe.task
-        plain = isinstance(task, TextClassification) and loaded.labels
-        if not isinstance(task, QuestionAnswering) and not plain:
-            raise DataError(f"{loaded.recipe.name}: it neither classifies nor answers.")
+        name = loaded.recipe.task.evaluator_name
+        if name is None:
+            raise DataError(f"{loaded.recipe.name}: evaluate has no evaluator for its task.")
         self.loaded = loaded
-        self.task = "text-classification" if plain else "question-answering"
-        let_evaluate_take_it()
+        self.task = name
+        let_evaluate_accept_pipelines()
 
     def __call__(
         self,
-        inputs: str | Iterable[str | dict[str, str]] | None = None,
+        inputs: str | Mapping[str, str] | Iterable[str | Mapping[str, str]] | None = None,
         *,
         question: str | Iterable[str] | None = None,
         context: str | Iterable[str] | None = None,
@@ -43,34 +40,30 @@ class Pipeline:
         """Return a prediction for each text, pair of texts, or question with its context.
 
         Pairs are dictionaries of `text` and `text_pair`. Options of transformers' pipelines, such
-        as `truncation`, are set by the recipe and ignored here.
+        as `truncation`, are set by the recipe and ignored here. Raise DataError for inputs of
+        another task.
         """
-        task: Any = self.loaded.recipe.task
-        if isinstance(task, QuestionAnswering):
-            assert question is not None and context is not None
-            pairs = zip(listed(question), listed(context), strict=True)
-            columns = (task.question_column, task.context_column)
-            rows = [dict(zip(columns, pair, strict=True)) for pair in pairs]
+        if inputs is None:
+            pairs = zip(as_list(question), as_list(context), strict=True)
+            given = [{"question": asked, "context": read} for asked, read in pairs]
         else:
-            assert inputs is not None
-            names = {"text": task.text_column, "text_pair": task.text_pair_column}
-            rows = [
-                {names[k]: v for k, v in ({"text": x} if isinstance(x, str) else x).items()}
-                for x in listed(inputs)
-            ]
-        return predict(self.loaded, Examples(rows, "inputs"))
+            given = [{"text": x} if isinstance(x, str) else dict(x) for x in as_list(inputs)]
+        task = self.loaded.recipe.task
+        return predict(self.loaded, Examples([task.evaluator_row(each) for each in given], "input"))
 
 
-def listed(value: Any) -> list[Any]:
-    """Return one text as a list of one."""
-    return [value] if isinstance(value, str | dict) else list(value)
+def as_list(value: Any) -> list[Any]:
+    """Return one text or one dictionary as a list of one, nothing as an empty list."""
+    if value is None:
+        return []
+    return [value] if isinstance(value, str | Mapping) else list(value)
 
 
-def let_evaluate_take_it() -> None:
-    """Give evaluate what transformers 5 has dropped and it still asks for.
+def let_evaluate_accept_pipelines() -> None:
+    """Restore what evaluate uses of transformers and version 5 no longer has.
 
-    It compares every pipeline with `transformers.TFPreTrainedModel`, and knows only tasks that
-    transformers lists; question answering is no longer there.
+    evaluate compares every pipeline with `transformers.TFPreTrainedModel`, and accepts only tasks
+    that transformers lists; question answering is no longer one.
     """
     import transformers
     from transformers.pipelines import SUPPORTED_TASKS

@@ -17,7 +17,6 @@ from pipelines.process import quiet_libraries
 from pipelines.recipe.schema import wrong_values
 from pipelines.tasks.base import Task
 from pipelines.tasks.generation import Continuation, Generation, GenerationOptions
-from pipelines.tasks.replies import ReplyTask
 
 
 @quiet_libraries()
@@ -110,7 +109,7 @@ class ReplyStreamer(TextStreamer):
             skip_special_tokens=True,
             clean_up_tokenization_spaces=False,
         )
-        self.at_start = isinstance(task, ReplyTask)
+        self.at_start = task.writes_replies
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         if self.at_start:
@@ -121,7 +120,7 @@ class ReplyStreamer(TextStreamer):
 
 def strip_reply(task: Task, text: str) -> str:
     """Return a reply without the space that joins it to its prompt, and other texts as they are."""
-    return text.strip() if isinstance(task, ReplyTask) else text
+    return text.strip() if task.writes_replies else text
 
 
 def generation_options(task: Task, typed: GenerationOptions) -> Generation:

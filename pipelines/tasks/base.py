@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -83,6 +83,10 @@ class Task:
     """Whether the loss compares the model with the base that it starts from."""
     chat_template: ClassVar[str | None] = None
     """Chat template for a tokenizer that has none."""
+    is_language_model: ClassVar[bool] = False
+    """Whether it is scored by the likelihood of plain text, as lm-evaluation-harness does."""
+    writes_replies: ClassVar[bool] = False
+    """Whether a model writes a reply, without the spaces around it, and not the rest of a text."""
 
     @property
     def length(self) -> int:
@@ -102,6 +106,11 @@ class Task:
     def default_generation(self) -> Generation:
         """Return the options of generation for a command that gives none."""
         return Generation()
+
+    @property
+    def evaluator_name(self) -> str | None:
+        """Return the name of `evaluate`'s evaluator for the task, or None if there is none."""
+        return None
 
     @property
     def stratified_by(self) -> str | None:
@@ -206,6 +215,27 @@ class Task:
         self, logits: Any, given: Features, labels: tuple[str, ...]
     ) -> list[dict[str, Any]]:
         """Return a prediction for each row, as JSON-like values."""
+        raise NotImplementedError
+
+    def metric_inputs(
+        self,
+        examples: Examples,
+        predictions: Sequence[dict[str, Any]],
+        labels: tuple[str, ...],
+        columns: Collection[str],
+    ) -> dict[str, list[Any]]:
+        """Return the `predictions` and `references` that an `evaluate` module computes from.
+
+        `predictions` are those of `Task.predictions`. `columns` are the module's names for the
+        parts of one prediction, none where it is a single value.
+        """
+        raise NotImplementedError
+
+    def evaluator_row(self, inputs: Mapping[str, str | None]) -> dict[str, Any]:
+        """Return a row of what `evaluate`'s evaluator gives a pipeline, by the pipeline's names.
+
+        An input that is not used is None. Raise DataError for other names than the pipeline's.
+        """
         raise NotImplementedError
 
     def row(self, text: str) -> dict[str, Any]:

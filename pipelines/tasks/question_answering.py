@@ -8,7 +8,7 @@ the last token, the only one that attends to the whole window. A row is
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -264,6 +264,37 @@ class QuestionAnswering(Task):
                 (answers[0], probability_of_first(answers)) for answers in decoded
             )
         ]
+
+    @property
+    def evaluator_name(self) -> str | None:
+        return "question-answering"
+
+    def evaluator_row(self, inputs: Mapping[str, str | None]) -> dict[str, Any]:
+        if sorted(inputs) != ["context", "question"]:
+            raise DataError(f"inputs are {', '.join(inputs)}, not question and context.")
+        return {
+            self.question_column: inputs["question"],
+            self.context_column: inputs["context"],
+        }
+
+    def metric_inputs(
+        self,
+        examples: Examples,
+        predictions: Sequence[dict[str, Any]],
+        labels: tuple[str, ...],
+        columns: Collection[str],
+    ) -> dict[str, list[Any]]:
+        ids = [str(row.get("id", index)) for index, row in enumerate(examples.rows)]
+        answers = [p["answer"] for p in predictions]
+        found = [{"id": i, "prediction_text": a} for i, a in zip(ids, answers, strict=True)]
+        if "no_answer_probability" in columns:
+            found = [
+                each | {"no_answer_probability": float(not each["prediction_text"])}
+                for each in found
+            ]
+        gold = [self.example(examples, i, row, ()).answers for i, row in enumerate(examples.rows)]
+        references = [{"id": i, "answers": a} for i, a in zip(ids, gold, strict=True)]
+        return {"predictions": found, "references": references}
 
     def row(self, text: str) -> dict[str, Any]:
         raise DataError(

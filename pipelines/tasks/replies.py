@@ -97,6 +97,7 @@ class ReplyTask(Task):
     peft_task_type: ClassVar[str] = "CAUSAL_LM"
     chat_template: ClassVar[str | None] = CHAT_TEMPLATE
     grouped_by: ClassVar[str] = "prompt"
+    writes_replies: ClassVar[bool] = True
 
     def problems(self) -> Iterator[tuple[str, str]]:
         messages = list(format_problems(self.prompt_format))
@@ -131,7 +132,7 @@ class ReplyTask(Task):
         columns = columns_of(self.prompt_format)
         if len(columns) > 1:
             raise DataError(
-                f"a prompt has the columns {', '.join(columns)}: give a file whose rows hold them."
+                f"a prompt has the columns {', '.join(columns)}. Give rows with these columns."
             )
         return {columns[0]: text}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -284,13 +284,39 @@ class TextClassification(Task):
             for row in probabilities
         ]
 
-    def guess(self, prediction: dict[str, Any], ids: dict[str, int]) -> Any:
+    @property
+    def evaluator_name(self) -> str | None:
+        return None if self.problem_type == "regression" else "text-classification"
+
+    def evaluator_row(self, inputs: Mapping[str, str | None]) -> dict[str, Any]:
+        given = {name: text for name, text in inputs.items() if text is not None}
+        columns = {"text": self.text_column}
+        if self.text_pair_column:
+            columns["text_pair"] = self.text_pair_column
+        if given.keys() != columns.keys():
+            raise DataError(f"inputs are {', '.join(given)}, not {' and '.join(columns)}.")
+        return {columns[name]: text for name, text in given.items()}
+
+    def metric_inputs(
+        self,
+        examples: Examples,
+        predictions: Sequence[dict[str, Any]],
+        labels: tuple[str, ...],
+        columns: Collection[str],
+    ) -> dict[str, list[Any]]:
+        task, rows = self.resolved(examples), enumerate(examples.rows)
+        return {
+            "predictions": [self.as_target(prediction, labels) for prediction in predictions],
+            "references": [task.target(examples, i, row, labels) for i, row in rows],
+        }
+
+    def as_target(self, prediction: dict[str, Any], labels: tuple[str, ...]) -> Any:
         """Return a prediction in the form of a target."""
         if self.problem_type == "regression":
             return prediction["value"]
         if self.several:
-            return [float(name in prediction["labels"]) for name in ids]
-        return ids[prediction["label"]]
+            return [float(name in prediction["labels"]) for name in labels]
+        return labels.index(prediction["label"])
 
     def baseline(self, train: Features, held_out: Features) -> dict[str, float] | None:
         if self.problem_type != "single_label_classification":

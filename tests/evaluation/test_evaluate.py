@@ -21,7 +21,7 @@ from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import Int8, Lora, Model, Train
 from pipelines.results.files import write_manifest
 
-CLI = ("-c", "from pipelines.cli import console; console()")
+CLI = ("-m", "pipelines")
 METRICS = ROOT / "pipelines" / "metrics"
 
 
@@ -259,39 +259,18 @@ def test_the_question_answering_evaluator_works_again(results, helpdesk):
     assert found["f1"] / 100 == pytest.approx(loaded.metrics["f1"])
 
 
-def test_an_evaluation_suite_takes_an_adapter(results, helpdesk, tmp_path):
+def test_an_evaluation_suite_takes_an_adapter(results, helpdesk):
     loaded = load_result(results / "text_classification")
-    pipe = Pipeline(loaded)
-    (tmp_path / "suite.py").write_text(f"""
-import evaluate
-from evaluate.evaluation_suite import SubTask
-
-
-class Suite(evaluate.EvaluationSuite):
-    def __init__(self, name):
-        super().__init__(name)
-        self.suite = [
-            SubTask(
-                task_type="text-classification",
-                data="json",
-                split="train",
-                data_preprocessor=None,
-                args_for_task={{
-                    "metric": {str(METRICS / "accuracy.py")!r},
-                    "input_column": "text",
-                    "label_column": "label",
-                    "label_mapping": {{n: i for i, n in enumerate({loaded.labels!r})}},
-                }},
-            )
-        ]
-""")
     rows = read_file(helpdesk / "classify" / "test.jsonl").rows
-    data = datasets.Dataset.from_list(
-        [{"text": r["text"], "label": loaded.labels.index(r["queue"])} for r in rows]
+    ids = {name: i for i, name in enumerate(loaded.labels)}
+    file = ROOT / "tests" / "helpers" / "evaluation_suite.py"
+    suite = evaluate.EvaluationSuite.load(str(file))
+    (task,) = suite.suite
+    task.data = datasets.Dataset.from_list(
+        [{"text": row["text"], "label": ids[row["queue"]]} for row in rows]
     )
-    suite = evaluate.EvaluationSuite.load(str(tmp_path / "suite.py"))
-    suite.suite[0].data = data
-    (found,) = suite.run(pipe)
+    task.args_for_task |= {"metric": str(METRICS / "accuracy.py"), "label_mapping": ids}
+    (found,) = suite.run(Pipeline(loaded))
     assert found["accuracy"] == pytest.approx(loaded.metrics["accuracy"])
 
 
@@ -303,8 +282,10 @@ def test_a_pipeline_answers_single_questions_and_pairs(results):
     pipe = Pipeline(load_result(results / "text_classification"))
     (one,) = pipe("Hello")
     assert one == pipe([{"text": "Hello"}])[0]
+    with pytest.raises(DataError, match="inputs are question, context, not text"):
+        pipe(question="Who?", context="Ada.")
     assert one["label"] in pipe.loaded.labels
-    with pytest.raises(DataError, match="neither classifies nor answers"):
+    with pytest.raises(DataError, match="evaluate has no evaluator for its task"):
         Pipeline(load_result(results / "causal_lm"))
 
 

@@ -232,7 +232,7 @@ def test_a_merged_model_is_published_by_the_command(hub, place, merged):
     from helpers.hub_process import client
 
     folder, _ = merged
-    arguments = ("-c", "from pipelines.cli import console; console()", "merge")
+    arguments = ("-m", "pipelines", "merge")
     arguments += (folder / "text_classification-8bit", "out", "--publish", "local/merged")
     (place / "pipelines").symlink_to(ROOT / "pipelines")
     said = client(hub, place / "home", *arguments, cwd=place)

@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from helpers.factories import make_tasks
+from helpers.factories import ROOT, make_tasks
 from pipelines.data.load import read_file
 from pipelines.data.rows import Examples
 from pipelines.errors import CheckpointError, DataError, RecipeError
@@ -22,7 +22,8 @@ from pipelines.inference.resumable_jsonl import answer_file, progress_file
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import Lora, Model, Train
 
-CLI = ("-c", "from pipelines.cli import console; console()")
+CLI = ("-m", "pipelines")
+HELPERS = ROOT / "tests" / "helpers"
 MADE_BY = {"command": "count", "precision": None}
 
 
@@ -289,14 +290,7 @@ def test_an_empty_file_is_told(tmp_path):
 
 def test_no_more_than_a_chunk_is_read_ahead(tmp_path, capsys):
     os.mkfifo(tmp_path / "in.jsonl")
-    reader = [
-        sys.executable,
-        "-c",
-        "import sys, time; f = open(sys.argv[1], 'w')\n"
-        'for i in range(8): f.write(\'{"text": "abc"}\\n\')\n'
-        "f.flush(); sys.stdin.read()",
-        str(tmp_path / "in.jsonl"),
-    ]
+    reader = [sys.executable, HELPERS / "write_lines.py", tmp_path / "in.jsonl"]
     child = subprocess.Popen(reader, stdin=subprocess.PIPE)
     printed = []
 
@@ -407,23 +401,9 @@ LABELS = ["☹️ sad, very", "ünhappy"]
 )
 def test_an_ascii_terminal_gets_escapes_and_files_utf8(tmp_path, terminal):
     rows = [{"id": label, "text": "a"} for label in LABELS]
-    code = (
-        "from pathlib import Path\n"
-        "from pipelines.terminal import report_errors, stop\n"
-        "from pipelines.inference.resumable_jsonl import answer_file\n"
-        "from pipelines.console import console\n"
-        "answers = lambda examples: [{'label': row['id']} for row in examples.rows]\n"
-        f"label = {ascii(LABELS[1])}\n"
-        "console().print(label, markup=False)\n"
-        "with report_errors():\n"
-        "    for out in (None, Path('out.csv'), Path('out.jsonl')):\n"
-        "        answer_file(Path('in.jsonl'), answers, out, {}, chunk_size=8)\n"
-        "    print(label)\n"
-        "    stop([label], 3)\n"
-    )
     write(tmp_path / "in.jsonl", rows)
     done = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, HELPERS / "answer_in_ascii.py", ascii(LABELS[1])],
         capture_output=True,
         cwd=tmp_path,
         env=os.environ | terminal | {"COLUMNS": "40", "NO_COLOR": "1", "TERM": "dumb"},
@@ -439,21 +419,7 @@ def test_an_ascii_terminal_gets_escapes_and_files_utf8(tmp_path, terminal):
 
 
 def test_a_script_is_quiet_and_its_logging_stays_as_it_was(results):
-    code = (
-        "import logging, sys, warnings\n"
-        "from pipelines.hub.load import load_result\n"
-        "from pipelines.inference.predict import predict\n"
-        "from pipelines.data.rows import Examples\n"
-        "from transformers.utils import logging as theirs\n"
-        "import datasets\n"
-        "state = lambda: (theirs.get_verbosity(), theirs.is_progress_bar_enabled(),\n"
-        "    datasets.are_progress_bars_disabled(), list(warnings.filters))\n"
-        "before = state()\n"
-        "loaded = load_result(sys.argv[1], precision='8bit')\n"
-        "print(predict(loaded, Examples([{'text': 'a lamp'}], 'rows'))[0]['label'])\n"
-        "assert state() == before\n"
-    )
-    command = [sys.executable, "-c", code, str(results / "text_classification")]
+    command = [sys.executable, HELPERS / "predict_quietly.py", results / "text_classification"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
