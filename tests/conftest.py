@@ -4,7 +4,6 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ["CUDA_VISIBLE_DEVICES"] = ""  # and not ACCELERATE_USE_CPU, which users do not set
 os.environ.pop("ACCELERATE_USE_CPU", None)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -13,6 +12,28 @@ import pytest  # noqa: E402
 
 from helpers.factories import ROOT, load_module, make_tasks  # noqa: E402
 from helpers.hub_process import SECRET  # noqa: E402
+
+
+def pytest_configure(config) -> None:
+    """Hide GPUs, unless the tests that need one are asked for, before anything imports torch."""
+    asked = config.option.markexpr
+    if "gpu" not in asked or "not gpu" in asked:
+        os.environ["CUDA_VISIBLE_DEVICES"] = (
+            ""  # and not ACCELERATE_USE_CPU, which users do not set
+        )
+
+
+def pytest_collection_modifyitems(items) -> None:
+    """Skip tests that need a GPU where there is none, or where it is hidden."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        reason = "needs a CUDA device, and -m gpu"
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope="session")
