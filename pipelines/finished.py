@@ -91,7 +91,8 @@ def finish_again(
             publish_finished(recipe.folder, recipe.push_to, public=recipe.public)
     (recipe.folder / STARTED).unlink(missing_ok=True)
     PartialState().wait_for_everyone()
-    return sidecar["metrics"]
+    metrics: dict[str, Any] = sidecar["metrics"]
+    return metrics
 
 
 def not_published(folder: Path) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import types
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,6 +9,7 @@ from pipelines.data.rows import Examples
 from pipelines.errors import DataError
 from pipelines.hub.load import Loaded
 from pipelines.inference.predict import predict
+from pipelines.inference.upstream import restore_names_for_evaluate
 from pipelines.tasks.question_answering import QuestionAnswering
 from pipelines.tasks.text_classification import TextClassification
 
@@ -30,7 +29,7 @@ class Pipeline:
             raise DataError(f"{loaded.recipe.name}: it neither classifies nor answers.")
         self.loaded = loaded
         self.task = "text-classification" if plain else "question-answering"
-        let_evaluate_take_it()
+        restore_names_for_evaluate()
 
     def __call__(
         self,
@@ -64,21 +63,3 @@ class Pipeline:
 def listed(value: Any) -> list[Any]:
     """Return one text as a list of one."""
     return [value] if isinstance(value, str | dict) else list(value)
-
-
-def let_evaluate_take_it() -> None:
-    """Give evaluate what transformers 5 has dropped and it still asks for.
-
-    It compares every pipeline with `transformers.TFPreTrainedModel`, and knows only tasks that
-    transformers lists; question answering is no longer there.
-    """
-    import transformers
-    from transformers.pipelines import SUPPORTED_TASKS
-
-    base: Any = importlib.import_module("evaluate.evaluator.base")
-    base.transformers = types.SimpleNamespace(
-        PreTrainedModel=transformers.PreTrainedModel, TFPreTrainedModel=()
-    )
-    tasks: Any = importlib.import_module("evaluate.evaluator")
-    tasks.SUPPORTED_PIPELINE_TASKS = SUPPORTED_TASKS | {"question-answering": {}}
-    tasks.check_pipeline_task = tasks.SUPPORTED_PIPELINE_TASKS.__contains__

@@ -27,7 +27,8 @@ def add_adapter(base: PreTrainedModel, recipe: Recipe) -> Any:
     assert lora is not None
     check_targets(base, lora)
     if recipe.quantization:
-        base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
+        prepare: Any = prepare_model_for_kbit_training
+        base = prepare(base, use_gradient_checkpointing=False)
     initial = lora.init_lora_weights
     transposed = any(isinstance(module, Conv1D) for module in base.modules())
     if initial == "olora" and transposed:

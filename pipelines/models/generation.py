@@ -104,7 +104,8 @@ def writing(model: Any) -> Iterator[None]:
     """
     training, defaults = model.training, model.generation_config
     model.eval()
-    model.generation_config = GenerationConfig()
+    untyped: Any = GenerationConfig
+    model.generation_config = untyped()
     head = model.get_output_embeddings()
     whole = head.register_forward_pre_hook(lambda head, args: (args[0].contiguous(),))
     try:
@@ -142,7 +143,8 @@ def generation_config(options: Generation, room: int, eos_token_id: int) -> Gene
     beams: dict[str, Any] = {}
     if options.num_beams > 1:
         beams = {"length_penalty": options.length_penalty, "early_stopping": False}
-    return GenerationConfig(
+    untyped: Any = GenerationConfig
+    config: GenerationConfig = untyped(
         max_new_tokens=room,
         num_beams=options.num_beams,
         do_sample=False,
@@ -153,6 +155,7 @@ def generation_config(options: Generation, room: int, eos_token_id: int) -> Gene
         pad_token_id=eos_token_id,
         **beams,
     )
+    return config
 
 
 def draws(

@@ -96,6 +96,7 @@ def train_char_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerBase:
     vocab = {EOS: 0} | {c: i for i, c in enumerate(characters, start=1)}
     backend = TokenizersTokenizer(models.BPE(vocab=vocab, merges=[], unk_token=EOS))
     backend.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, eos_token=EOS, pad_token=EOS, unk_token=EOS, bos_token=EOS
-    )
+    untyped: Any = PreTrainedTokenizerFast
+    special = dict.fromkeys(("eos_token", "pad_token", "unk_token", "bos_token"), EOS)
+    tokenizer: PreTrainedTokenizerBase = untyped(tokenizer_object=backend, **special)
+    return tokenizer

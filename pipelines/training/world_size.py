@@ -25,4 +25,4 @@ def check_world_size() -> int:
                 )
             ]
         )
-    return state.num_processes
+    return int(state.num_processes)
