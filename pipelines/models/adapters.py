@@ -43,7 +43,8 @@ def lora_config(recipe: Recipe, *, fan_in_fan_out: bool = False) -> LoraConfig:
     from peft import LoraConfig
 
     lora, task = recipe.lora, recipe.task
-    assert lora is not None and isinstance(recipe.model, Model)
+    assert lora is not None
+    assert isinstance(recipe.model, Model)
     every = lora.target_modules == ("all-linear",)
     return LoraConfig(
         task_type=task.peft_task_type,
@@ -90,7 +91,7 @@ def load_adapter_weights(base: PreTrainedModel, folder: Path, *, path: str) -> A
     file = folder / "adapter_model.safetensors"
     try:
         with safe_open(file, framework="pt") as content:
-            found = {key: tuple(content.get_slice(key).get_shape()) for key in content.keys()}
+            found = {key: tuple(content.get_slice(key).get_shape()) for key in list(content.keys())}
         model = PeftModel.from_pretrained(base, str(folder), ignore_mismatched_sizes=True)
     except KeyError as error:  # peft's, for a module that is trained as a whole
         message = f"{file.name!r} lacks a tensor of adapter_config.json: {error.args[0]}"

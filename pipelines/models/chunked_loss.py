@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
@@ -70,7 +70,7 @@ def chunked_losses(
         options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=num_rows)
     in_training = torch.is_grad_enabled()
     # In bfloat16 the chunked sum is rounded to it, by 0.2 % of the logged loss; no gradient is
-    losses = F.linear_cross_entropy(
+    losses = functional.linear_cross_entropy(
         hidden.flatten(0, 1),
         weight,
         following.flatten(),
@@ -83,13 +83,13 @@ def chunked_losses(
 
 def next_tokens(labels: torch.Tensor) -> torch.Tensor:
     """Return the label of each position, (batch, length): the next token, -100 at the last."""
-    return F.pad(labels[:, 1:], (0, 1), value=-100)
+    return functional.pad(labels[:, 1:], (0, 1), value=-100)
 
 
 def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Return the cross-entropy of each position, (batch, length), 0 where its label is -100."""
     following = next_tokens(labels)
-    losses = F.cross_entropy(
+    losses = functional.cross_entropy(
         logits.float().flatten(0, 1), following.flatten(), reduction="none", ignore_index=-100
     )
     return losses.view(following.shape)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from accelerate.utils import gather_object
 from datasets import Dataset
+from torch.nn import functional
 from transformers.trainer_utils import EvalLoopOutput
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
@@ -124,7 +124,7 @@ class PreferenceTrainer(WithEncodedRows, TrlTrainer, DPOTrainer):
         reference = untyped.compute_ref_log_probs(model, inputs)
         pairs = torch.stack([*policy, *(half.float() for half in reference)], dim=1)
         margins = (pairs[:, 0] - pairs[:, 2]) - (pairs[:, 1] - pairs[:, 3])
-        return -F.logsigmoid(self.beta * margins).mean(), pairs, pairs[:, 0]
+        return -functional.logsigmoid(self.beta * margins).mean(), pairs, pairs[:, 0]
 
 
 def instruction_trainer(parts: TrainerParts) -> RecipeTrainer:
