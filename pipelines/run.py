@@ -205,7 +205,7 @@ def train_to_the_end(trainer: RecipeTrainer, checkpoint: Path | None, signals: S
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if stopping.stopped:
         step = trainer.state.global_step
-        raise Preempted(f"stopped at step {step:,} with a checkpoint; the same command goes on.")
+        raise Preempted(f"stopped at step {step:,} with a checkpoint; {AGAIN}")
 
 
 def evaluate_at_the_end(trainer: RecipeTrainer, signals: StopSignals) -> dict[str, Any]:
@@ -235,7 +235,7 @@ def evaluate_at_the_end(trainer: RecipeTrainer, signals: StopSignals) -> dict[st
 def first_score(trainer: RecipeTrainer) -> dict[str, float]:
     """Return the primary metric of the evaluation before training, which checkpoints log too.
 
-    It is none where the evaluation rows changed since.
+    Return {} if the evaluation rows have changed since.
     """
     if any(each["field"] == "data.eval" for each in trainer.identity["changed"]):
         return {}

@@ -90,8 +90,8 @@ def load_base(
 ) -> PreTrainedModel:
     """Load a checkpoint in `dtype`, 8 or 4 bits with the head of the task.
 
-    The head is the checkpoint's own; or new, where it has none of this size, to be trained; or
-    comes with an adapter. A language model's is always its own. Raise RecipeError, which names
+    The head is the checkpoint's own; or new, if the checkpoint has no head of this size; or comes
+    with an adapter. A language model's is always its own. Raise RecipeError, which names
     `path`, for a checkpoint that lacks any other tensor, or cannot do what the task needs.
     """
     name, config = model.name_or_path, read_config(model, task, path)

@@ -76,8 +76,8 @@ def read_config(model: Model, task: Task | None, path: str) -> Any:
 
 def check_adapter_folder(model: Model, path: str) -> None:
     """Raise RecipeError for an adapter: transformers would load the base that it names instead."""
-    found = find_adapter_config_file(model.name_or_path, revision=model.revision)
-    if found is None:
+    adapter_config = find_adapter_config_file(model.name_or_path, revision=model.revision)
+    if adapter_config is None:
         return
     name = model.name_or_path
     if (Path(name) / "config.json").exists():

@@ -31,7 +31,7 @@ class TokenLosses(ModelOutput):
 def use_chunked_loss(model: PreTrainedModel) -> None:
     """Let a language model compute losses in place of logits where it is called with `targets`.
 
-    Targets are (batch, length) tokens, not shifted, -100 where none is to be learned. The model
+    Targets are (batch, length) tokens, not shifted, -100 at ignored positions. The model
     must be one that `gives_logits_of_head`. Without targets it returns logits as before. The loss
     is a part of the forward pass, so that compilers, DDP and autocast see it.
     """

@@ -92,7 +92,7 @@ def prepare_base(task: Task, base: Any) -> None:
         count_shifted_labels(base)
     base.config.use_cache = False
     if task.isolates_rows and not isolates_packed_rows(base.base_model):
-        text = f"{base.config.model_type} does not keep documents of a row apart."
+        text = f"{base.config.model_type} does not isolate the documents of a row."
         raise RecipeError([Problem("task.packing", text)])
 
 

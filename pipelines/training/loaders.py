@@ -19,7 +19,7 @@ ROW = "row"  # the key of a row's number, in a row and in a batch
 def numbered(dataset: Any) -> Any:
     """Return rows with their numbers, so that a step that fails can name its rows.
 
-    Rows of a stream have none.
+    Rows of a stream have no numbers.
     """
     if not isinstance(dataset, list):
         return dataset

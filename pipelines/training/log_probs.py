@@ -63,8 +63,8 @@ def use_own_logits(model: Any) -> None:
         chosen = log_probs.gather(-1, labels[mask][:, None]).squeeze(-1)
 
         def by_token(values: torch.Tensor) -> torch.Tensor:
-            found = torch.zeros(mask.shape, dtype=values.dtype, device=values.device)
-            return found.masked_scatter(mask, values)
+            zeros = torch.zeros(mask.shape, dtype=values.dtype, device=values.device)
+            return zeros.masked_scatter(mask, values)
 
         return FusedCausalLMOutput(
             log_probs=by_token(chosen),

@@ -75,7 +75,7 @@ class RecipeTrainer(HookedTrainer):
         return self.accelerator.prepare(loader)
 
     def get_batch_samples(self, *arguments: Any) -> Any:
-        """Return the batches of a step; none after the last step."""
+        """Return the batches of a step; after the last step there are no batches."""
         if self.control.should_training_stop:
             return [], None
         batches, num_items = super().get_batch_samples(*arguments)

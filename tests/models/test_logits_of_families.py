@@ -245,5 +245,5 @@ def test_examples_are_not_packed_where_a_family_would_mix_them(
 ):
     task = replace(make_tasks(helpdesk)["instruction_tuning"], packing=True)
     prepared(folders["llama"], task, tokenizer, tmp_path)
-    with pytest.raises(RecipeError, match="task.packing: mpt does not keep documents"):
+    with pytest.raises(RecipeError, match="task.packing: mpt does not isolate the documents"):
         prepared(folders["mpt"], task, tokenizer, tmp_path)

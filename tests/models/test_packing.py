@@ -167,7 +167,7 @@ def test_a_run_keeps_documents_apart_or_refuses(tasks, tmp_path, monkeypatch):
     metrics = pipelines.run.run(recipe)
     assert metrics["perplexity"] < metrics["baseline"]["before training"]
     monkeypatch.setattr(pipelines.training.build, "isolates_packed_rows", lambda body: False)
-    with pytest.raises(RecipeError, match=r"task\.packing: gpt2 does not keep documents"):
+    with pytest.raises(RecipeError, match=r"task\.packing: gpt2 does not isolate the documents"):
         pipelines.run.run(replace(recipe, output_dir=str(tmp_path / "refused")))
 
 

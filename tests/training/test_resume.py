@@ -194,7 +194,7 @@ def test_signals_and_their_exit_codes(long_run, tmp_path):
         os.killpg(process.pid, number)  # its workers get it too, as from a terminal
         _, said = process.communicate(timeout=60)
         assert process.returncode == 75
-        assert "with a checkpoint; the same command goes on" in said
+        assert "with a checkpoint; run the same command again to resume." in said
         assert "Traceback" not in said
 
     process = until_training(command)
