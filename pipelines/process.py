@@ -138,9 +138,15 @@ def restore_malloc_trim() -> None:
 
 @contextmanager
 def returning_freed_memory() -> Iterator[None]:
-    """Return memory that is freed inside to the OS: copies of weights while they are loaded."""
-    restore_malloc_trim()
+    """Return memory that is freed inside to the OS, in a process that is prepared for a CPU.
+
+    What reads rows or weights makes copies that no training step would use again.
+    """
+    on_cpu = PartialState().device.type == "cpu"
+    if on_cpu:
+        restore_malloc_trim()
     try:
         yield
     finally:
-        disable_malloc_trim()
+        if on_cpu:
+            disable_malloc_trim()

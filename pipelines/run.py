@@ -29,7 +29,7 @@ from pipelines.models.checkpoint_checks import check_recipe_model
 from pipelines.models.probes import num_embeddings
 from pipelines.models.tokenizer_checks import check_tokenizer, check_vocabulary
 from pipelines.models.tokenizers import load_tokenizer
-from pipelines.process import prepare_process, slow_precision
+from pipelines.process import prepare_process, returning_freed_memory, slow_precision
 from pipelines.recipe.recipe import Recipe
 from pipelines.reporting.cautions import cautions
 from pipelines.reporting.report import print_report, print_score
@@ -89,7 +89,7 @@ def run_in_folder(
 ) -> dict[str, Any]:
     """Do what `run` does, in a folder that no other run uses."""
     rejected = recipe.folder / "rejected.jsonl" if PartialState().is_main_process else None
-    with signals.ending(NOT_STARTED):
+    with signals.ending(NOT_STARTED), returning_freed_memory():
         set_seed(recipe.train.seed)
         check_recipe_model(recipe)
         raw = load_splits(recipe.task.dataset)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
@@ -149,11 +149,7 @@ def read_weights(
     loader = getattr(transformers, task.auto_class)
     fused = FUSED.get(getattr(config, "activation_function", ""))
     try:
-        with ExitStack() as stack:
-            if quantization:
-                stack.enter_context(tensors_read_singly())
-            if quantization and device.type == "cpu":
-                stack.enter_context(returning_freed_memory())
+        with returning_freed_memory(), tensors_read_singly() if quantization else nullcontext():
             loaded: tuple[PreTrainedModel, dict[str, Any]] = loader.from_pretrained(
                 model.name_or_path,
                 revision=model.revision,
