@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pipelines.data.padding import Collator, PaddingCollator
 from pipelines.data.rows import Examples
 from pipelines.data.source import DatasetSource
 from pipelines.errors import DataError
-from pipelines.tasks.generation import Generation
+from pipelines.tasks.generation import Continuation, Generation
 
 if TYPE_CHECKING:
     import torch
     from transformers import EvalPrediction, PreTrainedTokenizerBase
 
+Objective = Literal["head", "language_model", "instruction", "preference"]
 MULTIPLE = 8
 """Of which the lengths of training batches are multiples: few lengths, whose kernels a CPU caches.
 
@@ -66,6 +67,11 @@ class Task:
 
     pipeline_tag: ClassVar[str]
 
+    objective: ClassVar[Objective]
+    """What is learned, by which the trainer is chosen: "head" has the task's own `loss`;
+    "language_model" every next token of a row; "instruction" the tokens that a row has `labels`
+    for, and scores what the model writes by `score_replies`; "preference" pairs of replies, by DPO.
+    """
     auto_class: ClassVar[str]
     head: ClassVar[str | None] = None
     peft_task_type: ClassVar[str]
@@ -97,6 +103,20 @@ class Task:
     def pad_to_multiple_of(self) -> int:
         """Return the divisor of the length of every training batch, and of the longest row."""
         return math.gcd(MULTIPLE, self.length)
+
+    @property
+    def learns_tokens(self) -> bool:
+        """Tell whether the model predicts tokens, and not labels of a whole row."""
+        return self.objective != "head"
+
+    @property
+    def isolates_rows(self) -> bool:
+        """Tell whether several texts share a row whose attention mask isolates them."""
+        return False
+
+    def trainer_options(self) -> dict[str, Any]:
+        """Return the options that the objective's trainer takes from the task, by their names."""
+        return {}
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Yield an option and a message for each rule between options that is broken."""
@@ -209,6 +229,10 @@ class Task:
         self, prediction: EvalPrediction, held_out: Features, labels: tuple[str, ...]
     ) -> Score:
         """Score a whole evaluation split."""
+        raise NotImplementedError
+
+    def score_replies(self, written: Sequence[Continuation], held_out: Features) -> Score:
+        """Score what the model writes after each prompt of `held_out.context`."""
         raise NotImplementedError
 
     def predictions(

@@ -14,7 +14,7 @@ from pipelines.data.padding import Batch, PaddingCollator, pad_inputs, pad_right
 from pipelines.data.rows import Examples
 from pipelines.errors import DataError
 from pipelines.metrics.bootstrap import bootstrap
-from pipelines.tasks.base import Features, Score, Task, text_of, token_ids
+from pipelines.tasks.base import Features, Objective, Score, Task, text_of, token_ids
 
 if TYPE_CHECKING:
     import torch
@@ -57,6 +57,7 @@ class CausalLM(Task):
 
     pipeline_tag: ClassVar[str] = "text-generation"
 
+    objective: ClassVar[Objective] = "language_model"
     auto_class: ClassVar[str] = "AutoModelForCausalLM"
     peft_task_type: ClassVar[str] = "CAUSAL_LM"
     length_field: ClassVar[str] = "block_size"
@@ -74,6 +75,10 @@ class CausalLM(Task):
         labelled: bool = True,
     ) -> str:
         return text_of(examples, index, row, self.text_column)
+
+    @property
+    def isolates_rows(self) -> bool:
+        return self.packing == "bfd_split"
 
     @property
     def document_column(self) -> str:

@@ -9,7 +9,7 @@ from annotated_types import Gt
 
 from pipelines.data.padding import Batch, PaddingCollator, pad_inputs
 from pipelines.errors import DataError
-from pipelines.tasks.base import Features, Score, check_truncated
+from pipelines.tasks.base import Features, Objective, Score, check_truncated
 from pipelines.tasks.instruction import InstructionTuning
 from pipelines.tasks.replies import Prompt, ReplyTask, encode_exchange
 
@@ -41,10 +41,14 @@ class PreferenceTuning(ReplyTask):
     """DPO's beta: a higher one keeps the model closer to the reference."""
 
     needs_reference: ClassVar[bool] = True
+    objective: ClassVar[Objective] = "preference"
 
     @property
     def reply_column(self) -> str:
         return self.chosen_column
+
+    def trainer_options(self) -> dict[str, Any]:
+        return {"beta": self.beta}
 
     def example(
         self,

@@ -13,7 +13,15 @@ from annotated_types import Ge, Le
 from pipelines.data.rows import Examples
 from pipelines.errors import DataError
 from pipelines.tasks import label_cautions
-from pipelines.tasks.base import Features, Score, Task, check_truncated, text_of, token_ids
+from pipelines.tasks.base import (
+    Features,
+    Objective,
+    Score,
+    Task,
+    check_truncated,
+    text_of,
+    token_ids,
+)
 from pipelines.tasks.classification_scores import score_classes, score_label_sets, score_numbers
 from pipelines.tasks.label_reader import LabelReader, natural_order
 
@@ -54,6 +62,7 @@ class TextClassification(Task):
 
     pipeline_tag: ClassVar[str] = "text-classification"
 
+    objective: ClassVar[Objective] = "head"
     auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
     head: ClassVar[str | None] = "score"
     peft_task_type: ClassVar[str] = "SEQ_CLS"
