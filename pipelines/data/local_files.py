@@ -44,7 +44,7 @@ def is_local(source: DatasetSource) -> bool:
 
 def local_path(source: DatasetSource) -> Path:
     """Return the path of a source, with `~` expanded."""
-    return Path(os.path.expanduser(source.path))
+    return Path(os.path.expanduser(source.path))  # noqa: PTH111 - raises for an unknown user
 
 
 def nearest_path(path: Path) -> Path | None:
@@ -62,7 +62,7 @@ def nearest_path(path: Path) -> Path | None:
 
 def _names_in(folder: Path) -> list[str]:
     try:
-        return sorted(os.listdir(folder))
+        return sorted(path.name for path in folder.iterdir())
     except OSError:
         return []
 

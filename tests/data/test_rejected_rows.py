@@ -74,7 +74,8 @@ def test_a_row_that_cannot_be_used_is_named_or_left_out(kind, tmp_path):
     assert splits.train.rows == splits.held_out.rows == [GOOD, OTHER]
     assert splits.train.locate(1).endswith("train.jsonl:4")
     first, second = map(json.loads, (tmp_path / "rejected.jsonl").open(encoding="utf-8"))
-    assert first["file"].endswith("train.jsonl") and second["file"].endswith("test.jsonl")
+    assert first["file"].endswith("train.jsonl")
+    assert second["file"].endswith("test.jsonl")
     assert first["line"] == second["line"] == 3
     assert first["row"] == line if isinstance(line, dict) and kind != "no number" else first["row"]
 

@@ -62,7 +62,8 @@ def labels_of(examples):
 def test_rows_with_one_input_are_all_held_out_or_all_left(rows, fraction, seed):
     inputs, labels = [row[0] for row in rows], [[row[1]] for row in rows]
     chosen = hold_out_rows(inputs, labels, fraction, seed)
-    assert chosen == sorted(set(chosen)) and set(chosen) < set(range(len(rows)))
+    assert chosen == sorted(set(chosen))
+    assert set(chosen) < set(range(len(rows)))
     left = set(range(len(rows))) - set(chosen)
     assert not {inputs[i] for i in chosen} & {inputs[i] for i in left}
     assert {rows[i][1] for i in left} == {label for _, label in rows}
@@ -105,7 +106,8 @@ def test_rare_labels_beside_a_frequent_one_are_scored_too():
 def test_a_maximum_draws_so_many_rows_and_each_label_where_it_can(rows, count, seed):
     inputs, labels = [row[0] for row in rows], [[row[1]] for row in rows]
     drawn = draw_rows(inputs, labels, count, seed)
-    assert drawn == sorted(set(drawn)) and len(drawn) == min(count, len(rows))
+    assert drawn == sorted(set(drawn))
+    assert len(drawn) == min(count, len(rows))
     alone = draw_rows(range(len(rows)), labels, count, seed)
     sizes, found = Counter(label for _, label in rows), Counter(rows[i][1] for i in alone)
     if count >= len(sizes):
@@ -175,7 +177,8 @@ def test_a_maximum_draws_all_labels_of_a_sorted_file(tmp_path):
     assert all(row in whole.held_out.rows for row in splits.held_out.rows)
     # with one row the model still has both labels, and no message says that the column has one
     splits, labels = split(CLASSIFY, file, max_train_rows=1)
-    assert labels == ("neg", "pos") and len(splits.train.rows) == 1
+    assert labels == ("neg", "pos")
+    assert len(splits.train.rows) == 1
 
 
 def test_a_maximum_of_two_files_draws_from_all_their_rows(tmp_path):
@@ -304,7 +307,8 @@ def test_rows_that_all_have_one_context_are_split_and_that_is_told(tmp_path):
     rows = [question(i, "the only context") for i in range(100)]
     task = QuestionAnswering(dataset=SOURCE)
     splits, _ = split(task, write_rows(tmp_path / "rows.jsonl", rows))
-    assert len(splits.train.rows) == 90 and len(splits.held_out.rows) == 10
+    assert len(splits.train.rows) == 90
+    assert len(splits.held_out.rows) == 10
     (line,) = told(splits, task=task)
     assert line.startswith("evaluation rows have the same context as training rows")
 
@@ -347,7 +351,8 @@ def test_one_file_does_not_answer_for_both_splits(streaming, tmp_path):
     options = {"streaming": True, "max_eval_rows": 4} if streaming else {}
     splits, _ = split(CausalLM(dataset=SOURCE), file, eval_split="test", **options)
     held_out, train = splits.held_out.rows, list(splits.train.rows)
-    assert len(held_out) == 4 and len(train) == 36
+    assert len(held_out) == 4
+    assert len(train) == 36
     assert not [row for row in held_out if row in train]
     assert splits.record["eval"]["split"] == "train"
 
@@ -598,7 +603,8 @@ def test_a_run_records_what_was_drawn_and_evaluate_draws_it_again(tmp_path, chec
         "grouped_by": "input",
     }
     card = model_card(recipe, sidecar, "user/drawn")
-    assert "10 % of the rows of train:" in card and "split: train" in card
+    assert "10 % of the rows of train:" in card
+    assert "split: train" in card
     assert evaluate_result(tmp_path / "run").equal
 
 

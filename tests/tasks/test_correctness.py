@@ -142,7 +142,8 @@ def test_stream_without_an_eval_split_does_not_train_on_what_it_is_scored_on(hel
     splits = load_splits(DatasetSource(path=path, streaming=True, max_eval_rows=5))
     held_out = [row["text"] for row in splits.held_out.rows]
     trained = [row["text"] for row in splits.train.rows]
-    assert len(held_out) == 5 and len(trained) == 35
+    assert len(held_out) == 5
+    assert len(trained) == 35
     assert not set(held_out) & set(trained)
 
 

@@ -275,7 +275,8 @@ def test_near_equal_labels_are_named_with_their_counts(other):
 )
 def test_near_equal_spellings_inside_a_name_are_named_too(one, other):
     [text] = cautions([one, other, "else"])
-    assert repr(one) in text and repr(other) in text
+    assert repr(one) in text
+    assert repr(other) in text
 
 
 @pytest.mark.parametrize("name", ["nan", "NaN", "None", "null", "N/A", "NA", "<NA>"])

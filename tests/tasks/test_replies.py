@@ -316,8 +316,8 @@ def test_a_row_that_is_no_exchange_names_its_line(tokenizer, row, said):
 )
 def test_a_chat_that_is_none_names_its_line(chat_tokenizer, chat, said):
     task = InstructionTuning(dataset=ANYWHERE, chat=True, completion_column="messages")
+    rows = Examples([{"messages": chat}], "a.jsonl", [7])
     with pytest.raises(DataError, match=f"a.jsonl:7: .*{said}"):
-        rows = Examples([{"messages": chat}], "a.jsonl", [7])
         task.features(rows, chat_tokenizer, (), training=True)
 
 
@@ -334,8 +334,8 @@ def test_a_chat_that_is_none_names_its_line(chat_tokenizer, chat, said):
 )
 def test_a_row_that_is_no_preference_names_its_line(chat_tokenizer, row, said):
     task = PreferenceTuning(dataset=ANYWHERE, chat="prompt" not in row)
+    rows = Examples([row], "a.jsonl", [7])
     with pytest.raises(DataError, match=f"a.jsonl:7: .*{said}"):
-        rows = Examples([row], "a.jsonl", [7])
         task.features(rows, chat_tokenizer, (), training=True)
 
 
@@ -403,8 +403,10 @@ def test_an_adapter_on_a_quantised_base_stays_in_full_precision(
 ):
     trainer = trainer_for(make_tasks(helpdesk)[task], checkpoint, tokenizer, tmp_path, name)
     trained = [p for p in trainer.model.parameters() if p.requires_grad]
-    assert trained and {p.dtype for p in trained} == {torch.float32}
-    assert not trainer.args.bf16 and not trainer.args.activation_checkpointing
+    assert trained
+    assert {p.dtype for p in trained} == {torch.float32}
+    assert not trainer.args.bf16
+    assert not trainer.args.activation_checkpointing
 
 
 @pytest.mark.parametrize("task", ["instruction_tuning", "preference_tuning"])
@@ -503,6 +505,6 @@ def test_too_many_rows_cut_stop_the_run(tokenizer, kind):
     examples = Examples([row, short, short, short], "rows")
     task = kind(dataset=ANYWHERE, max_length=32, max_truncated_fraction=0.25)
     assert 1 in task.features(examples, tokenizer, (), training=True).report.values()
+    strict = replace(task, max_truncated_fraction=0.2)
     with pytest.raises(DataError, match="1 of 4 rows do not fit"):
-        strict = replace(task, max_truncated_fraction=0.2)
         strict.features(examples, tokenizer, (), training=True)

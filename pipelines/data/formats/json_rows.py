@@ -15,11 +15,30 @@ from pipelines.data.rows import NO_TEXT, Numbered, Unreadable, first_reason, str
 from pipelines.errors import DataError
 
 LINE_SUFFIXES = (".jsonl", ".ndjson")
-WRAPPERS = frozenset("data rows examples records items instances samples dataset".split())
+WRAPPERS = frozenset(
+    ["data", "rows", "examples", "records", "items", "instances", "samples", "dataset"]
+)
 """Keys of an object that hold its rows."""
 METADATA = frozenset(
-    "version name description license info split language url source author created date schema "
-    "metadata count total size".split()
+    [
+        "version",
+        "name",
+        "description",
+        "license",
+        "info",
+        "split",
+        "language",
+        "url",
+        "source",
+        "author",
+        "created",
+        "date",
+        "schema",
+        "metadata",
+        "count",
+        "total",
+        "size",
+    ]
 )
 """Keys that may be next to the rows, whatever the key of the rows is."""
 ESCAPED = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")
@@ -271,8 +290,8 @@ def _expand_squad(file: Path, items: list[Any]) -> list[Any]:
     try:
         paragraphs = [
             paragraph
-            for item in items
-            for paragraph in (item["paragraphs"] if "paragraphs" in item else [item])
+            for item in items  # which may be no object: hence no `get`
+            for paragraph in (item["paragraphs"] if "paragraphs" in item else [item])  # noqa: SIM401
         ]
         return [
             _squad_row(paragraph["context"], question)
