@@ -8,20 +8,20 @@ from collections.abc import Sequence
 
 
 def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Return the rows of each bin of `capacity` tokens: the longest first, each where it fits best.
+    """Return the row indices of each bin of `capacity` tokens, by best-fit decreasing.
 
     No row may be longer than a bin.
     """
     bins: list[list[int]] = []
-    spaces: list[int] = []  # of bins that are not full, each once, ascending
+    spaces: list[int] = []  # the different free spaces of bins that are not full, ascending
     with_space: dict[int, list[int]] = defaultdict(list)
     for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
-        place = bisect_left(spaces, lengths[row])
-        if place < len(spaces):
-            free = spaces[place]
+        index = bisect_left(spaces, lengths[row])
+        if index < len(spaces):
+            free = spaces[index]
             number = with_space[free].pop()
             if not with_space[free]:
-                del spaces[place]
+                del spaces[index]
         else:
             free, number = capacity, len(bins)
             bins.append([])

@@ -1,4 +1,4 @@
-"""Datasets of the Hub."""
+"""Load datasets of the Hub."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pipelines.errors import DataError
 
 
 def hub_dataset(source: DatasetSource, split: str, *, streaming: bool) -> Any:
-    """Load a split through datasets, with further attempts when the Hub fails."""
+    """Load a split with `datasets`, and retry if the Hub fails."""
     from datasets import load_dataset
 
     from pipelines.hub_client.client import Hub
@@ -30,5 +30,5 @@ def class_labels(features: Any) -> dict[str, tuple[str, ...]]:
         return {}
     from datasets import ClassLabel
 
-    inner = {name: getattr(f, "feature", f) for name, f in features.items()}
-    return {name: tuple(f.names) for name, f in inner.items() if isinstance(f, ClassLabel)}
+    types = {name: getattr(each, "feature", each) for name, each in features.items()}
+    return {name: tuple(t.names) for name, t in types.items() if isinstance(t, ClassLabel)}

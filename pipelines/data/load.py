@@ -16,12 +16,12 @@ from pipelines.data.stream import Stream, origin_of
 from pipelines.data.validate import raise_rejected, to_examples
 from pipelines.errors import DataError
 
-MIN_PART = 100_000  # rows of a Hub dataset that are always read
+MIN_PART = 100_000  # rows; smaller Hub datasets are read whole
 
 
 @dataclass(frozen=True)
 class RawSplits:
-    """Rows as they were read. `held_out` is None where it is still to be drawn from `train`."""
+    """Rows as they were read; `held_out` is None if it is to be drawn from `train`."""
 
     train: Examples
     held_out: Examples | None
@@ -40,9 +40,9 @@ def load_splits(source: DatasetSource) -> RawSplits:
 
 
 def separate_split(source: DatasetSource) -> str | None:
-    """Return the split to score on, or None where rows of the training split are held out.
+    """Return the evaluation split, or None if rows of the training split are to be held out.
 
-    One file has no splits, so rows of it are held out whatever `eval_split` says.
+    A single file has no splits: rows of it are held out even if `eval_split` is given.
     """
     if source.eval_split is None or not is_local(source):
         return source.eval_split
@@ -61,7 +61,7 @@ def separate_split(source: DatasetSource) -> str | None:
 
 
 def stream_splits(source: DatasetSource) -> RawSplits:
-    """Score on `eval_split`, or on the first rows, which are then not trained on."""
+    """Evaluate on `eval_split`, or on the first rows, which training then skips."""
     if source.max_eval_rows is None:
         raise DataError(
             f"{source.path}: a stream is scored on a fixed number of rows. "
@@ -81,8 +81,8 @@ def stream_splits(source: DatasetSource) -> RawSplits:
 def load_split(source: DatasetSource, split: str, max_rows: int | None = None) -> Examples:
     """Read one split from the Hub or from its files.
 
-    Of a Hub dataset that is far larger than `max_rows` only a random part becomes Python objects,
-    from which `max_rows` are drawn later, by label.
+    If a Hub dataset is far larger than `max_rows`, only a random part of it becomes Python objects;
+    `max_rows` of them are drawn later, stratified by label.
     """
     if is_local(source):
         files = split_files(source, split)
@@ -104,7 +104,7 @@ def load_split(source: DatasetSource, split: str, max_rows: int | None = None) -
 
 
 def describe_formats(source: DatasetSource) -> Iterator[str]:
-    """Yield what each split's first local file was read as, where its suffix does not say."""
+    """Yield the detected format of each split's first local file, if its suffix does not tell."""
     if is_local(source):
         splits = (source.train_split, separate_split(source))
         files = {split_files(source, split)[0]: None for split in splits if split is not None}
@@ -112,7 +112,7 @@ def describe_formats(source: DatasetSource) -> Iterator[str]:
 
 
 def read_file(file: Path) -> Examples:
-    """Read a local file. Raise DataError for one that has no rows, or lines that are none."""
+    """Read a local file. Raise DataError if it has no rows, or unreadable lines."""
     examples = to_examples(read_records(file), str(file), local=True)
     raise_rejected(examples.rejected)
     return replace(examples, label_names=class_labels(features_of(file)))

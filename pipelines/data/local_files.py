@@ -16,12 +16,12 @@ SHARD = re.compile(  # the Hub's own exports once ended in a hash
     r"(?P<name>.*?)[-_.](?P<index>\d+)(?:-of-(?P<count>\d+)(?:-[0-9a-f]{8,})?)?", re.IGNORECASE
 )
 
-SAVED_BESIDE = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
-"""What `datasets` saves next to its rows."""
+METADATA_FILES = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+"""Files that `datasets` saves next to its rows."""
 
 
 def is_local(source: DatasetSource) -> bool:
-    """Tell a path from a Hub id. Raise DataError for a path that is not there."""
+    """Tell a path from a Hub id. Raise DataError for a path that does not exist."""
     path = local_path(source)
     if path.exists():
         return True
@@ -44,25 +44,25 @@ def is_local(source: DatasetSource) -> bool:
 
 def local_path(source: DatasetSource) -> Path:
     """Return the path of a source, with `~` expanded."""
-    return Path(os.path.expanduser(source.path))
+    return Path(os.path.expanduser(source.path))  # noqa: PTH111 - raises for an unknown user
 
 
 def nearest_path(path: Path) -> Path | None:
     """Return the existing path that is nearest in spelling, part by part."""
-    found = Path(path.anchor)
+    nearest = Path(path.anchor)
     for part in path.parts[1 if path.anchor else 0 :]:
-        if part != ".." and not (found / part).exists():
-            matches = get_close_matches(part, _names_in(found), n=1)
+        if part != ".." and not (nearest / part).exists():
+            matches = get_close_matches(part, _names_in(nearest), n=1)
             if not matches:
                 return None
             part = matches[0]
-        found = found / part
-    return found
+        nearest = nearest / part
+    return nearest
 
 
 def _names_in(folder: Path) -> list[str]:
     try:
-        return sorted(os.listdir(folder))
+        return sorted(path.name for path in folder.iterdir())
     except OSError:
         return []
 
@@ -71,8 +71,8 @@ def split_files(source: DatasetSource, split: str) -> tuple[Path, ...]:
     """Return the files of a split, in order.
 
     In a folder these are a file `split.*`, its shards, or the files of a subfolder `split`; else
-    all documents of a folder of text files, if no other split is named. Raise DataError where
-    there are none, where they are ambiguous, or where a shard is missing.
+    all documents of a folder of text files, if no other split is named. Raise DataError if there
+    are no files, if they are ambiguous, or if a shard is missing.
     """
     path = local_path(source)
     if not path.is_dir():
@@ -123,9 +123,9 @@ def _unnamed(folder: Path) -> tuple[Path, ...]:
 
 
 def _data_files(folder: Path) -> list[Path]:
-    """Return the files of a folder that have a suffix of data, by name."""
+    """Return the files of a folder that have an accepted suffix, by name."""
     names = (name for name in _names_in(folder) if not name.startswith("."))
-    files = (folder / name for name in names if name not in SAVED_BESIDE)
+    files = (folder / name for name in names if name not in METADATA_FILES)
     return [file for file in files if is_accepted(file) and file.is_file()]
 
 
@@ -137,13 +137,13 @@ def _stem(file: Path) -> str:
 
 def _complete(files: list[Path]) -> tuple[Path, ...]:
     """Return shards in the order of their numbers. Raise DataError if some are missing."""
-    found = {file: SHARD.fullmatch(_stem(file)) for file in files}
-    counts = {int(shard["count"]) for shard in found.values() if shard and shard["count"]}
+    shards = {file: SHARD.fullmatch(_stem(file)) for file in files}
+    counts = {int(shard["count"]) for shard in shards.values() if shard and shard["count"]}
     if len(counts) > 1 or (counts and {len(files)} != counts):
         text = f"{len(files)} shards are there, but their names say {max(counts)}"
         raise DataError(f"{files[0].parent}: {text}: {', '.join(file.name for file in files)}.")
-    if all(found.values()):
-        return tuple(sorted(files, key=lambda file: int(found[file]["index"])))  # type: ignore[index]
+    if all(shards.values()):
+        return tuple(sorted(files, key=lambda file: int(shards[file]["index"])))  # type: ignore[index]
     return tuple(files)
 
 

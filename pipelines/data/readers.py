@@ -1,8 +1,8 @@
-"""Read rows from a file, whatever its suffix says, and say which lines are unreadable.
+"""Read rows from a file in the format that its content shows, and list unreadable lines.
 
-A suffix is a hint. Compression and columnar formats are told by a file's first bytes, the encoding
-by its byte order mark, JSON and delimited text by the first lines. What the suffix does not say is
-in `describe_format`.
+A suffix is a hint. Compression and columnar formats are detected by a file's first bytes, the
+encoding by its byte order mark, JSON and delimited text by the first lines. `describe_format`
+returns what the suffix does not tell.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ ACCEPTED = (
     f"{', '.join(TEXT_SUFFIXES)}, each also with {', '.join(COMPRESSED_SUFFIXES)}; "
     f"{', '.join(COLUMNAR_SUFFIXES)}"
 )
-USUAL = {  # what suffixes say, which needs no mention
+USUAL = {  # formats that a suffix tells
     ".jsonl": ("JSON lines",),
     ".ndjson": ("JSON lines",),
     ".json": ("SQuAD", "a JSON array"),
@@ -48,7 +48,7 @@ USUAL = {  # what suffixes say, which needs no mention
 
 @dataclass(frozen=True)
 class Opened:
-    """A file whose form is known: its rows, and what its suffix does not say of it."""
+    """The rows of an open file, and notes on its format that its suffix does not tell."""
 
     rows: Iterator[Numbered]
     notes: tuple[str, ...]
@@ -58,14 +58,14 @@ def read_records(file: Path) -> Iterator[Numbered]:
     """Yield line numbers and rows of a file; a line that cannot be read as a row is Unreadable.
 
     Rows of a JSON document, of Parquet and of Arrow are numbered by position. Raise DataError for
-    a file that holds no rows, and for one of which nothing more can be read.
+    a format without rows, and for a file that is damaged.
     """
     with _opened(file) as opened:
         yield from opened.rows
 
 
 def read_files(files: Sequence[Path]) -> Iterator[Numbered]:
-    """Yield the rows of a split's files; with several, each number knows its file and line."""
+    """Yield the numbered rows of a split's files; with several files, numbers are `Line`s."""
     if len(files) == 1:
         yield from read_records(files[0])
         return
@@ -86,7 +86,7 @@ def read_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def describe_format(file: Path) -> str | None:
-    """Say what was detected in a file beyond what its suffix says, or return None."""
+    """Describe the detected format of a file, or return None if its suffix tells it."""
     if not file.is_file():
         return None  # a pipe can be read once
     with _opened(file) as opened:
@@ -103,7 +103,7 @@ def features_of(file: Path) -> Any:
 
 
 def suffix_of(file: Path) -> str:
-    """Return a file's suffix in small letters, without that of its compression."""
+    """Return a file's suffix in lower case, without that of its compression."""
     suffixes = [suffix.lower() for suffix in file.suffixes]
     if suffixes and suffixes[-1] in COMPRESSED_SUFFIXES:
         suffixes.pop()
@@ -111,13 +111,13 @@ def suffix_of(file: Path) -> str:
 
 
 def is_accepted(file: Path) -> bool:
-    """Tell whether a file's suffix is one of data."""
+    """Tell whether a file's suffix is one of the accepted formats."""
     return suffix_of(file) in TEXT_SUFFIXES or file.suffix.lower() in COLUMNAR_SUFFIXES
 
 
 @contextmanager
 def _errors_named(file: Path) -> Iterator[None]:
-    """Raise DataError, naming the file, for what its bytes or the disk raise."""
+    """Raise errors of decoding, decompressing and reading a file as DataError with its name."""
     try:
         yield
     except UnicodeDecodeError as error:
@@ -156,7 +156,7 @@ def _opened(file: Path) -> Iterator[Opened]:
 
 
 def _read_text(file: Path, lines: TextLines, suffix: str) -> tuple[list[str], Iterator[Numbered]]:
-    """Return what a text is beyond its suffix, and its rows."""
+    """Return notes on the format of a text that its suffix does not tell, and its rows."""
     if suffix == ".txt":
         two = lines.first_non_blank(2)
         as_json = len(two) == 2 and all(map(is_object, two))
@@ -173,7 +173,7 @@ def _read_text(file: Path, lines: TextLines, suffix: str) -> tuple[list[str], It
 
 
 def _is_delimited(lines: TextLines, hint: str | None) -> bool:
-    """Tell delimited text from JSON: by its first line, and if need be by its other lines."""
+    """Tell delimited text from JSON by the first line or, if that is unclear, by the others."""
     first = "".join(lines.first_non_blank(1))
     if hint is not None:
         return not starts_json(first)
@@ -188,9 +188,9 @@ def _is_delimited(lines: TextLines, hint: str | None) -> bool:
 def read_document(lines: TextLines) -> Iterator[Numbered]:
     """Yield a whole text as one row."""
     text = lines.rest()
-    found = NO_TEXT.search(text)
-    if found:
-        number = text.count("\n", 0, found.start()) + 1
+    match = NO_TEXT.search(text)
+    if match:
+        number = text.count("\n", 0, match.start()) + 1
         yield number, Unreadable(str(why_not_text(text)), text)
     elif text:
         yield 1, {"text": text}

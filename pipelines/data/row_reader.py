@@ -1,4 +1,4 @@
-"""What reading and splitting rows needs to know of a task."""
+"""The part of a task's interface that reading and splitting rows needs."""
 
 from __future__ import annotations
 

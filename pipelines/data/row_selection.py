@@ -1,6 +1,6 @@
-"""Choose rows by a seed: each label by its share, rows with the same input together.
+"""Choose rows by a seed: stratified by label, rows with the same input together.
 
-The choice depends on the rows' inputs, labels and order and on the seed alone: not on the process,
+The choice depends only on the rows' inputs, labels and order and on the seed: not on the process,
 the machine, Python's hash seed or rows that were left out before.
 """
 
@@ -18,7 +18,7 @@ Label = str | None  # None: rows without a label
 
 @dataclass(frozen=True)
 class Group:
-    """Indices of the rows with one input, and how many of them have each label."""
+    """Indices of the rows with one input, and the number of them with each label."""
 
     rows: list[int] = field(default_factory=list)
     counts: dict[Label, int] = field(default_factory=dict)
@@ -31,17 +31,17 @@ class Group:
 def hold_out_rows(
     inputs: Sequence[Hashable], labels: Sequence[Sequence[str]], fraction: float, seed: int
 ) -> list[int]:
-    """Return the indices of the rows to hold out, ascending; [] where none can be.
+    """Return the indices of the rows to hold out, ascending; [] if none can be held out.
 
-    Rows with equal inputs stay together. A label gets its fraction to within one row, as far as
-    groups allow, and at least one row where the total allows. One row of each label is always left.
+    Rows with equal inputs stay together. As far as groups allow, each label has its fraction to
+    within one row, and at least one row if the total allows. One row of each label always remains.
     """
     groups = random_groups(inputs, labels, seed)
     sizes = num_rows_by_label(groups)
     wanted = allot(sizes, fraction, num_left=1)
     most = Counter({label: size - 1 for label, size in sizes.items()})
     chosen, others = choose(groups, wanted, most, len(inputs) - 1)
-    if not chosen:  # every group is larger than what is wanted: take the smallest
+    if not chosen:  # every group has more rows than wanted: take the smallest
         allowed = [group for group in others if group.fits(most)]
         chosen = sorted(allowed, key=lambda group: len(group.rows))[:1]
     return sorted(row for group in chosen for row in group.rows)
@@ -52,8 +52,8 @@ def draw_rows(
 ) -> list[int]:
     """Return the indices of `count` rows, or of all if there are fewer, ascending.
 
-    Each label keeps its share, and is there at least once where `count` allows. Rows with equal
-    inputs are chosen together, but for the last ones, which fill the count.
+    Each label keeps its fraction, and has at least one row if `count` allows. Rows with equal
+    inputs are chosen together, except for the last rows, which fill up the count.
     """
     if count >= len(inputs):
         return list(range(len(inputs)))
@@ -67,7 +67,7 @@ def draw_rows(
 
 
 def shuffled(items: Sequence[T], seed: int) -> list[T]:
-    """Return items in random order. Python promises the numbers of `random()`, not a shuffle."""
+    """Return items in random order; Python guarantees the values of `random()`, not a shuffle."""
     generator = Random(seed)
     return sorted(items, key=lambda _: generator.random())
 
@@ -86,13 +86,13 @@ def random_groups(
         group.rows.append(index)
         for name in names or (None,):
             group.counts[name] = group.counts.get(name, 0) + 1
-    found = list(groups.values())
-    sizes = num_rows_by_label(found)
-    return sorted(shuffled(found, seed), key=lambda group: min(sizes[n] for n in group.counts))
+    unordered = list(groups.values())
+    sizes = num_rows_by_label(unordered)
+    return sorted(shuffled(unordered, seed), key=lambda group: min(sizes[n] for n in group.counts))
 
 
 def num_rows_by_label(groups: Sequence[Group]) -> Counter[Label]:
-    """Return how many rows have each label."""
+    """Return the number of rows with each label."""
     sizes: Counter[Label] = Counter()
     for group in groups:
         for label, count in group.counts.items():
@@ -101,10 +101,10 @@ def num_rows_by_label(groups: Sequence[Group]) -> Counter[Label]:
 
 
 def allot(sizes: Mapping[Label, int], fraction: float, *, num_left: int) -> Counter[Label]:
-    """Return how many rows of each label to choose, leaving at least `num_left` of each.
+    """Return the number of rows to choose of each label, leaving at least `num_left` of each.
 
-    That is its fraction rounded down or up so that the sum comes out right, by largest remainder;
-    a label whose fraction is below one row gets one, unless there are more labels than rows.
+    Each label has its fraction, rounded by the largest remainder method. A label with a fraction
+    below one row has one row, unless there are more labels than rows.
     """
     total = max(1, round(fraction * sum(sizes.values())))
     exact = {label: fraction * size for label, size in sizes.items()}
@@ -122,9 +122,9 @@ def allot(sizes: Mapping[Label, int], fraction: float, *, num_left: int) -> Coun
 def choose(
     groups: Sequence[Group], wanted: Counter[Label], most: Counter[Label], limit: int
 ) -> tuple[list[Group], list[Group]]:
-    """Return the groups that bring the counts closer to `wanted`, taken in order, and the others.
+    """Return the groups that bring the counts closer to `wanted`, in order, and the others.
 
-    Together they have at most `limit` rows, and of each label at most `most`.
+    The chosen groups have at most `limit` rows, and at most `most` of each label.
     """
     missing, most = Counter(wanted), Counter(most)
     chosen: list[Group] = []

@@ -1,4 +1,4 @@
-"""What readers yield: numbered rows, and what could not be read as one."""
+"""Rows of a split with their locations, and lines that are unreadable."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NO_TEXT = re.compile("[\0\ud800-\udfff]")
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A line that cannot be read as a row: the reason, and its content."""
+    """A line that cannot be read as a row, and the reason."""
 
     reason: str
     content: Any
@@ -24,9 +24,9 @@ Numbered = tuple[int, dict[str, Any] | Unreadable]
 
 
 class Line(int):
-    """A row's number in a split of several files; knows its file and its line there.
+    """A row's number in a split of several files, with its file and its line there.
 
-    The number itself counts on from file to file, so that rows of a split stay in order.
+    The number itself counts through all files, so that the rows of a split stay in order.
     """
 
     file: str
@@ -45,10 +45,10 @@ def file_and_line(origin: str, number: int) -> tuple[str, int]:
 
 def why_not_text(text: str) -> str | None:
     """Explain why a string cannot be tokenised, or return None."""
-    found = NO_TEXT.search(text)
-    if found is None:
+    match = NO_TEXT.search(text)
+    if match is None:
         return None
-    code = ord(found[0])
+    code = ord(match[0])
     if code == 0:
         return "a NUL character."
     if 0xDC80 <= code <= 0xDCFF:  # where `surrogateescape` puts a byte
@@ -76,7 +76,7 @@ def first_reason(texts: Iterator[str] | list[str]) -> str | None:
 
 @dataclass(frozen=True)
 class Rejected:
-    """A row that cannot be used: the number of its line or row, why, and what it holds."""
+    """An unusable row: its location and content, and the reason."""
 
     file: str
     line: int
@@ -87,7 +87,7 @@ class Rejected:
 
 @dataclass(frozen=True)
 class Examples:
-    """Rows of one split, and where each comes from."""
+    """Rows of one split, with the location of each."""
 
     rows: Sequence[dict[str, Any]] | Iterable[dict[str, Any]]
     origin: str
@@ -95,15 +95,15 @@ class Examples:
     label_names: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Names in the order of their ids, of each column that is a ClassLabel."""
     numbers: Sequence[int] | None = None
-    """Where rows without lines stand in their split, if some were left out."""
+    """Positions in the split of rows without lines, if some rows were left out."""
     rejected: tuple[Rejected, ...] = ()
-    """Rows of the same place that cannot be used."""
+    """Unusable rows of the same origin."""
     total: int | None = None
-    """Rows that these were drawn from, where there is a maximum."""
+    """Number of rows that these were drawn from, if there is a maximum."""
 
     @property
     def streamed(self) -> bool:
-        """Whether the rows are read anew at each iteration, and not held in memory."""
+        """Whether the rows are read again at each iteration, and not held in memory."""
         return not isinstance(self.rows, Sequence)
 
     def row_number(self, index: int) -> int:
@@ -112,18 +112,18 @@ class Examples:
         return index if numbers is None else numbers[index]
 
     def locate(self, index: int) -> str:
-        """Name the file and the line, or the split and the row, of a row."""
+        """Return a row's file and line, or its split and position, as a text."""
         file, number = file_and_line(self.origin, self.row_number(index))
         return f"{file}{' row ' if self.lines is None else ':'}{number}"
 
-    def select(self, kept: Iterable[int]) -> Examples:
-        """Return some of the rows, which keep the names of their places."""
+    def select(self, indices: Iterable[int]) -> Examples:
+        """Return some of the rows, with their locations."""
         assert isinstance(self.rows, list)
-        kept = list(kept)
-        numbers = [self.row_number(index) for index in kept]
+        indices = list(indices)
+        numbers = [self.row_number(index) for index in indices]
         return replace(
             self,
-            rows=[self.rows[index] for index in kept],
+            rows=[self.rows[index] for index in indices],
             lines=None if self.lines is None else numbers,
             numbers=numbers if self.lines is None else None,
         )

@@ -15,22 +15,22 @@ class DatasetSource:
     path: str
     """Hub id, a local file, or a local folder with a file, shards or a subfolder for each split."""
     name: str | None = None
-    """Configuration of the Hub dataset, as "sst2" of nyu-mll/glue."""
+    """Configuration of the Hub dataset, such as sst2 of nyu-mll/glue."""
     revision: str | None = None
     """Commit, branch or tag of the Hub dataset."""
     train_split: str = "train"
-    """Split to train on."""
+    """Training split."""
     eval_split: str | None = None
-    """Split to score on. Without one, eval_fraction of the training rows is held out."""
+    """Evaluation split; without one, eval_fraction of the training rows is held out."""
     eval_fraction: Annotated[float, Gt(0), Lt(1)] = 0.1
-    """Fraction of the training rows held out when there is no eval_split, or only one file."""
+    """Fraction of the training rows to hold out if there is no eval_split, or only one file."""
     split_seed: Annotated[int, Ge(0)] = 42
-    """Seed of what is held out and what max_train_rows and max_eval_rows draw."""
+    """Seed of the rows to hold out, and of those drawn for max_train_rows and max_eval_rows."""
     streaming: bool = False
-    """Read the training rows while training, for a corpus larger than the disk."""
+    """Read the training rows during training, for a corpus larger than memory or disk."""
     max_train_rows: Annotated[int, Gt(0)] | None = None
-    """Train on so many rows, drawn by split_seed; of a stream, the first."""
+    """Most training rows, drawn by split_seed; of a stream, the first rows."""
     max_eval_rows: Annotated[int, Gt(0)] | None = None
-    """Score on so many rows, drawn by split_seed; of a stream, the first."""
+    """Most evaluation rows, drawn by split_seed; of a stream, the first rows."""
     on_bad_row: Literal["stop", "skip"] = "stop"
-    """Stop at rows that cannot be used, or count them and write them to rejected.jsonl."""
+    """Stop at unusable rows, or skip them, count them and list them in rejected.jsonl."""

@@ -1,4 +1,4 @@
-"""Read a DatasetSource into checked rows that know their file and line."""
+"""Check the rows of both splits, hold out evaluation rows, and apply the maxima."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from typing import Any
 
 from pipelines.data.load import RawSplits
 from pipelines.data.local_files import is_local
+from pipelines.data.rejected_file import append_rejected, read_lines
 from pipelines.data.row_reader import RowReader
 from pipelines.data.row_selection import draw_rows, hold_out_rows
 from pipelines.data.rows import Examples
 from pipelines.data.stream import Stream
 from pipelines.data.validate import (
     HINT,
-    append_rejected,
     check_columns,
     drop_unusable,
-    lines_of,
     raise_rejected,
     to_examples,
 )
@@ -29,21 +28,21 @@ NUM_FIRST = 100  # rows of a stream whose columns are checked
 
 @dataclass(frozen=True)
 class Splits:
-    """Training and evaluation rows that the task can use."""
+    """Usable training and evaluation rows."""
 
     train: Examples
     held_out: Examples
     record: dict[str, Any]
-    """Where the rows come from and how they were drawn, for task.json."""
+    """Which rows they are and how they were drawn, for task.json."""
 
 
 def check_splits(
     task: RowReader, raw: RawSplits, rejected: Path | None = None
 ) -> tuple[Splits, tuple[str, ...]]:
-    """Return the rows that a task can use, held out and capped by seed, and its labels.
+    """Return the usable rows, held out and drawn by seed, and the task's labels.
 
-    Raise DataError that names all others, unless they are to be skipped: then they are written to
-    the file `rejected`, those of a stream when it meets them. The labels are those of all usable
+    Raise DataError that lists the unusable rows, unless `on_bad_row` is skip: then they are written
+    to the file `rejected`, those of a stream while it is read. The labels are those of all usable
     training rows, so that `max_train_rows` does not change the model's head.
     """
     stop = task.dataset.on_bad_row == "stop"
@@ -53,8 +52,8 @@ def check_splits(
         train = replace(train, rows=replace(train.rows, task=task, rejected=rejected))
     else:
         train = drop_unusable(task, train, None)
-    nothing = not isinstance(train.rows, Stream) and not train.rows
-    labels = None if nothing or (stop and train.rejected) else task.labels(train)
+    empty = not isinstance(train.rows, Stream) and not train.rows
+    labels = None if empty or (stop and train.rejected) else task.labels(train)
     if held_out is not None:
         held_out = drop_unusable(task, held_out, labels)
     check_columns(task, (raw.train, train), (raw.held_out, held_out))
@@ -70,9 +69,9 @@ def check_splits(
 
 
 def check_stream(task: RowReader, train: Examples) -> None:
-    """Raise DataError where the first rows of a stream that skips bad rows lack a column.
+    """Raise DataError if the first rows of a stream that skips unusable rows lack a column.
 
-    It would skip every row, and never end.
+    Such a stream would skip every row, and training would never end.
     """
     assert isinstance(train.rows, Stream)
     if task.dataset.on_bad_row == "skip":
@@ -82,19 +81,19 @@ def check_stream(task: RowReader, train: Examples) -> None:
 
 
 def draw_splits(task: RowReader, train: Examples, held_out: Examples | None) -> Splits:
-    """Hold out training rows where there are no others, and apply the maximum of both splits."""
+    """Hold out training rows if there is no evaluation split, and apply both maxima."""
     source = task.dataset
     scored = {"split": source.eval_split, "part": "all", "shares_inputs": False}
     if held_out is None:
-        train, held_out, how = hold_out(task, train)
-        scored = {"split": source.train_split, **how}
+        train, held_out, method = hold_out(task, train)
+        scored = {"split": source.train_split, **method}
     if isinstance(train.rows, Stream):
         scored["part"] = f"the first {source.max_eval_rows:,} rows"
         if train.rows.skip:
             scored["split"] = source.train_split
     else:
-        train = capped(task, train, source.max_train_rows)
-        held_out = capped(task, held_out, source.max_eval_rows)
+        train = draw_at_most(task, train, source.max_train_rows)
+        held_out = draw_at_most(task, held_out, source.max_eval_rows)
     record = {
         "train": {"split": source.train_split, **num_drawn(train)},
         "eval": {**scored, **num_drawn(held_out)},
@@ -106,7 +105,7 @@ def draw_splits(task: RowReader, train: Examples, held_out: Examples | None) -> 
 
 
 def num_drawn(examples: Examples) -> dict[str, int | None]:
-    """Return how many rows there are, and how many they were drawn from; None for a stream."""
+    """Return the number of rows, and of the rows they were drawn from; None for a stream."""
     if isinstance(examples.rows, Stream):
         return {"rows": None, "of": None}
     num_rows = len(list(examples.rows))
@@ -114,10 +113,11 @@ def num_drawn(examples: Examples) -> dict[str, int | None]:
 
 
 def hold_out(task: RowReader, examples: Examples) -> tuple[Examples, Examples, dict[str, Any]]:
-    """Return training rows, rows drawn from them to score on, and how they were drawn.
+    """Return training rows, evaluation rows drawn from them, and how they were drawn.
 
-    A single document is cut at a character. Where the rows that share an input cannot be kept
-    together, since all share it, say, single rows are drawn. Raise DataError if none can be.
+    A single document is cut at a character. Rows with the same input stay together; if that is
+    impossible, because all have the same one, say, single rows are drawn. Raise DataError if no row
+    can be held out.
     """
     source, rows = task.dataset, list(examples.rows)
     percent = f"{100 * source.eval_fraction:.3g} %"
@@ -125,12 +125,12 @@ def hold_out(task: RowReader, examples: Examples) -> tuple[Examples, Examples, d
         row, text = rows[0], rows[0][task.document_column]
         cut = round(len(text) * (1 - source.eval_fraction))
         head, tail = ([row | {task.document_column: part}] for part in (text[:cut], text[cut:]))
-        how = {"part": f"the last {percent} of the text", "shares_inputs": False}
-        return replace(examples, rows=head), replace(examples, rows=tail, rejected=()), how
+        method = {"part": f"the last {percent} of the text", "shares_inputs": False}
+        return replace(examples, rows=head), replace(examples, rows=tail, rejected=()), method
     groups = [task.group(row) for row in rows]
     labels = [task.row_labels(examples, index, row) for index, row in enumerate(rows)]
     chosen = hold_out_rows(groups, labels, source.eval_fraction, source.split_seed)
-    how = {"part": f"{percent} of the rows", "shares_inputs": not chosen}
+    method = {"part": f"{percent} of the rows", "shares_inputs": not chosen}
     if not chosen:
         chosen = hold_out_rows(range(len(rows)), labels, source.eval_fraction, source.split_seed)
     if not chosen:
@@ -140,12 +140,12 @@ def hold_out(task: RowReader, examples: Examples) -> tuple[Examples, Examples, d
             "a folder with one file for each split, and name the second with "
             "--task.dataset.eval-split."
         )
-    left = sorted(set(range(len(rows))) - set(chosen))
-    return examples.select(left), replace(examples.select(chosen), rejected=()), how
+    remaining = sorted(set(range(len(rows))) - set(chosen))
+    return examples.select(remaining), replace(examples.select(chosen), rejected=()), method
 
 
-def capped(task: RowReader, examples: Examples, count: int | None) -> Examples:
-    """Return `count` rows drawn by seed, in their order, or all."""
+def draw_at_most(task: RowReader, examples: Examples, count: int | None) -> Examples:
+    """Return `count` rows drawn by seed, in their order, or all rows if there are no more."""
     rows = list(examples.rows)
     if count is None or len(rows) <= count:
         return examples
@@ -159,12 +159,12 @@ def capped(task: RowReader, examples: Examples, count: int | None) -> Examples:
 
 
 def num_skipped(splits: Splits, rejected: Path | None) -> dict[str, int]:
-    """Return how many rows were left out of the score and of the training, where some were.
+    """Return the numbers of unusable evaluation and training rows that are above 0.
 
     Those of a stream are counted in the file `rejected`.
     """
     num_eval, num_train = len(splits.held_out.rejected), len(splits.train.rejected)
     if isinstance(splits.train.rows, Stream):
-        num_train = len(lines_of(rejected)) - num_eval
-    found = {"rows_skipped": num_eval, "train_rows_skipped": num_train}
-    return {name: count for name, count in found.items() if count > 0}
+        num_train = len(read_lines(rejected)) - num_eval
+    counts = {"rows_skipped": num_eval, "train_rows_skipped": num_train}
+    return {name: count for name, count in counts.items() if count > 0}

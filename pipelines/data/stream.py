@@ -1,4 +1,4 @@
-"""Rows that are read while training."""
+"""Rows that are read during training, and not held in memory."""
 
 from __future__ import annotations
 
@@ -12,24 +12,18 @@ from typing import Any
 from pipelines.data.hub_datasets import hub_dataset
 from pipelines.data.local_files import is_local, split_files
 from pipelines.data.readers import read_files
+from pipelines.data.rejected_file import append_rejected, read_lines
 from pipelines.data.row_reader import RowReader
 from pipelines.data.rows import Numbered
 from pipelines.data.source import DatasetSource
-from pipelines.data.validate import (
-    HINT,
-    append_rejected,
-    drop_unusable,
-    lines_of,
-    raise_rejected,
-    to_examples,
-)
+from pipelines.data.validate import HINT, drop_unusable, raise_rejected, to_examples
 
 
 @dataclass(frozen=True)
 class Stream:
-    """Rows that are read each time they are iterated; the first `skip` are left out.
+    """Rows that are read again at each iteration, without the first `skip`.
 
-    Those that `task` cannot use are refused when they are met, or appended to `rejected`.
+    A row that `task` cannot use raises DataError, or is appended to the file `rejected`.
     """
 
     source: DatasetSource
@@ -40,7 +34,7 @@ class Stream:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         origin, records = self.records()
-        local, known = is_local(self.source), lines_of(self.rejected)
+        local, known = is_local(self.source), read_lines(self.rejected)
         for record in records:
             examples = to_examples([record], origin, local)
             if self.task is not None:
@@ -52,7 +46,7 @@ class Stream:
             yield from examples.rows
 
     def fingerprint(self) -> str | None:
-        """Return a hash of the files' sizes and starts; the recipe pins the commit of the Hub's."""
+        """Return a hash of local files' sizes and starts; None for the Hub, by its commit."""
         if not is_local(self.source):
             return None
         digest = hashlib.sha256()
@@ -62,7 +56,7 @@ class Stream:
         return digest.hexdigest()
 
     def records(self) -> tuple[str, Iterator[Numbered]]:
-        """Return where the rows come from, and the rows with their numbers."""
+        """Return the rows' origin, and the rows with their numbers."""
         rows: Iterable[Numbered]
         if is_local(self.source):
             files = split_files(self.source, self.split)
@@ -75,5 +69,5 @@ class Stream:
 
 
 def origin_of(files: Sequence[Path]) -> str:
-    """Name the file of a split, or the folder of its files."""
+    """Return the file of a split, or the folder of its files, as a text."""
     return str(files[0] if len(files) == 1 else files[0].parent)

@@ -1,4 +1,4 @@
-"""`evaluate.Metric` modules that work with no network, each loadable by its path."""
+"""`evaluate.Metric` modules that need no network; each can be loaded by its path."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ NAMES = (
 
 
 def load(name: str, config_name: str | None = None) -> Any:
-    """Return the `evaluate.Metric` of that name.
+    """Return the `evaluate.Metric` of that name, which holds its rows in memory.
 
-    It holds its rows in memory, so that it needs no cache folder and no lock file, and two
-    processes share nothing. `evaluate.load` of its path copies the module into HF_HOME and writes
-    there. Raise ValueError, with the nearest name, for one that does not exist.
+    It needs no cache folder and no lock file, and shares nothing with other processes;
+    `evaluate.load` of a path would write to HF_HOME. Raise ValueError, with the nearest name, for
+    an unknown metric.
     """
     if name not in NAMES:
         close = difflib.get_close_matches(name, NAMES, n=1)
@@ -42,5 +42,5 @@ def load(name: str, config_name: str | None = None) -> Any:
         for value in vars(module).values()
         if isinstance(value, type) and value.__module__ == module.__name__
     )
-    with TemporaryDirectory() as folder:  # made by `evaluate`, and empty where rows are in memory
+    with TemporaryDirectory() as folder:  # `evaluate` creates a folder, and here writes nothing
         return kind(config_name=config_name, keep_in_memory=True, cache_dir=folder)

@@ -8,7 +8,7 @@ from pipelines.metrics import base
 
 
 class Accuracy(base.LabelMetric):
-    """Fraction of rows whose prediction is right: all its labels, in config `multilabel`."""
+    """Fraction of rows whose prediction, or in config `multilabel` whole list, is right."""
 
     def _compute(
         self,

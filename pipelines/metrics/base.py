@@ -1,7 +1,7 @@
-"""What the metric modules share: each value is checked before Arrow casts it.
+"""Base classes of the metrics, which check each value before Arrow casts it.
 
-`evaluate` casts values to the types of `features` and looks at the first row alone: a probability
-of 0.7 would become class 0, and a list in place of a text its `repr`.
+`evaluate` checks only the first row and casts values to the types of `features`: a probability of
+0.7 would become class 0, and a list in place of a text its `repr`.
 """
 
 # mypy: allow-subclassing-any
@@ -18,10 +18,10 @@ import evaluate
 
 
 class Metric(evaluate.Metric):
-    """An `evaluate.Metric` that names the row of a value that cannot be scored.
+    """An `evaluate.Metric` whose errors name the row of a value that cannot be scored.
 
-    It needs `prediction` and `reference`, which return a value in the form of `feature_types`, or
-    raise ValueError.
+    Subclasses define `prediction` and `reference`, which return a value in the form of
+    `feature_types` or raise ValueError.
     """
 
     inputs = ""
@@ -33,7 +33,7 @@ class Metric(evaluate.Metric):
         return self.prediction(value)
 
     def feature_types(self) -> Any:
-        """Return the `datasets.Features` of a row, or a list of those that it may have."""
+        """Return the `datasets.Features` of a row, or a list of alternatives."""
         raise NotImplementedError
 
     def _info(self) -> evaluate.MetricInfo:
@@ -45,18 +45,18 @@ class Metric(evaluate.Metric):
         )
 
     def add_batch(self, *, predictions: Any = None, references: Any = None, **options: Any) -> None:
-        """Add rows. Raise ValueError for no rows, unequal numbers of them and wrong values."""
-        guesses, gold = self.checked(predictions, references)
+        """Add rows. Raise ValueError for no rows, unequal numbers of rows, and wrong values."""
+        guesses, gold = self.convert_rows(predictions, references)
         super().add_batch(predictions=guesses, references=gold, **options)
 
     def add(self, *, prediction: Any = None, reference: Any = None, **options: Any) -> None:
         """Add one row. Raise ValueError for wrong values."""
         self.add_batch(predictions=[prediction], references=[reference], **options)
 
-    def checked(self, predictions: Any, references: Any) -> tuple[list[Any], list[Any]]:
-        """Return the rows in the form of `feature_types`."""
-        guesses = converted("predictions", predictions, self.prediction)
-        gold = converted("references", references, self.reference)
+    def convert_rows(self, predictions: Any, references: Any) -> tuple[list[Any], list[Any]]:
+        """Return the rows in the form of `feature_types`. Raise ValueError as `add_batch` does."""
+        guesses = convert_column("predictions", predictions, self.prediction)
+        gold = convert_column("references", references, self.reference)
         self.check_pairs(guesses, gold)
         if not guesses:
             raise ValueError(f"{self.name}: no rows to score.")
@@ -68,14 +68,14 @@ class Metric(evaluate.Metric):
             raise ValueError(f"{self.name}: {len(guesses)} predictions, {len(gold)} references.")
 
 
-def converted(name: str, column: Any, convert: Callable[[Any], Any]) -> list[Any]:
-    """Return a column with each value converted. Raise ValueError that names the row, from 0."""
+def convert_column(name: str, column: Any, convert: Callable[[Any], Any]) -> list[Any]:
+    """Return a column with each value converted. Raise ValueError with the row, from 0."""
     if column is None or isinstance(column, str | dict):
         raise ValueError(f"{name}: {column!r} is not a list of rows.")
     values = []
     for row, value in enumerate(column):
         try:
-            # the Python value of a NumPy scalar, an array or a tensor
+            # NumPy scalars, arrays and tensors have `tolist`
             values.append(convert(value.tolist() if hasattr(value, "tolist") else value))
         except ValueError as error:
             raise ValueError(f"{name}[{row}]: {error}") from None
@@ -90,7 +90,7 @@ def text(value: Any) -> str:
 
 
 def texts(value: Any) -> list[str]:
-    """Return the reference texts of a row, which are a text or a list of them."""
+    """Return the reference texts of a row, from a text or a list of texts."""
     if isinstance(value, str):
         return [value]
     if not isinstance(value, list | tuple):
@@ -108,7 +108,7 @@ def number(value: Any) -> float:
 
 
 def whole(value: Any) -> int:
-    """Return a whole number. Raise ValueError for anything else, as a fraction."""
+    """Return a whole number. Raise ValueError for anything else, fractions included."""
     if not isinstance(value, Integral) and not number(value).is_integer():
         raise ValueError(f"{value!r} is not a whole number.")
     return int(value)
@@ -121,7 +121,7 @@ class LabelMetric(Metric):
 
     @property
     def multilabel(self) -> bool:
-        """Whether a row has any number of labels."""
+        """Whether a row may have any number of labels."""
         return bool(self.config_name == "multilabel")
 
     def feature_types(self) -> list[datasets.Features]:
@@ -137,7 +137,7 @@ class LabelMetric(Metric):
         return [int(each) for each in value]
 
     def check_pairs(self, guesses: list[Any], gold: list[Any]) -> None:
-        """Raise ValueError also for names next to ids, and for rows of unequal widths."""
+        """Raise ValueError also for names mixed with ids, and for rows of unequal widths."""
         super().check_pairs(guesses, gold)
         every = [*guesses, *gold]
         if self.multilabel:
@@ -150,7 +150,7 @@ class LabelMetric(Metric):
             ids = [value for value in every if not isinstance(value, str)]
             raise ValueError(
                 f"{self.name}: {names[0]!r} is the name of a class, {ids[0]!r} an id. Give names "
-                "or ids on both sides; an evaluator's `label_mapping` maps names to ids."
+                "or ids for both; an evaluator's `label_mapping` maps names to ids."
             )
 
 
@@ -205,9 +205,9 @@ class AnswerMetric(Metric):
     def reference(self, value: Any) -> dict[str, Any]:
         row = with_keys(value, "id", "answers")
         answers = with_keys(row["answers"], "text", "answer_start")
-        found = [text(each) for each in answers["text"]]
+        texts = [text(each) for each in answers["text"]]
         starts = [whole(each) for each in answers["answer_start"]]
-        return {"id": text(row["id"]), "answers": {"text": found, "answer_start": starts}}
+        return {"id": text(row["id"]), "answers": {"text": texts, "answer_start": starts}}
 
 
 def with_keys(value: Any, *keys: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pipelines.metrics import base
 class F1(base.LabelMetric):
     """Harmonic mean of precision and recall, with scikit-learn's options.
 
-    An array with `average=None`: a value for each label.
+    With `average=None`, an array with a value for each label.
     """
 
     def _compute(

@@ -8,7 +8,7 @@ from pipelines.metrics import base
 
 
 class Pearson(base.NumberMetric):
-    """Pearson's correlation; NaN where one side is constant."""
+    """Pearson's correlation; NaN if either column is constant."""
 
     def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
         return {"pearsonr": float(pearsonr(references, predictions).statistic)}

@@ -9,7 +9,7 @@ from pipelines.metrics import base
 
 
 class Perplexity(base.Metric):
-    """Perplexity of rows whose likelihoods are known: no model is loaded here."""
+    """Perplexity from the likelihoods of rows; no model is loaded."""
 
     inputs = (
         "predictions: summed negative log-likelihood of each row, in nats; references: number of "

@@ -10,10 +10,10 @@ from pipelines.metrics import base, words
 
 
 class Rouge(base.TextMetric):
-    """F-measure of the longest common subsequence of words, the best over the references.
+    """F-measure of the longest common subsequence of words with the best reference.
 
-    `tokenizer` splits a text into words. The default takes words of any script; on ASCII text it
-    equals rouge_score's own. `use_aggregator=False` gives a list, one value for each text.
+    `tokenizer` splits a text into words, by default in any script; on ASCII text it equals
+    rouge_score's own. `use_aggregator=False` returns a list with one value for each text.
     """
 
     def _compute(

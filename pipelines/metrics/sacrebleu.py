@@ -18,7 +18,7 @@ def is_unspaced(text: str) -> bool:
 class Sacrebleu(base.TextMetric):
     """Corpus BLEU, from 0 to 100, with sacrebleu's tokenisation and its options.
 
-    Texts may have different numbers of references. Its tokenizer for Chinese is `tokenize="zh"`.
+    Texts may have different numbers of references. For Chinese use `tokenize="zh"`.
     """
 
     def _compute(
@@ -35,17 +35,17 @@ class Sacrebleu(base.TextMetric):
                 stacklevel=3,
             )
         most = max(map(len, references))
-        # None is no reference; "" would be one of length 0, and take the brevity penalty away
+        # sacrebleu skips None; "" would be a reference of length 0, without a brevity penalty
         padded = [[*gold, *([None] * (most - len(gold)))] for gold in references]
         streams = [list(stream) for stream in zip(*padded, strict=True)]
-        options = {"force": True} | options  # which only silences advice about tokenised text
-        found = sacrebleu.corpus_bleu(predictions, streams, tokenize=tokenize, **options)
+        options = {"force": True} | options  # force: no warning about tokenised text
+        bleu = sacrebleu.corpus_bleu(predictions, streams, tokenize=tokenize, **options)
         return {
-            "score": found.score,
-            "counts": found.counts,
-            "totals": found.totals,
-            "precisions": found.precisions,
-            "bp": found.bp,
-            "sys_len": found.sys_len,
-            "ref_len": found.ref_len,
+            "score": bleu.score,
+            "counts": bleu.counts,
+            "totals": bleu.totals,
+            "precisions": bleu.precisions,
+            "bp": bleu.bp,
+            "sys_len": bleu.sys_len,
+            "ref_len": bleu.ref_len,
         }

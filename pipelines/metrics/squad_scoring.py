@@ -21,19 +21,19 @@ class Threshold(NamedTuple):
 
 def normalize_answer(text: str) -> str:
     """Lower the case, drop ASCII punctuation and the articles, and join words by one space."""
-    kept = "".join(c for c in text.lower() if c not in string.punctuation)
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", kept).split())
+    words = "".join(c for c in text.lower() if c not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", words).split())
 
 
 def exact_match(prediction: str, answer: str) -> float:
-    """Return 1.0 if both are the same after normalisation."""
+    """Return 1.0 if both are equal after normalisation, else 0.0."""
     return float(normalize_answer(prediction) == normalize_answer(answer))
 
 
 def token_f1(prediction: str, answer: str) -> float:
-    """Return the F1 of shared words; without a word on one side, 1.0 if both have none.
+    """Return the F1 of shared words; if either has no word, 1.0 if both have none.
 
-    That is the rule of v2. In v1 two answers without a word score 0.0, see `squad`.
+    This is the rule of v2. In v1 two answers without a word score 0.0, see `squad`.
     """
     guess, gold = normalize_answer(prediction).split(), normalize_answer(answer).split()
     if not guess or not gold:
@@ -53,7 +53,7 @@ def word_f1(guess: Sequence[str], gold: Sequence[str]) -> float:
 def best_over_answers(
     score: Callable[[str, str], float], prediction: str, answers: Sequence[str]
 ) -> float:
-    """Return the best score over the gold answers; no answer, or only empty ones, means ""."""
+    """Return the best score over the gold answers; without any but empty ones, that of ""."""
     gold = [answer for answer in answers if normalize_answer(answer)]
     return max(score(prediction, answer) for answer in (gold or [""]))
 
@@ -64,10 +64,10 @@ def find_best_threshold(
     no_answer_probabilities: Sequence[float],
     answerable: Sequence[bool],
 ) -> Threshold:
-    """Return the null threshold that gives the best mean score, by the official v2 rule.
+    """Return the null threshold with the best mean score, by the official v2 rule.
 
-    A question counts as unanswered above the threshold, where an unanswerable one scores 1.
-    `scores` hold what each prediction is worth when it is given.
+    Above the threshold a question counts as unanswered, which scores 1 if it is unanswerable.
+    `scores` are those of the predictions if they are given.
     """
     current = best = float(len(answerable) - sum(answerable))
     threshold = 0.0

@@ -46,16 +46,16 @@ class SquadV2(base.AnswerMetric):
         given = {row["id"]: row for row in predictions}
         gold = {row["id"]: row["answers"]["text"] for row in references}
         # in the order of the predictions, which decides between equal thresholds
-        asked = [identity for identity in given if identity in gold]
-        texts = [given[identity]["prediction_text"] for identity in asked]
-        nulls = [given[identity]["no_answer_probability"] for identity in asked]
-        answerable = [bool(gold[identity]) for identity in asked]
-        found: dict[str, float] = {}
+        ids = [identity for identity in given if identity in gold]
+        texts = [given[identity]["prediction_text"] for identity in ids]
+        nulls = [given[identity]["no_answer_probability"] for identity in ids]
+        answerable = [bool(gold[identity]) for identity in ids]
+        means: dict[str, float] = {}
         best: dict[str, float] = {}
         for name, score in (("exact", exact_match), ("f1", token_f1)):
             raw = [
                 best_over_answers(score, text, gold[identity])
-                for text, identity in zip(texts, asked, strict=True)
+                for text, identity in zip(texts, ids, strict=True)
             ]
             final = [
                 float(not has) if null > no_answer_threshold else value
@@ -64,12 +64,12 @@ class SquadV2(base.AnswerMetric):
             top = find_best_threshold(raw, texts, nulls, answerable)
             best |= {f"best_{name}": top.score, f"best_{name}_thresh": top.threshold}
             for prefix, wanted in (("", None), ("HasAns_", True), ("NoAns_", False)):
-                kept = [
+                scores = [
                     value
                     for value, has in zip(final, answerable, strict=True)
                     if wanted in (None, has)
                 ]
-                if kept:
-                    found[f"{prefix}{name}"] = 100.0 * sum(kept) / len(kept)
-                    found[f"{prefix}total"] = len(kept)
-        return found | best
+                if scores:
+                    means[f"{prefix}{name}"] = 100.0 * sum(scores) / len(scores)
+                    means[f"{prefix}total"] = len(scores)
+        return means | best

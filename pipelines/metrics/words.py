@@ -19,9 +19,9 @@ ASCII = DefaultTokenizer()
 def split(text: str) -> list[str]:
     """Split a text into lower-case words without punctuation.
 
-    ASCII text is split as by rouge_score's default tokenizer. That one drops all other letters:
-    a Chinese text has no words, and "füllt" equals "fällt". Here letters of any script make words,
-    and each character of a script without spaces is one.
+    ASCII text is split by rouge_score's default tokenizer, which would drop all other letters: a
+    Chinese text would have no words, and "füllt" would equal "fällt". Here words consist of letters
+    of any script, and each character of a script without spaces is a word.
     """
     if text.isascii():
         words: list[str] = ASCII.tokenize(text)

@@ -24,9 +24,9 @@ class Recipe:
     task: Task
     """What the model learns."""
     model: Model | Scratch
-    """What it starts from."""
+    """Checkpoint or random weights to start from."""
     quantization: Int8 | NF4 | None = None
-    """Precision of the frozen base."""
+    """Quantization of the frozen base."""
     lora: Lora | None = None
     """Adapter to train."""
     train: Train = field(default_factory=Train)
@@ -34,16 +34,15 @@ class Recipe:
     output_dir: str | None = None
     """Folder of the result; runs/<name> if not given."""
     push_to: str | None = None
-    """Hub repository to publish the result to, as USER/NAME; private, unless it is `public`."""
+    """Hub repository to publish the result to, as USER/NAME; private unless `public` is set."""
     public: bool = False
-    """Publish for everybody to see."""
+    """Make the published repository public."""
     license: str | None = None
-    """Licence of the published result as the Hub spells it, such as apache-2.0; if not given, that
-    of the base, or "other"."""
+    """Licence id of the published result, as the Hub spells it; default: the base's, or other."""
     allow_changed: tuple[str, ...] = ()
-    """Fields that may differ from those of the run whose checkpoint is resumed."""
+    """Fields that may have other values than in the run whose checkpoint is resumed."""
     overwrite: bool = False
-    """Replace a finished result in the folder; it stays there until the new one is complete."""
+    """Replace a finished result in the folder, as soon as the new one is complete."""
 
     def __post_init__(self) -> None:
         problems = [*wrong_values(self, ""), *self.wrong_combinations()]
@@ -80,8 +79,8 @@ class Recipe:
 
         def noting_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             keys = [key for key, _ in pairs]
-            twice = sorted({key for key in keys if keys.count(key) > 1})
-            problems.extend(Problem(key, "is duplicated.") for key in twice)
+            duplicates = sorted({key for key in keys if keys.count(key) > 1})
+            problems.extend(Problem(key, "is duplicated.") for key in duplicates)
             return dict(pairs)
 
         try:

@@ -26,13 +26,13 @@ class Model:
     revision: str | None = None
     """Commit, branch or tag on the Hub."""
     tokenizer: str | None = None
-    """Hub id or local folder of the tokenizer, where the checkpoint has none."""
+    """Hub id or local folder of the tokenizer, for a checkpoint without one."""
     tokenizer_revision: str | None = None
     """Commit, branch or tag of the tokenizer on the Hub."""
 
     @property
     def tokenizer_source(self) -> tuple[str, str | None]:
-        """Where the tokenizer is, and its revision."""
+        """Hub id or folder of the tokenizer, and its revision."""
         if self.tokenizer is None:
             return self.name_or_path, self.revision
         return self.tokenizer, self.tokenizer_revision
@@ -45,7 +45,7 @@ class Tokenizer:
     kind: Literal["bpe", "char"] = "bpe"
     """Byte-level BPE, or one token for each character."""
     vocab_size: Annotated[int, Ge(257)] = 8192
-    """Tokens of the BPE; a character tokenizer takes what the text has."""
+    """Tokens of the BPE; a character tokenizer has one for each character of the text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,23 +53,23 @@ class Scratch:
     """A GPT-2 with random weights."""
 
     size: Literal["tiny", "mini", "small", "medium", "large", "xl"] = "small"
-    """tiny and mini are for CPUs; the others are GPT-2's own."""
+    """GPT-2's sizes small to xl, and tiny and mini for CPUs."""
     tokenizer: Tokenizer | Model = field(default_factory=Tokenizer)
-    """A tokenizer to train, or the checkpoint to take one from."""
+    """Tokenizer to train, or the checkpoint whose tokenizer is used."""
     n_positions: Annotated[int, Ge(8)] = 1024
-    """Tokens of the longest input."""
+    """Most tokens of an input."""
     n_layer: Annotated[int, Ge(1)] | None = None
-    """Layers, in place of the size's."""
+    """Layers; by default those of the size."""
     n_head: Annotated[int, Ge(1)] | None = None
-    """Attention heads, in place of the size's."""
+    """Attention heads; by default those of the size."""
     n_embd: Annotated[int, Ge(1)] | None = None
-    """Width, in place of the size's."""
+    """Width; by default that of the size."""
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Dropout of embeddings, attention and residuals."""
 
     @property
     def widths(self) -> tuple[int, int, int]:
-        """Layers, heads and width after the overrides."""
+        """Layers, heads and width: those that are given, or the size's."""
         layers, heads, width = SIZES[self.size]
         return self.n_layer or layers, self.n_head or heads, self.n_embd or width
 
@@ -79,7 +79,7 @@ class Int8:
     """Load the base in 8 bits, LLM.int8()."""
 
     llm_int8_threshold: Annotated[float, Ge(0)] = 6.0
-    """Activations above this stay in higher precision."""
+    """Columns with activations above this are computed in higher precision."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +101,7 @@ class Lora:
     lora_dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Dropout on the adapter's input."""
     target_modules: tuple[str, ...] = ("c_attn", "c_proj", "c_fc")
-    """Modules to adapt, by the end of their names; "all-linear" for all but the head."""
+    """Modules to adapt, by the ends of their names; all-linear for all but the head."""
     use_rslora: bool = False
     """Scale by lora_alpha / sqrt(r)."""
     use_dora: bool = False
@@ -112,45 +112,45 @@ class Lora:
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """How to optimise. The machine and the precision stand in the Accelerate config."""
+    """How to optimise. The Accelerate config sets the machine and the precision."""
 
     learning_rate: Annotated[float, Gt(0), Lt(10)] = 2e-4
     """Peak learning rate."""
     num_train_epochs: Annotated[float, Gt(0)] = 3.0
     """Passes over the training rows."""
     max_steps: Annotated[int, Gt(0)] | None = None
-    """Optimizer steps, in place of epochs."""
+    """Optimizer steps; replaces num_train_epochs."""
     global_batch_size: Annotated[int, Ge(1)] = 32
-    """Rows of one optimizer step over all processes; accumulation is derived from it."""
+    """Rows of an optimizer step on all processes; determines gradient accumulation."""
     per_device_train_batch_size: Annotated[int, Ge(1)] = 32
-    """Most rows that a device holds at once."""
+    """Most rows of a forward pass on a device."""
     per_device_eval_batch_size: Annotated[int, Ge(1)] = 32
     """Rows of an evaluation batch on a device."""
     warmup_steps: Annotated[float, Ge(0)] = 0.06
-    """Steps of linear warm-up, or below 1 a share of all steps."""
+    """Steps of linear warm-up; below 1, a fraction of all steps."""
     lr_scheduler_type: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
-    """Shape of the learning rate after the warm-up."""
+    """Learning rate schedule after the warm-up."""
     min_learning_rate: Annotated[float, Ge(0)] = 0.0
-    """Where a cosine schedule ends."""
+    """Learning rate at the end of a cosine schedule."""
     optim: Literal["adamw_torch_fused", "adamw_bnb_8bit", "muon"] = "adamw_torch_fused"
-    """AdamW; AdamW with its state in 8 bits, a quarter of it; or Muon, for weights from scratch."""
+    """AdamW, AdamW with 8-bit state (a quarter of its memory), or Muon for random weights."""
     weight_decay: Annotated[float, Ge(0)] = 0.01
-    """Weight decay, of all but biases and norms."""
+    """Weight decay of all parameters but biases and norms."""
     adam_beta1: Annotated[float, Ge(0), Lt(1)] = 0.9
     """AdamW's first beta."""
     adam_beta2: Annotated[float, Ge(0), Lt(1)] = 0.999
     """AdamW's second beta."""
     max_grad_norm: Annotated[float, Gt(0)] = 1.0
-    """Gradient norm above which gradients are scaled down."""
+    """Gradient norm to which larger gradients are clipped."""
     logging_steps: Annotated[int, Ge(1)] = 50
-    """Steps between two lines of the log."""
+    """Steps between two log lines."""
     eval_steps: Annotated[int, Ge(1)] | None = None
-    """Steps between evaluations; None evaluates at the end."""
+    """Steps between evaluations; None evaluates at the end only."""
     save_steps: Annotated[int, Ge(1)] | None = 500
-    """Steps between checkpoints, from which the same command resumes; None writes none."""
+    """Steps between checkpoints, from which the same command resumes; None disables them."""
     torch_compile: bool = False
-    """Compile the model; the first step, and each new length of rows, waits for the compiler."""
+    """Compile the model; the first step, and each new row length, waits for the compiler."""
     dataloader_num_workers: Annotated[int, Ge(0), Le(64)] = 0
-    """Processes that collate batches."""
+    """DataLoader worker processes, which collate batches."""
     seed: Annotated[int, Ge(0)] = 42
     """Seed of weights, dropout and row order."""

@@ -165,7 +165,7 @@ def test_nested_squad_keeps_that_a_question_has_no_answer(tmp_path):
     assert row["is_impossible"] is True
 
 
-def test_one_bad_item_of_an_array_costs_that_item(tmp_path):
+def test_a_bad_item_of_an_array_loses_that_item_only(tmp_path):
     file = tmp_path / "rows.json"
     file.write_text(r'[{"text": "a"}, {"text": "a\u0000"}, 3, {"a": 1, "a": 2}, {"text": "b"}]')
     rows, lost = parts_of(file)
@@ -204,27 +204,29 @@ def test_delimiters_are_found_whatever_the_suffix(delimiter, suffix, tmp_path):
     assert rows_of(file) == ROWS
 
 
-def test_what_was_detected_is_said(tmp_path):
-    def said(name: str, content: bytes) -> str | None:
+def test_the_detected_format_is_described_as(tmp_path):
+    def described_as(name: str, content: bytes) -> str | None:
         file = tmp_path / name
         file.write_bytes(content)
         text = describe_format(file)
         return None if text is None else text.removeprefix(f"{file}: read as ")
 
     comma, semicolon = (as_csv(ROWS, delimiter=mark).encode() for mark in ",;")
-    assert said("a.csv", comma) is None
-    assert said("a.csv.gz", gzip.compress(comma)) is None
-    assert said("a.jsonl", LINES.encode()) is None
-    assert said("a.csv", semicolon) == "semicolon-separated"
-    assert said("b.csv", gzip.compress(semicolon)) == ("gzip, semicolon-separated")
-    assert said("a.csv", semicolon.decode().encode("utf-16")) == ("UTF-16, semicolon-separated")
-    assert said("b.jsonl", json.dumps(ROWS).encode()) == "a JSON array"
-    assert said("a.json", LINES.encode()) == "JSON lines"
-    assert said("a.json", json.dumps({"rows": ROWS}).encode()) == (
+    assert described_as("a.csv", comma) is None
+    assert described_as("a.csv.gz", gzip.compress(comma)) is None
+    assert described_as("a.jsonl", LINES.encode()) is None
+    assert described_as("a.csv", semicolon) == "semicolon-separated"
+    assert described_as("b.csv", gzip.compress(semicolon)) == ("gzip, semicolon-separated")
+    assert described_as("a.csv", semicolon.decode().encode("utf-16")) == (
+        "UTF-16, semicolon-separated"
+    )
+    assert described_as("b.jsonl", json.dumps(ROWS).encode()) == "a JSON array"
+    assert described_as("a.json", LINES.encode()) == "JSON lines"
+    assert described_as("a.json", json.dumps({"rows": ROWS}).encode()) == (
         "a JSON object with rows in 'rows'"
     )
-    assert said("a.dat", comma) == "delimited text, comma-separated"
-    assert said("a.txt", LINES.encode()) == "plain text, though it looks like JSON lines"
+    assert described_as("a.dat", comma) == "delimited text, comma-separated"
+    assert described_as("a.txt", LINES.encode()) == "plain text, though it looks like JSON lines"
 
 
 @pytest.mark.parametrize(
@@ -248,7 +250,7 @@ def test_what_was_detected_is_said(tmp_path):
         ("text; raw\nab\nc\n", [("ab",), ("c",)]),
     ],
 )
-def test_dialects_are_told_by_what_agrees(text, rows, tmp_path):
+def test_the_dialect_is_the_one_in_which_records_agree(text, rows, tmp_path):
     (tmp_path / "rows.csv").write_text(text, newline="")
     assert [tuple(row.values()) for row in rows_of(tmp_path / "rows.csv")] == rows
 
@@ -365,7 +367,7 @@ bad heavy lamp,neg
 """
 
 
-def test_a_stray_quote_costs_its_line_and_no_other(tmp_path):
+def test_a_stray_quote_loses_only_its_line(tmp_path):
     file = tmp_path / "rows.csv"
     file.write_text(STRAY)
     rows, lost = parts_of(file)
@@ -397,7 +399,7 @@ def test_a_stray_quote_costs_its_line_and_no_other(tmp_path):
         ('text\na\n"b\nc\n', 2, [3]),
     ],
 )
-def test_a_bad_quote_costs_only_the_lines_that_it_breaks(text, num_rows, lost, tmp_path):
+def test_a_bad_quote_loses_only_the_lines_that_it_breaks(text, num_rows, lost, tmp_path):
     (tmp_path / "rows.csv").write_text(text)
     rows, found = parts_of(tmp_path / "rows.csv")
     assert len(rows) == num_rows
@@ -405,7 +407,9 @@ def test_a_bad_quote_costs_only_the_lines_that_it_breaks(text, num_rows, lost, t
     assert not any("\n" in value and "two" not in value for row in rows for value in row.values())
 
 
-WORDS = st.lists(st.sampled_from("lamp desk refund old 17 late".split()), min_size=1, max_size=6)
+WORDS = st.lists(
+    st.sampled_from(["lamp", "desk", "refund", "old", "17", "late"]), min_size=1, max_size=6
+)
 
 
 @SLOW
@@ -520,7 +524,7 @@ def test_a_folder_that_datasets_saved_is_read(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"\x89PNG\r\n\x1a\n" + bytes(100), "a PNG image"),
         (b"%PDF-1.7\n1 0 obj\n", "a PDF document"),
@@ -542,12 +546,12 @@ def test_a_folder_that_datasets_saved_is_read(tmp_path):
     ids=lambda value: value if isinstance(value, str) else "content",
 )
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
-def test_what_holds_no_rows_is_named(content, said, suffix, tmp_path):
-    if said == "column 'text' is duplicated" and suffix == ".jsonl":
+def test_a_file_without_rows_is_refused_with_the_reason(content, message, suffix, tmp_path):
+    if message == "column 'text' is duplicated" and suffix == ".jsonl":
         content += b"c,d\n"
     file = tmp_path / f"rows{suffix}"
     file.write_bytes(content)
-    with pytest.raises(DataError, match=f"{file}.*{said}"):
+    with pytest.raises(DataError, match=f"{file}.*{message}"):
         read_file(file)
 
 
@@ -601,7 +605,7 @@ def test_a_folder_of_text_files_is_a_document_each(tmp_path):
         ("train.jsonl", "README.md", "test.csv", "train_notes.jsonl", "train-2.csv"),
     ],
 )
-def test_splits_are_found_by_the_names_that_others_give_them(names, tmp_path):
+def test_splits_are_found_by_common_names(names, tmp_path):
     for name in names:
         file = tmp_path / name
         file.parent.mkdir(exist_ok=True)
@@ -637,7 +641,7 @@ def test_lines_of_shards_are_named_and_skipped_by_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("names", "said"),
+    ("names", "message"),
     [
         (("train.csv", "train.jsonl"), "split 'train' is ambiguous: train.csv and train.jsonl"),
         (("train.csv", "train.csv.gz"), "ambiguous: train.csv and train.csv.gz"),
@@ -647,11 +651,11 @@ def test_lines_of_shards_are_named_and_skipped_by_file(tmp_path):
         (("a.csv", "b.csv"), "no file for split 'train' .a.csv, b.csv there.. Accepted: .*parquet"),
     ],
 )
-def test_files_of_a_split_that_are_not_clear_are_refused(names, said, tmp_path):
+def test_ambiguous_files_of_a_split_are_refused(names, message, tmp_path):
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("text,label\na,x\n")
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=message):
         load_splits(DatasetSource(path=str(tmp_path)))
 
 

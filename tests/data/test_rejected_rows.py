@@ -64,17 +64,18 @@ BAD_LINES = {
 
 
 @pytest.mark.parametrize("kind", BAD_LINES)
-def test_a_row_that_cannot_be_used_is_named_or_left_out(kind, tmp_path):
-    line, said = BAD_LINES[kind]
+def test_an_unusable_row_is_named_or_skipped(kind, tmp_path):
+    line, message = BAD_LINES[kind]
     data = lines_of(GOOD, b"", line, OTHER)
-    with pytest.raises(DataError, match=rf"train.jsonl:3: .*{said}(.|\n)*test.jsonl:3: "):
+    with pytest.raises(DataError, match=rf"train.jsonl:3: .*{message}(.|\n)*test.jsonl:3: "):
         checked(tmp_path, data)
     splits, labels = checked(tmp_path, data, on_bad_row="skip")
     assert labels == ("x", "y")
     assert splits.train.rows == splits.held_out.rows == [GOOD, OTHER]
     assert splits.train.locate(1).endswith("train.jsonl:4")
     first, second = map(json.loads, (tmp_path / "rejected.jsonl").open(encoding="utf-8"))
-    assert first["file"].endswith("train.jsonl") and second["file"].endswith("test.jsonl")
+    assert first["file"].endswith("train.jsonl")
+    assert second["file"].endswith("test.jsonl")
     assert first["line"] == second["line"] == 3
     assert first["row"] == line if isinstance(line, dict) and kind != "no number" else first["row"]
 
@@ -85,7 +86,7 @@ def test_a_long_row_makes_no_long_message(tmp_path):
     assert len(str(caught.value)) < 2000
 
 
-def test_all_rows_of_both_splits_are_told_at_once(tmp_path):
+def test_unusable_rows_of_both_splits_are_listed_in_one_message(tmp_path):
     bad = [{"text": "a"}] * 30
     with pytest.raises(DataError) as caught:
         checked(tmp_path, lines_of(GOOD, OTHER, *bad), lines_of(GOOD, *bad[:17]))
@@ -107,10 +108,10 @@ CSV_ROWS = {
 
 
 @pytest.mark.parametrize("kind", CSV_ROWS)
-def test_a_csv_row_that_cannot_be_used_is_named_or_left_out(kind, tmp_path):
-    row, said = CSV_ROWS[kind]
+def test_an_unusable_csv_row_is_named_or_skipped(kind, tmp_path):
+    row, message = CSV_ROWS[kind]
     data = b"\xef\xbb\xbftext,label\nNA,null\n" + row + b'\n"two\nlines",y\n'
-    with pytest.raises(DataError, match=f"train.csv:{said}"):
+    with pytest.raises(DataError, match=f"train.csv:{message}"):
         checked(tmp_path, data, kind="csv")
     splits, labels = checked(tmp_path, data, kind="csv", on_bad_row="skip")
     assert splits.train.rows[0] == {"text": "NA", "label": "null"}
@@ -121,7 +122,7 @@ def test_a_csv_row_that_cannot_be_used_is_named_or_left_out(kind, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "message"),
     [
         (b"", "train.csv: no rows"),
         (b"text,label\n", "train.csv: no rows"),
@@ -131,16 +132,16 @@ def test_a_csv_row_that_cannot_be_used_is_named_or_left_out(kind, tmp_path):
         (b"text,label\na,x\nb,x\n", "holds one label, x; a classifier needs two"),
     ],
 )
-def test_a_file_without_a_row_to_use_is_refused_even_if_rows_are_skipped(data, said, tmp_path):
+def test_a_file_without_usable_rows_is_refused_even_if_rows_are_skipped(data, message, tmp_path):
     for choice in ("stop", "skip"):
-        with pytest.raises(DataError, match=said):
+        with pytest.raises(DataError, match=message):
             checked(tmp_path, data, kind="csv", on_bad_row=choice)
 
 
 def test_evaluation_labels_that_were_never_trained_are_left_out_of_the_score(tmp_path):
     test = lines_of(GOOD, GOOD | {"label": "z"})
-    said = r"test.jsonl:2: label 'z' does not occur in the training rows. Known labels: x, y"
-    with pytest.raises(DataError, match=said):
+    message = r"test.jsonl:2: label 'z' does not occur in the training rows. Known labels: x, y"
+    with pytest.raises(DataError, match=message):
         checked(tmp_path, lines_of(GOOD, OTHER), test)
     splits, _ = checked(tmp_path, lines_of(GOOD, OTHER), test, on_bad_row="skip")
     assert splits.held_out.rows == [GOOD]
@@ -158,11 +159,11 @@ QUESTIONS = {
 
 
 @pytest.mark.parametrize("kind", QUESTIONS)
-def test_a_question_that_cannot_be_used_is_named_or_left_out(kind, tmp_path):
-    answers, said = QUESTIONS[kind]
+def test_an_unusable_question_is_named_or_skipped(kind, tmp_path):
+    answers, message = QUESTIONS[kind]
     data = lines_of(QUESTION, QUESTION | {"answers": answers}, QUESTION)
     task = QuestionAnswering(dataset=DatasetSource(path="a"))
-    with pytest.raises(DataError, match=f"train.jsonl:2: .*{said}"):
+    with pytest.raises(DataError, match=f"train.jsonl:2: .*{message}"):
         checked(tmp_path, data, task=task)
     splits, _ = checked(tmp_path, data, task=task, on_bad_row="skip")
     assert splits.train.rows == [QUESTION, QUESTION]
@@ -171,7 +172,7 @@ def test_a_question_that_cannot_be_used_is_named_or_left_out(kind, tmp_path):
     assert "2 of 2 evaluation rows have the input of a training row: the score is too good" in found
 
 
-def test_one_question_of_a_squad_file_can_be_left_out(tmp_path):
+def test_one_question_of_a_squad_file_can_be_skipped(tmp_path):
     question = {"id": "1", "question": "What?", "answers": [{"text": "a", "answer_start": 0}]}
     paragraph = {"context": "a ticket", "qas": [question, {"id": "2"}, question]}
     data = json.dumps({"data": [{"paragraphs": [paragraph]}]}).encode()
@@ -237,9 +238,9 @@ def test_a_run_counts_what_it_skips_and_its_score_can_be_found_again(
     assert not (tmp_path / "run" / "checkpoints").exists()
     source = replace(source, on_bad_row="skip")
     metrics = run(replace(recipe, task=replace(recipe.task, dataset=source)))
-    said = capsys.readouterr().out
-    assert "1 training rows cannot be used and were left out" in said
-    assert "32 rows without 1 that cannot be used" in said
+    message = capsys.readouterr().out
+    assert "1 training rows cannot be used and were left out" in message
+    assert "32 rows without 1 that cannot be used" in message
     assert metrics["rows"] == 32
     assert metrics["rows_skipped"] == metrics["train_rows_skipped"] == 1
     assert len((tmp_path / "run" / "rejected.jsonl").read_text().splitlines()) == 2
@@ -248,7 +249,7 @@ def test_a_run_counts_what_it_skips_and_its_score_can_be_found_again(
     assert "without 1 rows that cannot be used:" in model_card(recipe, sidecar, "user/x")
 
 
-def test_a_stream_names_or_skips_what_it_meets(tmp_path, checkpoint, capsys):
+def test_a_stream_names_or_skips_unusable_rows(tmp_path, checkpoint, capsys):
     rows = [{"text": f"ticket {n} of a customer"} for n in range(30)]
     data = lines_of(rows[0], b"{", *rows[1:], {"txt": "a"}, *rows)
     (tmp_path / "train.jsonl").write_bytes(data)
@@ -279,7 +280,7 @@ def test_a_stream_names_or_skips_what_it_meets(tmp_path, checkpoint, capsys):
     assert lines == [2, 32]
 
 
-def test_too_many_rows_that_are_cut_stop_the_run(helpdesk, tokenizer):
+def test_too_many_truncated_rows_stop_the_run(helpdesk, tokenizer):
     source = DatasetSource(path=str(helpdesk / "classify"), eval_split="test")
     task = TextClassification(
         dataset=source, label_column="queue", max_length=16, max_truncated_fraction=0.5

@@ -62,7 +62,8 @@ def labels_of(examples):
 def test_rows_with_one_input_are_all_held_out_or_all_left(rows, fraction, seed):
     inputs, labels = [row[0] for row in rows], [[row[1]] for row in rows]
     chosen = hold_out_rows(inputs, labels, fraction, seed)
-    assert chosen == sorted(set(chosen)) and set(chosen) < set(range(len(rows)))
+    assert chosen == sorted(set(chosen))
+    assert set(chosen) < set(range(len(rows)))
     left = set(range(len(rows))) - set(chosen)
     assert not {inputs[i] for i in chosen} & {inputs[i] for i in left}
     assert {rows[i][1] for i in left} == {label for _, label in rows}
@@ -92,7 +93,7 @@ def test_each_of_several_labels_is_left_in_training(labels, fraction, seed):
     assert left == {name for names in labels for name in names}
 
 
-def test_rare_labels_beside_a_frequent_one_are_scored_too():
+def test_rare_labels_next_to_a_frequent_one_are_scored_too():
     labels = [["all", "rare"] if i < 10 else ["all"] for i in range(1000)]
     for seed in range(20):
         chosen = hold_out_rows(range(1000), labels, 0.1, seed)
@@ -102,18 +103,19 @@ def test_rare_labels_beside_a_frequent_one_are_scored_too():
 
 @settings(deadline=None)
 @given(ROWS, st.integers(1, 60), SEEDS)
-def test_a_maximum_draws_so_many_rows_and_each_label_where_it_can(rows, count, seed):
+def test_a_maximum_draws_that_many_rows_and_each_label_if_possible(rows, count, seed):
     inputs, labels = [row[0] for row in rows], [[row[1]] for row in rows]
     drawn = draw_rows(inputs, labels, count, seed)
-    assert drawn == sorted(set(drawn)) and len(drawn) == min(count, len(rows))
+    assert drawn == sorted(set(drawn))
+    assert len(drawn) == min(count, len(rows))
     alone = draw_rows(range(len(rows)), labels, count, seed)
     sizes, found = Counter(label for _, label in rows), Counter(rows[i][1] for i in alone)
     if count >= len(sizes):
         assert found.keys() == sizes.keys()
         most = sum(size * count < len(rows) for size in sizes.values())  # labels that get one extra
         for label, size in sizes.items():
-            share = size * min(count / len(rows), 1)
-            assert -1 - most <= found[label] - share <= 1 + 1e-9
+            wanted = size * min(count / len(rows), 1)
+            assert -1 - most <= found[label] - wanted <= 1 + 1e-9
 
 
 def test_another_seed_draws_other_rows():
@@ -175,7 +177,8 @@ def test_a_maximum_draws_all_labels_of_a_sorted_file(tmp_path):
     assert all(row in whole.held_out.rows for row in splits.held_out.rows)
     # with one row the model still has both labels, and no message says that the column has one
     splits, labels = split(CLASSIFY, file, max_train_rows=1)
-    assert labels == ("neg", "pos") and len(splits.train.rows) == 1
+    assert labels == ("neg", "pos")
+    assert len(splits.train.rows) == 1
 
 
 def test_a_maximum_of_two_files_draws_from_all_their_rows(tmp_path):
@@ -196,8 +199,12 @@ def test_a_maximum_of_two_files_draws_from_all_their_rows(tmp_path):
 def test_unusable_rows_change_no_split_and_are_all_listed(tmp_path):
     clean, _ = split(CLASSIFY, write_rows(tmp_path / "clean.jsonl", SORTED))
     rows = [*SORTED]
-    for place, bad in ((150, b"{"), (90, {"text": "no label"}), (0, {"text": 1, "label": "neg"})):
-        rows.insert(place, bad)
+    for position, bad in (
+        (150, b"{"),
+        (90, {"text": "no label"}),
+        (0, {"text": 1, "label": "neg"}),
+    ):
+        rows.insert(position, bad)
     file = write_rows(tmp_path / "dirty.jsonl", rows)
     options = {"on_bad_row": "skip"}
     dirty, _ = split(CLASSIFY, file, **options)
@@ -256,7 +263,7 @@ TOLD_APART_BY = {
 
 
 @pytest.mark.parametrize("kind", TOLD_APART_BY)
-def test_nothing_that_a_model_reads_is_on_both_sides(kind, tmp_path):
+def test_nothing_that_a_model_reads_is_in_both_splits(kind, tmp_path):
     task, make, column = TOLD_APART_BY[kind]
     rows = [make(i) for i in range(90)]
     random.Random(0).shuffle(rows)
@@ -300,11 +307,12 @@ def test_of_two_rows_one_is_held_out(tmp_path):
         split(CLASSIFY, file)
 
 
-def test_rows_that_all_have_one_context_are_split_and_that_is_told(tmp_path):
+def test_rows_with_one_context_are_split_with_a_caution(tmp_path):
     rows = [question(i, "the only context") for i in range(100)]
     task = QuestionAnswering(dataset=SOURCE)
     splits, _ = split(task, write_rows(tmp_path / "rows.jsonl", rows))
-    assert len(splits.train.rows) == 90 and len(splits.held_out.rows) == 10
+    assert len(splits.train.rows) == 90
+    assert len(splits.held_out.rows) == 10
     (line,) = told(splits, task=task)
     assert line.startswith("evaluation rows have the same context as training rows")
 
@@ -341,13 +349,14 @@ def test_a_single_document_is_cut_and_its_end_held_out(tmp_path):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_one_file_does_not_answer_for_both_splits(streaming, tmp_path):
+def test_one_file_is_not_read_for_both_splits(streaming, tmp_path):
     rows = [{"text": f"row {i}"} for i in range(40)]
     file = write_rows(tmp_path / "rows.jsonl", rows)
     options = {"streaming": True, "max_eval_rows": 4} if streaming else {}
     splits, _ = split(CausalLM(dataset=SOURCE), file, eval_split="test", **options)
     held_out, train = splits.held_out.rows, list(splits.train.rows)
-    assert len(held_out) == 4 and len(train) == 36
+    assert len(held_out) == 4
+    assert len(train) == 36
     assert not [row for row in held_out if row in train]
     assert splits.record["eval"]["split"] == "train"
 
@@ -404,7 +413,7 @@ COLUMNS = {
 
 @pytest.mark.parametrize("on_bad_row", ["stop", "skip"])
 @pytest.mark.parametrize("kind", COLUMNS)
-def test_a_wrong_column_is_one_line_with_its_flag_and_the_columns_there(kind, on_bad_row, tmp_path):
+def test_a_wrong_column_is_one_line_with_its_flag_and_the_columns(kind, on_bad_row, tmp_path):
     task, row, message = COLUMNS[kind]
     file = write_rows(tmp_path / "rows.jsonl", [row] * 500)
     with pytest.raises(DataError, match=message) as caught:
@@ -460,7 +469,7 @@ def test_good_rows_give_no_caution(tmp_path):
     assert told(*split(CLASSIFY, file), train=few, held_out=few) == []
 
 
-def test_one_file_without_the_split_asked_for_is_told(tmp_path):
+def test_one_file_in_place_of_an_eval_split_is_cautioned(tmp_path):
     file = write_rows(tmp_path / "rows.jsonl", SORTED)
     task = replace(CLASSIFY, dataset=DatasetSource(path=str(file), eval_split="test"))
     splits, labels = check_splits(task, load_splits(task.dataset))
@@ -470,7 +479,7 @@ def test_one_file_without_the_split_asked_for_is_told(tmp_path):
     )
 
 
-def test_labels_that_are_not_learned_or_not_scored_are_told(tmp_path):
+def test_labels_that_are_not_learned_or_not_scored_are_cautioned(tmp_path):
     rows = [*SORTED, {"text": "once", "label": "rare"}]
     splits, labels = split(CLASSIFY, write_rows(tmp_path / "rows.jsonl", rows))
     assert told(splits, labels) == [
@@ -481,7 +490,7 @@ def test_labels_that_are_not_learned_or_not_scored_are_told(tmp_path):
     assert "1 of 3 labels (rare) has no training row" in told(splits, labels)
 
 
-def test_groups_too_large_for_the_fraction_are_told(tmp_path):
+def test_groups_too_large_for_the_fraction_are_cautioned(tmp_path):
     rows = [question(i, f"context {i % 2}") for i in range(40)]
     task = QuestionAnswering(dataset=SOURCE)
     splits, labels = split(task, write_rows(tmp_path / "rows.jsonl", rows))
@@ -489,7 +498,7 @@ def test_groups_too_large_for_the_fraction_are_told(tmp_path):
     assert line.startswith("20 of 40 rows are held out, for 4 wanted: rows with the same context")
 
 
-def test_lengths_that_are_cut_are_told(tmp_path):
+def test_truncated_rows_are_cautioned(tmp_path):
     splits, labels = split(CLASSIFY, write_rows(tmp_path / "rows.jsonl", SORTED))
     cut = Features([], {}, num_rows=100, lengths=[*range(101, 201)])
     assert told(splits, labels, train=cut) == [
@@ -505,7 +514,7 @@ def test_lengths_that_are_cut_are_told(tmp_path):
     ]
 
 
-def test_steps_that_are_not_what_they_seem_are_told(tmp_path):
+def test_batches_and_warm_up_longer_than_the_run_are_cautioned(tmp_path):
     splits, labels = split(CLASSIFY, write_rows(tmp_path / "rows.jsonl", SORTED))
     (line,) = told(splits, labels, global_batch_size=181)
     assert line.startswith("a global batch of 181 (--train.global-batch-size) is more than the 180")
@@ -523,7 +532,7 @@ def test_steps_that_are_not_what_they_seem_are_told(tmp_path):
     assert told(splits, labels, held_out=few) == ["only 9 evaluation rows: the score says little"]
 
 
-def test_the_report_says_of_how_many_rows_and_which_labels(tmp_path):
+def test_the_report_names_the_numbers_of_rows_and_the_labels(tmp_path):
     from pipelines.reporting.report import split_line
 
     splits, _ = split(CLASSIFY, write_rows(tmp_path / "rows.jsonl", SORTED), max_train_rows=100)
@@ -598,11 +607,12 @@ def test_a_run_records_what_was_drawn_and_evaluate_draws_it_again(tmp_path, chec
         "grouped_by": "input",
     }
     card = model_card(recipe, sidecar, "user/drawn")
-    assert "10 % of the rows of train:" in card and "split: train" in card
+    assert "10 % of the rows of train:" in card
+    assert "split: train" in card
     assert evaluate_result(tmp_path / "run").equal
 
 
-def test_a_stream_says_that_it_takes_the_first_rows(tmp_path):
+def test_a_stream_reports_that_it_takes_the_first_rows(tmp_path):
     from pipelines.reporting.report import split_line
 
     file = write_rows(tmp_path / "rows.jsonl", [{"text": f"row {i}"} for i in range(40)])

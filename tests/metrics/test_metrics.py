@@ -30,7 +30,7 @@ BLEU, ROUGE, SQUAD_V2 = map(metrics.load, ("sacrebleu", "rouge", "squad_v2"))
 NUMERIC = {name: metrics.load(name) for name in ("mse", "pearsonr", "spearmanr")}
 
 
-def test_accuracy_is_the_share_of_right_rows():
+def test_accuracy_is_the_fraction_of_right_rows():
     found = metrics.load("accuracy").compute(predictions=[0, 1, 2, 2], references=[0, 1, 1, 2])
     assert found == {"accuracy": 0.75}
 
@@ -217,7 +217,7 @@ def test_bleu_is_sacrebleus_for_any_number_of_references(rows):
     assert (found["bp"], found["ref_len"]) == (pytest.approx(expected.bp), expected.ref_len)
 
 
-def test_a_short_text_pays_the_brevity_penalty_beside_texts_of_more_references():
+def test_a_short_text_has_the_brevity_penalty_next_to_texts_of_more_references():
     guesses = ["one two three four", "one two three four five six seven eight"]
     gold = [["one two three four five six seven eight"], [guesses[1], guesses[1]]]
     found = BLEU.compute(predictions=guesses, references=gold)
@@ -225,7 +225,7 @@ def test_a_short_text_pays_the_brevity_penalty_beside_texts_of_more_references()
     assert found["score"] == pytest.approx(100 * np.exp(1 - 16 / 12))
 
 
-def test_a_text_of_a_script_without_spaces_is_one_word_to_bleu_and_said_to_be():
+def test_a_text_of_a_script_without_spaces_is_one_word_to_bleu_with_a_warning():
     guess, gold = "今天天气很好啊", ["今天天气很好呀"]
     with pytest.warns(UserWarning, match='tokenize="zh"'):
         assert BLEU.compute(predictions=[guess], references=[gold])["score"] == 0
@@ -427,7 +427,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("name", "guesses", "references", "message"), WRONG)
-def test_what_cannot_be_scored_is_named(name, guesses, references, message):
+def test_a_value_that_cannot_be_scored_is_named(name, guesses, references, message):
     metric = metrics.load(name)
     with pytest.raises(ValueError, match=message):
         metric.compute(predictions=guesses, references=references)

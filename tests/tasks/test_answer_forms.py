@@ -85,7 +85,7 @@ def test_no_answer_is_read_in_each_form_and_needs_its_flag(value, impossible):
         example(V1, answers=value, **impossible)
 
 
-def test_a_row_that_is_impossible_needs_no_column_of_answers():
+def test_an_impossible_question_needs_no_answers_column():
     assert example(V2, is_impossible=True).answers == NOTHING
     with pytest.raises(DataError, match="a.jsonl:7: no column 'answers'. Columns: question, con"):
         example(V2)
@@ -110,7 +110,7 @@ def test_a_row_that_is_impossible_needs_no_column_of_answers():
         ({"answers": [], "is_impossible": False}, "holds no answer, but is_impossible is False"),
     ],
 )
-def test_what_is_no_answer_says_so(row, text):
+def test_an_answer_in_another_form_is_refused_with_the_reason(row, text):
     with pytest.raises(DataError, match=f"a.jsonl:7: .*{text}"):
         example(V2, **row)
 
@@ -194,7 +194,7 @@ def test_an_answer_inside_a_word_is_widened_and_counted(language, greedy):
     assert (report["answers_lost"], report["answers_widened"]) == (0, 1)
 
 
-def test_an_answer_of_more_tokens_than_can_be_answered_is_counted(tokenizer):
+def test_an_answer_longer_than_the_maximum_is_counted(tokenizer):
     task = QuestionAnswering(dataset=V1.dataset, max_answer_length=3)
     report = task.features(rows_of("12345", [(0, 3), (0, 4)]), tokenizer, (), training=True)
     assert report.report["answers_too_long"] == 1

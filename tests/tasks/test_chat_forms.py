@@ -59,7 +59,7 @@ def test_a_chat_is_read_in_each_form(chat):
     assert read(MESSAGES, {"messages": chat}) == (ASKED, ["On its way."])
 
 
-def test_roles_of_all_turns_are_kept_in_their_order():
+def test_all_turns_keep_their_roles_and_order():
     turns = [
         {"from": "system", "value": "Be brief."},
         {"from": "human", "value": "a"},
@@ -101,7 +101,7 @@ def test_a_preference_is_read_in_each_form(row):
     assert read(DPO, row) == (ASKED, "On its way.", "No.")
 
 
-def test_a_reply_of_its_own_follows_the_messages_of_its_prompt():
+def test_a_reply_in_its_own_column_follows_the_messages_of_the_prompt():
     task = InstructionTuning(dataset=ANYWHERE, chat=True, prompt_format="{history}")
     row = {"history": [*ASKED, YES, {"role": "user", "content": "When?"}], "completion": "[1, 2]"}
     assert read(task, row) == (row["history"], ["[1, 2]"])
@@ -110,7 +110,7 @@ def test_a_reply_of_its_own_follows_the_messages_of_its_prompt():
     assert read(MESSAGES, {"messages": greeting}) == (greeting[:-1], ["No."])
 
 
-def test_the_template_renders_every_form_alike(tokenizer):
+def test_every_form_of_a_chat_is_rendered_the_same(tokenizer):
     tokenizer.chat_template = CHAT_TEMPLATE
     rows = [
         {"messages": [*ASKED, YES]},
@@ -160,12 +160,12 @@ CALL = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name
         ("On its way.", "a reply to nothing"),
     ],
 )
-def test_a_chat_that_cannot_be_read_says_why(chat, text):
+def test_an_unreadable_chat_is_refused_with_the_reason(chat, text):
     with pytest.raises(DataError, match=f"a.jsonl:7: .*{text}"):
         read(MESSAGES, {"messages": chat})
 
 
-def test_an_option_that_reads_the_row_is_named():
+def test_the_message_names_the_option_that_reads_the_row():
     plain = InstructionTuning(dataset=ANYWHERE)
     preference = PreferenceTuning(dataset=ANYWHERE)
     hh = "\n\nHuman: a\n\nAssistant: b"
@@ -193,7 +193,7 @@ def test_a_chat_has_one_column_of_messages_before_the_reply():
         )
 
 
-def test_replies_that_rouge_does_not_see_are_cautioned():
+def test_replies_that_rouge_ignores_are_cautioned():
     task = InstructionTuning(dataset=ANYWHERE)
     rows = [{"prompt": "a", "completion": text} for text in ("今天到。", "明天。", "5 o'clock")]
     [text] = task.label_cautions(Examples(rows, "rows"))
@@ -201,7 +201,7 @@ def test_replies_that_rouge_does_not_see_are_cautioned():
     assert not list(task.label_cautions(Examples(rows[1:], "rows")))
 
 
-def test_columns_beside_a_chat_that_are_not_read_are_cautioned():
+def test_unread_columns_next_to_a_chat_are_cautioned():
     rows = [
         {"messages": [*ASKED, YES], "system": "Be brief.", "tools": []},
         {"messages": [*ASKED, YES], "system": None},

@@ -63,8 +63,8 @@ def test_reported_loss_is_the_mean_nll_per_predicted_token(tasks, checkpoint, to
         for start in range(0, len(ids) - 1, 63):  # blocks of 64 share one token
             block = torch.tensor([ids[start : start + 64]])
             logs = model(input_ids=block).logits.log_softmax(-1)[0]
-            for place in range(block.shape[1] - 1):
-                nll -= float(logs[place, block[0, place + 1]])
+            for position in range(block.shape[1] - 1):
+                nll -= float(logs[position, block[0, position + 1]])
                 count += 1
     assert metrics["predicted_tokens"] == count == len(ids) - 1
     assert metrics["loss"] == pytest.approx(nll / count, rel=1e-5)
@@ -99,9 +99,9 @@ def test_a_row_has_the_same_logits_alone_and_in_a_padded_batch(
         return out.logits
 
     together = logits(collate(rows))
-    for place, row in enumerate(rows):
+    for position, row in enumerate(rows):
         alone = logits(collate([row]))[0]
-        got = together[place] if alone.dim() == 1 else together[place][: len(alone)]
+        got = together[position] if alone.dim() == 1 else together[position][: len(alone)]
         torch.testing.assert_close(got, alone, rtol=1e-5, atol=1e-5)
 
 
@@ -142,7 +142,8 @@ def test_stream_without_an_eval_split_does_not_train_on_what_it_is_scored_on(hel
     splits = load_splits(DatasetSource(path=path, streaming=True, max_eval_rows=5))
     held_out = [row["text"] for row in splits.held_out.rows]
     trained = [row["text"] for row in splits.train.rows]
-    assert len(held_out) == 5 and len(trained) == 35
+    assert len(held_out) == 5
+    assert len(trained) == 35
     assert not set(held_out) & set(trained)
 
 
@@ -183,7 +184,7 @@ def test_decoding_a_gold_span_gives_a_substring_that_holds_the_answer(
     assert best.text == answer
 
 
-def test_windows_cover_the_context_and_share_the_stride():
+def test_windows_cover_the_context_and_overlap_by_the_stride():
     assert window_starts(10, 10, 3) == [0]
     assert window_starts(11, 10, 3) == [0, 7]
     assert window_starts(25, 10, 3) == [0, 7, 14, 21]

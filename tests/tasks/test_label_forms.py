@@ -54,7 +54,7 @@ VECTORS = [[1, 1, 0], [0, 0, 0], [0, 1, 0]]
     ],
     ids=["ints", "booleans", "floats", "arrays", "texts", "JSON", "Python", "numpy", "numpy bool"],
 )
-def test_a_vector_says_of_each_label_whether_the_row_has_it(labels):
+def test_a_vector_holds_1_for_each_label_of_the_row(labels):
     names, targets = read(SEVERAL, labels)
     assert names == ("0", "1", "2")
     assert targets == [[1, 1, 0], [0, 0, 0], [0, 1, 0]]
@@ -80,7 +80,7 @@ def test_two_labels_that_could_be_ids_or_a_vector_are_refused_until_one_is_named
         dataset=ANYWHERE, problem_type="multi_label_classification", label_form="multi_hot"
     )
     assert read(vectors, labels) == (("0", "1"), [[0, 1], [1, 0], [0, 1]])
-    # A dataset that declares names for ids has said so
+    # A dataset that declares names for ids says so
     declared = {"label": ("low", "high")}
     assert read(SEVERAL, labels, label_names=declared)[0] == ("low", "high")
     assert read(SEVERAL, labels, label_names=declared)[1] == [[1, 1]] * 3
@@ -102,7 +102,7 @@ def test_lists_hold_ids_or_names_and_an_empty_one_means_no_label(labels, names, 
     assert read(SEVERAL, labels) == (names, targets)
 
 
-def test_a_text_between_the_labels_of_a_cell_can_be_named():
+def test_a_separator_splits_the_labels_of_a_cell():
     task = TextClassification(
         dataset=ANYWHERE, problem_type="multi_label_classification", label_separator=";"
     )
@@ -240,7 +240,7 @@ def test_whole_numbers_are_classes_however_they_are_written(labels):
         ([0.0, "1.0"], "'1.0' is a text, but the first row has 0.0, a number"),
     ],
 )
-def test_what_is_not_one_label_says_so(labels, text):
+def test_a_value_that_is_not_one_label_is_refused(labels, text):
     with pytest.raises(DataError, match=f"a.jsonl:2: .*{text}"):
         read(ONE, labels)
 
@@ -254,7 +254,7 @@ def test_names_that_only_look_like_numbers_are_kept():
 
 
 def cautions(labels, task=ONE, **options):
-    """Return what is said of labels before training."""
+    """Return the cautions about labels before training."""
     examples = rows_of(labels, **options)
     task = task.resolved(examples)
     return list(task.label_cautions(examples))
@@ -275,11 +275,12 @@ def test_near_equal_labels_are_named_with_their_counts(other):
 )
 def test_near_equal_spellings_inside_a_name_are_named_too(one, other):
     [text] = cautions([one, other, "else"])
-    assert repr(one) in text and repr(other) in text
+    assert repr(one) in text
+    assert repr(other) in text
 
 
 @pytest.mark.parametrize("name", ["nan", "NaN", "None", "null", "N/A", "NA", "<NA>"])
-def test_a_label_that_is_how_a_missing_value_is_written_is_named(name):
+def test_a_label_that_looks_like_a_missing_value_is_cautioned(name):
     [text] = cautions(["pos", "neg", "pos", name])
     assert f"look like a missing value: {name!r} (1)" in text
 
@@ -310,8 +311,8 @@ def test_good_labels_are_not_cautioned(labels):
     ],
 )
 def test_a_scale_and_a_column_of_another_kind_are_cautioned(labels, text):
-    [said] = cautions(labels)
-    assert re.search(text, said)
+    [message] = cautions(labels)
+    assert re.search(text, message)
 
 
 def test_a_label_that_every_row_has_is_cautioned():
@@ -362,7 +363,7 @@ def test_evaluation_rows_without_any_label_are_refused_and_other_rows_are_not():
     ONE.check_scorable(targets_of([1]))
 
 
-def test_a_target_beyond_32_bits_is_refused():
+def test_a_target_beyond_float32_is_refused():
     with pytest.raises(DataError, match=r"a.jsonl:1: 1e\+39 is not a finite number"):
         read(NUMBER, [1e39])
 

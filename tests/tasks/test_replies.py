@@ -100,19 +100,19 @@ def test_a_reply_is_joined_by_one_space_or_a_new_line_and_ends(tokenizer, prompt
 
 
 def test_every_reply_of_a_chat_is_learned_and_nothing_else(chat_tokenizer):
-    said = encode_exchange(chat_tokenizer, CHAT[:-1], CHAT[-1]["content"])
-    text = chat_tokenizer.decode(said.input_ids)
+    exchange = encode_exchange(chat_tokenizer, CHAT[:-1], CHAT[-1]["content"])
+    text = chat_tokenizer.decode(exchange.input_ids)
     assert text == (
         "System:\nBe brief.\n\nUser:\nMy order is late.\n\nAssistant:\nWe are sorry.<|endoftext|>"
         "User:\nWhen?\n\nAssistant:\nToday, 5 o'clock.<|endoftext|>"
     )
-    learned = chat_tokenizer.decode([token for token in said.labels if token != -100])
+    learned = chat_tokenizer.decode([token for token in exchange.labels if token != -100])
     assert learned == "We are sorry.<|endoftext|>Today, 5 o'clock.<|endoftext|>"
-    assert chat_tokenizer.decode(said.reply_ids) == "Today, 5 o'clock.<|endoftext|>"
+    assert chat_tokenizer.decode(exchange.reply_ids) == "Today, 5 o'clock.<|endoftext|>"
     task = InstructionTuning(dataset=ANYWHERE, chat=True, completion_column="messages")
     for turns in (CHAT, CHAT[:-1]):  # the prompt is the same with its reply and without
         assert task.prompts(Examples([{"messages": turns}], "a"), chat_tokenizer) == [
-            said.prompt_ids
+            exchange.prompt_ids
         ]
 
 
@@ -169,8 +169,8 @@ def test_the_loss_is_of_the_replies_alone(tasks, checkpoint, tokenizer, tmp_path
         text = tokenizer.decode(row["input_ids"])
         reply = tokenizer(text[text.index("\nReply:") + 7 :])["input_ids"]
         assert row["input_ids"][-len(reply) :] == reply
-        for place in range(len(row["input_ids"]) - len(reply), len(row["input_ids"])):
-            nll -= float(logs[place - 1, row["input_ids"][place]])
+        for position in range(len(row["input_ids"]) - len(reply), len(row["input_ids"])):
+            nll -= float(logs[position - 1, row["input_ids"][position]])
             count += 1
     assert loss == pytest.approx(nll / count, rel=1e-5)
 
@@ -224,7 +224,7 @@ def test_the_end_is_learned(tasks, checkpoint, tokenizer, tmp_path):
     assert before["rougeL"] == 0.0
 
 
-def test_no_packed_example_sees_another(tasks, checkpoint, tokenizer, tmp_path):
+def test_packed_examples_are_isolated(tasks, checkpoint, tokenizer, tmp_path):
     """Packed rows have the loss and the gradients of the same rows one by one."""
     short = [{"prompt": f"{n} are late" * (n % 3 + 1), "completion": f"{n}!" * n} for n in range(9)]
     short = Examples([row for row in short if row["completion"]], "rows")
@@ -288,7 +288,7 @@ def test_rows_with_one_prompt_are_scored_once_against_all_their_replies(tokenize
 
 
 @pytest.mark.parametrize(
-    ("row", "said"),
+    ("row", "message"),
     [
         ({"prompt": "a"}, "column 'completion' holds None, not a reply. Columns: prompt"),
         ({"prompt": "a", "completion": " "}, "column 'completion' holds ' '"),
@@ -297,14 +297,14 @@ def test_rows_with_one_prompt_are_scored_once_against_all_their_replies(tokenize
         ({"prompt": " ", "completion": "b"}, "the prompt is empty"),
     ],
 )
-def test_a_row_that_is_no_exchange_names_its_line(tokenizer, row, said):
+def test_a_row_without_prompt_or_reply_is_refused_with_its_line(tokenizer, row, message):
     task = InstructionTuning(dataset=ANYWHERE)
-    with pytest.raises(DataError, match=f"a.jsonl:7: .*{said}"):
+    with pytest.raises(DataError, match=f"a.jsonl:7: .*{message}"):
         task.features(Examples([row], "a.jsonl", [7]), tokenizer, (), training=True)
 
 
 @pytest.mark.parametrize(
-    ("chat", "said"),
+    ("chat", "message"),
     [
         (None, "None is not a list of messages"),
         ([], r"\[\] is not a list of messages"),
@@ -314,15 +314,15 @@ def test_a_row_that_is_no_exchange_names_its_line(tokenizer, row, said):
         ([{"role": "assistant", "content": "a"}], "a reply to nothing"),
     ],
 )
-def test_a_chat_that_is_none_names_its_line(chat_tokenizer, chat, said):
+def test_a_row_without_a_chat_is_refused_with_its_line(chat_tokenizer, chat, message):
     task = InstructionTuning(dataset=ANYWHERE, chat=True, completion_column="messages")
-    with pytest.raises(DataError, match=f"a.jsonl:7: .*{said}"):
-        rows = Examples([{"messages": chat}], "a.jsonl", [7])
+    rows = Examples([{"messages": chat}], "a.jsonl", [7])
+    with pytest.raises(DataError, match=f"a.jsonl:7: .*{message}"):
         task.features(rows, chat_tokenizer, (), training=True)
 
 
 @pytest.mark.parametrize(
-    ("row", "said"),
+    ("row", "message"),
     [
         ({"prompt": "a", "chosen": "b", "rejected": "b "}, "both replies are 'b'"),
         ({"prompt": "a", "chosen": "b"}, "column 'rejected' holds None"),
@@ -332,15 +332,15 @@ def test_a_chat_that_is_none_names_its_line(chat_tokenizer, chat, said):
         ),
     ],
 )
-def test_a_row_that_is_no_preference_names_its_line(chat_tokenizer, row, said):
+def test_a_row_without_a_preference_is_refused_with_its_line(chat_tokenizer, row, message):
     task = PreferenceTuning(dataset=ANYWHERE, chat="prompt" not in row)
-    with pytest.raises(DataError, match=f"a.jsonl:7: .*{said}"):
-        rows = Examples([row], "a.jsonl", [7])
+    rows = Examples([row], "a.jsonl", [7])
+    with pytest.raises(DataError, match=f"a.jsonl:7: .*{message}"):
         task.features(rows, chat_tokenizer, (), training=True)
 
 
 @pytest.mark.parametrize("prompt_format", ["no column", "{", "{}", "{a.b}", "{a[0]}", "{0!r:}}"])
-def test_a_format_that_is_none_is_refused(prompt_format):
+def test_a_malformed_prompt_format_is_refused(prompt_format):
     with pytest.raises(RecipeError, match="task.prompt_format"):
         Recipe(
             name="a",
@@ -350,10 +350,11 @@ def test_a_format_that_is_none_is_refused(prompt_format):
 
 
 @pytest.mark.parametrize(
-    ("lora", "said"), [(None, "lora: the base"), (Lora(init_lora_weights="pissa"), "'pissa' moves")]
+    ("lora", "message"),
+    [(None, "lora: the base"), (Lora(init_lora_weights="pissa"), "'pissa' moves")],
 )
-def test_preferences_need_a_base_that_is_a_reference(lora, said):
-    with pytest.raises(RecipeError, match=said):
+def test_preferences_need_a_base_that_is_a_reference(lora, message):
+    with pytest.raises(RecipeError, match=message):
         Recipe(
             name="a",
             task=PreferenceTuning(dataset=ANYWHERE),
@@ -403,8 +404,10 @@ def test_an_adapter_on_a_quantised_base_stays_in_full_precision(
 ):
     trainer = trainer_for(make_tasks(helpdesk)[task], checkpoint, tokenizer, tmp_path, name)
     trained = [p for p in trainer.model.parameters() if p.requires_grad]
-    assert trained and {p.dtype for p in trained} == {torch.float32}
-    assert not trainer.args.bf16 and not trainer.args.activation_checkpointing
+    assert trained
+    assert {p.dtype for p in trained} == {torch.float32}
+    assert not trainer.args.bf16
+    assert not trainer.args.activation_checkpointing
 
 
 @pytest.mark.parametrize("task", ["instruction_tuning", "preference_tuning"])
@@ -420,7 +423,7 @@ def test_the_launcher_decides_on_the_precision(
     AcceleratorState._reset_state()
 
 
-def test_nothing_of_trl_calls_home(tasks, checkpoint, tokenizer, tmp_path, monkeypatch):
+def test_trl_sends_no_telemetry(tasks, checkpoint, tokenizer, tmp_path, monkeypatch):
     import trl.trainer.base_trainer
 
     def called(*arguments, **options):
@@ -432,7 +435,7 @@ def test_nothing_of_trl_calls_home(tasks, checkpoint, tokenizer, tmp_path, monke
     assert not list(tmp_path.rglob("checkpoints/README.md"))
 
 
-def test_label_smoothing_is_that_of_the_formula(tasks, checkpoint, tokenizer, tmp_path):
+def test_label_smoothing_equals_its_formula(tasks, checkpoint, tokenizer, tmp_path):
     task = replace(tasks["instruction_tuning"], label_smoothing=0.1)
     trainer = trainer_for(task, checkpoint, tokenizer, tmp_path)
     rows = [trainer.train_dataset[i] for i in range(4)]
@@ -442,10 +445,10 @@ def test_label_smoothing_is_that_of_the_formula(tasks, checkpoint, tokenizer, tm
     for row in rows:
         with torch.no_grad():
             logs = model(torch.tensor([row["input_ids"]])).logits[0].log_softmax(-1)
-        for place, label in enumerate(row["labels"]):
+        for position, label in enumerate(row["labels"]):
             if label != -100:
-                total += 0.9 * float(-logs[place - 1, label])
-                total += 0.1 * float(-logs[place - 1].mean())
+                total += 0.9 * float(-logs[position - 1, label])
+                total += 0.1 * float(-logs[position - 1].mean())
                 count += 1
     assert loss == pytest.approx(total / count, rel=1e-5)
 
@@ -490,19 +493,19 @@ def test_a_reply_is_printed_from_its_first_word(chat, checkpoint, tmp_path, caps
     assert lines == [{"text": reply, "ended": True}] * 4
 
 
-def test_a_prompt_of_several_columns_is_not_typed():
+def test_a_typed_prompt_needs_a_format_of_one_column():
     task = InstructionTuning(dataset=ANYWHERE, prompt_format="{question} {context}")
     with pytest.raises(DataError, match="columns question, context: give a file"):
         task.row("Who?")
 
 
 @pytest.mark.parametrize("kind", [InstructionTuning, PreferenceTuning])
-def test_too_many_rows_cut_stop_the_run(tokenizer, kind):
+def test_too_many_truncated_rows_stop_a_reply_task(tokenizer, kind):
     row = {"prompt": "late " * 40, "completion": "sorry", "chosen": "sorry", "rejected": "no"}
     short = row | {"prompt": "late"}
     examples = Examples([row, short, short, short], "rows")
     task = kind(dataset=ANYWHERE, max_length=32, max_truncated_fraction=0.25)
     assert 1 in task.features(examples, tokenizer, (), training=True).report.values()
+    strict = replace(task, max_truncated_fraction=0.2)
     with pytest.raises(DataError, match="1 of 4 rows do not fit"):
-        strict = replace(task, max_truncated_fraction=0.2)
         strict.features(examples, tokenizer, (), training=True)

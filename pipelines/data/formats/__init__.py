@@ -1,1 +1,1 @@
-"""One module for each kind of file that rows are read from."""
+"""Readers of file formats, one module for each kind."""

@@ -22,9 +22,9 @@ def read_columnar(file: Path, stream: IO[bytes], name: str) -> Iterator[Numbered
     number = 0
     try:
         schema, batches = _open(stream, name)
-        twice = sorted({column for column in schema.names if schema.names.count(column) > 1})
-        if twice:
-            raise DataError(f"{file}: column {twice[0]!r} is duplicated.")
+        duplicates = sorted({name for name in schema.names if schema.names.count(name) > 1})
+        if duplicates:
+            raise DataError(f"{file}: column {duplicates[0]!r} is duplicated.")
         for batch in batches:
             for row in batch.to_pylist():
                 number += 1

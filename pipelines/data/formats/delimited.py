@@ -1,9 +1,9 @@
 """Read delimited text, and recover at the line after a bad quote.
 
-A quote that was never meant as one (an inch mark, say) can open a cell that swallows the rows up to
-the next quote; to a CSV parser that is a cell with line breaks. A record of several lines is taken
-for such an accident if most of its lines are, each by itself, rows like the file's other rows. Then
-the line with the quote is lost, and the next line is read on its own.
+A literal quote (an inch mark, say) can open a cell that swallows the rows up to the next quote: a
+CSV parser returns a cell with line breaks. A record of several lines is treated as such an accident
+if most of its lines, each parsed alone, are rows like the file's other rows. Then only the line
+with the quote is lost, and reading continues at the next line.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from pipelines.errors import DataError
 
 NUM_REFERENCES = 200  # rows that others are compared with
 NUM_COMPARED = 100  # lines of one record that are compared with them
-FEW = 5  # rows, below which they do not show all that a column may hold
-SWALLOWED = 1000  # lines after which an open quote is judged without waiting for its end
+FEW = 5  # rows that are too few to show all values of a column
+SWALLOWED = 1000  # lines after which an open quote is judged before it is closed
 OPENED = "a quote opens a cell here"
 
 
 def read_delimited(file: Path, lines: TextLines, dialect: Dialect) -> Iterator[Numbered]:
-    """Yield rows as text, so that `NA` stays `NA`; each must be as long as the header.
+    """Yield rows as text, so that `NA` stays `NA`; each must have a cell for each column.
 
-    Trailing rows without any content, as Excel writes them, are left out.
+    Empty rows at the end, as Excel writes them, are left out.
     """
     records = Records(file, lines, dialect)
     blank: list[Numbered] = []
@@ -56,8 +56,8 @@ class Records:
         self.reader = dialect.reader(self.lines)
         self.header = self._read_header(file)
         self.recent: deque[list[str]] = deque(maxlen=NUM_REFERENCES)
-        self.quotes_well = False  # these rows have line breaks or delimiters in quoted cells
-        self.columns: list[_Column] | None = None  # of the rows above, worked out when needed
+        self.quotes_well = False  # recent rows have line breaks or delimiters in quoted cells
+        self.columns: list[_Column] | None = None  # of the recent rows, computed when needed
         self.early = [
             cells
             for cells in dialect.reader(sample[self.lines.number :], strict=False)
@@ -107,7 +107,7 @@ class Records:
             yield lines.number, cells
 
     def _recover(self, error: csv.Error | None) -> Generator[tuple[int, Unreadable], None, bool]:
-        """Yield what a bad quote costs; return whether text of a broken cell may follow."""
+        """Yield the lines that a bad quote loses; return whether text of its cell may follow."""
         lines = self.lines
         first, num_lines = lines.number, len(lines.taken)
         if error is None:
@@ -138,10 +138,10 @@ class Records:
         return Unreadable(f"{relation} a cell whose quotes are broken.", line.rstrip("\r\n"))
 
     def _swallows_rows(self, lines: Sequence[str], cells: list[str] | None = None) -> bool:
-        """Tell whether most lines of a record are, each by itself, rows like the others.
+        """Tell whether most lines of a record, each parsed alone, are rows like the others.
 
-        A well-formed record, of which `cells` are given, shares its last line's end or its first
-        line's begin with every such record: these prove nothing.
+        The first line's begin or the last line's end of a well-formed record, whose `cells` are
+        given, is the same in every such record: these lines prove nothing.
         """
         num_columns = self.header.width
         proof = list(lines[:NUM_COMPARED])
@@ -159,28 +159,28 @@ class Records:
             proof.pop()
         if not proof:
             return False
-        found = [self._alone(line, opens=line is opening) for line in proof]
-        rows = [cells for cells in found if cells is not None]
+        parsed = [self._alone(line, opens=line is opening) for line in proof]
+        rows = [cells for cells in parsed if cells is not None]
         if 3 * len(rows) < 2 * len(proof):
             return False
         columns = self._columns()
         alike = [cells for cells in rows if all(map(_Column.holds, columns, cells))]
         if well_formed and self.quotes_well and all(column.prose for column in columns):
-            return len(alike) == len(proof) >= 3  # nothing but its lines speaks against the record
+            return len(alike) == len(proof) >= 3  # only the lines are evidence against the record
         return 3 * len(alike) >= 2 * len(proof) and any(
             all(map(_Column.knows, columns, cells)) for cells in alike
         )
 
     def _alone(self, line: str, *, opens: bool = False) -> list[str] | None:
-        """Return the cells of a line by itself without quotes, if it is a whole record.
+        """Return the cells of a line parsed alone, without quotes, if it is a whole record.
 
-        In a line that `opens` a cell, one quote at the begin of a cell is taken for text.
+        In a line that `opens` a cell, one quote at the begin of a cell is treated as text.
         """
         variants = [line]
         if opens:
             begin = rf'(?:^|{re.escape(self.dialect.delimiter)}) *(")'
-            places = [found.start(1) for found in re.finditer(begin, line)]
-            variants = [line[:place] + line[place + 1 :] for place in places]
+            positions = [match.start(1) for match in re.finditer(begin, line)]
+            variants = [line[:position] + line[position + 1 :] for position in positions]
         for variant in variants:
             try:
                 cells = next(self.dialect.reader([variant]), [])
@@ -191,7 +191,7 @@ class Records:
         return None
 
     def _resumes(self, cells: list[str]) -> bool:
-        """Tell whether rows go on after a broken cell: with one like the others, without quotes."""
+        """Tell whether rows continue after a broken cell: a row like the others, without quotes."""
         plain = not any('"' in cell for cell in cells)
         return plain and all(map(_Column.holds, self._columns(), cells))
 
@@ -213,9 +213,9 @@ class Records:
 
 @dataclass(frozen=True)
 class _Column:
-    """What the cells of a column look like, apart from those with line breaks.
+    """Statistics of a column's cells, except those with line breaks.
 
-    Even in a record that has swallowed rows, its cells without line breaks are genuine.
+    Cells without line breaks are genuine even in a record that has swallowed rows.
     """
 
     values: frozenset[str]
@@ -229,7 +229,7 @@ class _Column:
 
     @classmethod
     def of(cls, cells: list[str]) -> _Column:
-        """Return what cells of a column have in common, apart from quotes."""
+        """Return the statistics of cells, without their quotes."""
         cells = [cell.replace('"', "") for cell in cells]
         lengths = [len(cell) for cell in cells] or [0]
         prose = not cells or any(cell.strip().count(" ") > 2 for cell in cells)
@@ -269,7 +269,7 @@ def _has_line_break(cell: str) -> bool:
 
 
 class _Replay(Iterator[str]):
-    """Lines for a csv reader, which can be given back after it has consumed them."""
+    """Lines for a csv reader, which can be given back after the reader has consumed them."""
 
     def __init__(self, lines: Iterator[str]):
         self.lines = lines
@@ -286,16 +286,16 @@ class _Replay(Iterator[str]):
         return line
 
     def begin(self) -> None:
-        """Begin a record: `number` becomes that of its first line."""
+        """Begin a record: set `number` to that of its first line."""
         self.number += len(self.taken)
         self.taken = []
 
-    def give_back(self, kept: int) -> None:
-        """Give back the lines of the record after the first `kept`."""
-        self.given_back.extendleft(reversed(self.taken[kept:]))
-        del self.taken[kept:]
+    def give_back(self, num_kept: int) -> None:
+        """Give back the lines of the record after the first `num_kept`."""
+        self.given_back.extendleft(reversed(self.taken[num_kept:]))
+        del self.taken[num_kept:]
 
     @staticmethod
     def exhausted(error: csv.Error) -> bool:
-        """Tell whether the reader met the end of the file within quotes."""
+        """Tell whether the reader reached the end of the file within quotes."""
         return "unexpected end of data" in str(error)

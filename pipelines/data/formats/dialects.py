@@ -30,7 +30,7 @@ class Dialect:
     """Spaces after a delimiter do not belong to the cell."""
 
     def reader(self, lines: Iterable[str], *, strict: bool = True) -> Iterator[list[str]]:
-        """Return a csv reader; `lines` may give lines again after an error."""
+        """Return a csv reader; `lines` may yield lines again after an error."""
         return csv.reader(
             lines,
             delimiter=self.delimiter,
@@ -41,7 +41,7 @@ class Dialect:
         )
 
     def notes(self, hint: str) -> Iterator[str]:
-        """Say what differs from plain CSV with the delimiter that the suffix hints at."""
+        """Yield the differences from plain CSV with the delimiter of the suffix."""
         if self.delimiter != hint:
             name = DELIMITERS.get(self.delimiter, repr(self.delimiter))
             yield f"{name}-separated"
@@ -55,7 +55,7 @@ class Dialect:
 
 @dataclass(frozen=True)
 class Header:
-    """Column names; a column without a name has to be empty."""
+    """Column names; a column without a name must be empty."""
 
     cells: tuple[str, ...]
 
@@ -96,7 +96,7 @@ class Header:
 
 
 def read_header(file: Path, number: int, cells: list[str]) -> Header:
-    """Return the column names. Raise DataError for duplicates, and where there are no names."""
+    """Return the column names. Raise DataError for duplicates, and if there are no names."""
     reason = first_reason(cells)
     duplicates = sorted({cell for cell in cells if cell and cells.count(cell) > 1})
     if duplicates:
@@ -109,16 +109,16 @@ def read_header(file: Path, number: int, cells: list[str]) -> Header:
 
 
 def sniff(sample: list[str], hint: str) -> Dialect:
-    """Return the dialect of a file's first lines, by how well its records agree in length.
+    """Return the dialect in which most of a file's first records have the header's length.
 
-    `hint` is the usual delimiter of the suffix. It wins unless another one fits better.
+    `hint` is the usual delimiter of the suffix. It is preferred unless another one fits better.
     """
     csv.field_size_limit(sys.maxsize)
     if sample and (directive := SEPARATOR_LINE.match(sample[0])):
         hint = directive[1]
         return _sniff_quotes(Dialect(hint), sample[1:])
     hinted_first = sorted(DELIMITERS, key=lambda delimiter: delimiter != hint)
-    for quotes in (True, False):  # without quotes, if one of them swallows the sample
+    for quotes in (True, False):  # False: for a quote that swallows the sample
         scores = {mark: agreement(Dialect(mark, quotes=quotes), sample) for mark in hinted_first}
         best = max(scores, key=lambda mark: scores[mark])
         if scores[best] > 0.5:
@@ -137,7 +137,7 @@ def agreement(dialect: Dialect, sample: list[str]) -> float:
 
 
 def _sniff_quotes(dialect: Dialect, sample: list[str]) -> Dialect:
-    """Return the dialect with what the sample shows of quotes, backslashes and spaces."""
+    """Return the dialect with the quotes, backslashes and spaces that the sample shows."""
     header = next(dialect.reader(sample, strict=False), [])
     if len(header) > 1 and all(cell.startswith(" ") and cell.strip() for cell in header[1:]):
         dialect = replace(dialect, skip_space=True)
@@ -156,7 +156,7 @@ def _sniff_quotes(dialect: Dialect, sample: list[str]) -> Dialect:
 
 
 def _count_bad(dialect: Dialect, sample: list[str]) -> int:
-    """Return how many records are not well-formed or do not fit the header."""
+    """Return the number of records that are malformed or do not fit the header."""
     header: Header | None = None
     num_bad = 0
     reader = dialect.reader(sample)

@@ -1,4 +1,4 @@
-"""Read JSON as rows: JSON lines, arrays, objects that wrap rows, SQuAD, tables by column."""
+"""Read rows from JSON: lines, arrays, objects that hold rows, SQuAD, objects of columns."""
 
 from __future__ import annotations
 
@@ -15,11 +15,30 @@ from pipelines.data.rows import NO_TEXT, Numbered, Unreadable, first_reason, str
 from pipelines.errors import DataError
 
 LINE_SUFFIXES = (".jsonl", ".ndjson")
-WRAPPERS = frozenset("data rows examples records items instances samples dataset".split())
-"""Keys under which an object keeps its rows."""
+WRAPPERS = frozenset(
+    ["data", "rows", "examples", "records", "items", "instances", "samples", "dataset"]
+)
+"""Keys of an object that hold its rows."""
 METADATA = frozenset(
-    "version name description license info split language url source author created date schema "
-    "metadata count total size".split()
+    [
+        "version",
+        "name",
+        "description",
+        "license",
+        "info",
+        "split",
+        "language",
+        "url",
+        "source",
+        "author",
+        "created",
+        "date",
+        "schema",
+        "metadata",
+        "count",
+        "total",
+        "size",
+    ]
 )
 """Keys that may be next to the rows, whatever the key of the rows is."""
 ESCAPED = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")
@@ -33,9 +52,9 @@ class Duplicated(dict[str, Any]):
 
 
 def read_json(file: Path, lines: TextLines, suffix: str) -> tuple[str, Iterator[Numbered]]:
-    """Return what JSON a file holds, and its rows.
+    """Return the form of JSON in a file, and its rows.
 
-    JSON lines are read lazily and numbered by line, a document is parsed whole and its rows are
+    JSON lines are read lazily and numbered by line. A document is parsed whole, and its rows are
     numbered by position. Raise DataError for a document that cannot be parsed.
     """
     first, second = [*lines.first_non_blank(2), "", ""][:2]
@@ -58,7 +77,7 @@ def read_json(file: Path, lines: TextLines, suffix: str) -> tuple[str, Iterator[
 
 
 def _are_lines(first: str, second: str, suffix: str) -> bool:
-    """Tell JSON lines by the first two lines that are not empty; else it may be one document."""
+    """Tell JSON lines from one document, by the first two lines that are not empty."""
     values = _parse_line(first)
     if values and second:
         return True
@@ -73,7 +92,7 @@ def _are_lines(first: str, second: str, suffix: str) -> bool:
 
 
 def _parse_line(line: str) -> list[Any]:
-    """Return the one JSON value that a line is, if it is one."""
+    """Return the JSON value of a line as a list of one; [] if the line is not JSON."""
     try:
         return [json.loads(line)]
     except (ValueError, RecursionError):
@@ -86,13 +105,13 @@ def is_object(line: str) -> bool:
 
 
 def starts_json(line: str) -> bool:
-    """Tell whether a line begins JSON, and is not the header of a CSV."""
+    """Tell whether a line is the begin of JSON, and not the header of a CSV."""
     begins = re.match(r'\s*(?:\{\s*(?:"|\}|$)|\[\s*(?:[{\[\]]|$))', line)
     return bool(begins) or is_object(line)
 
 
 def read_lines(lines: Iterable[str]) -> Iterator[Numbered]:
-    """Yield one object for each line; empty lines are passed over."""
+    """Yield one object for each line that is not empty."""
     for number, line in enumerate(map(str.strip, lines), start=1):
         if not line:
             continue
@@ -107,7 +126,7 @@ def read_lines(lines: Iterable[str]) -> Iterator[Numbered]:
 
 
 def parse(text: str) -> Any:
-    """Parse JSON. Raise ValueError, saying why, also for what cannot be encoded as a text."""
+    """Parse JSON. Raise ValueError with the reason, also for strings that cannot be tokenised."""
     reason = why_not_text(text)
     if reason is not None:
         raise ValueError(reason)
@@ -125,11 +144,11 @@ def parse(text: str) -> Any:
 
 
 def _mark_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return the pairs as a dictionary, which knows a key that was duplicated."""
-    found = dict(pairs)
-    if len(found) == len(pairs):
-        return found
-    marked = Duplicated(found)
+    """Return the pairs as a dictionary, `Duplicated` if a key is."""
+    unique = dict(pairs)
+    if len(unique) == len(pairs):
+        return unique
+    marked = Duplicated(unique)
     keys = [key for key, _ in pairs]
     marked.key = next(key for key in keys if keys.count(key) > 1)
     return marked
@@ -137,24 +156,24 @@ def _mark_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return the pairs as a dictionary. Raise ValueError for a key that is duplicated."""
-    found = _mark_duplicates(pairs)
-    if isinstance(found, Duplicated):
-        raise ValueError(f"key {found.key!r} is duplicated.")
-    return found
+    marked = _mark_duplicates(pairs)
+    if isinstance(marked, Duplicated):
+        raise ValueError(f"key {marked.key!r} is duplicated.")
+    return marked
 
 
 def _parse_document(text: str) -> tuple[list[Any], bool]:
-    """Return the JSON values of a text, one after the other, and whether keys are duplicated.
+    """Return all JSON values of a text, and whether keys are duplicated.
 
-    Raise ValueError with the line of what is not JSON.
+    Raise ValueError with the line of the first error.
     """
     num_duplicated = 0
 
     def mark(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         nonlocal num_duplicated
-        found = _mark_duplicates(pairs)
-        num_duplicated += isinstance(found, Duplicated)
-        return found
+        marked = _mark_duplicates(pairs)
+        num_duplicated += isinstance(marked, Duplicated)
+        return marked
 
     decoder = json.JSONDecoder(object_pairs_hook=mark, strict=False)
     values, position = [], _skip_whitespace(text, 0)
@@ -162,8 +181,8 @@ def _parse_document(text: str) -> tuple[list[Any], bool]:
         try:
             value, position = decoder.raw_decode(text, position)
         except json.JSONDecodeError as error:
-            place = f"{error.lineno}: not JSON: {error.msg}, in column {error.colno}."
-            raise ValueError(place) from None
+            text = f"{error.lineno}: not JSON: {error.msg}, in column {error.colno}."
+            raise ValueError(text) from None
         except (ValueError, RecursionError) as error:
             line = text.count("\n", 0, position) + 1
             why = "nested too deeply" if isinstance(error, RecursionError) else error
@@ -174,13 +193,13 @@ def _parse_document(text: str) -> tuple[list[Any], bool]:
 
 
 def _skip_whitespace(text: str, position: int) -> int:
-    found = WHITESPACE.match(text, position)
-    assert found is not None
-    return found.end()
+    match = WHITESPACE.match(text, position)
+    assert match is not None
+    return match.end()
 
 
 def _find_rows(file: Path, values: list[Any], suffix: str) -> tuple[str, list[Any]]:
-    """Return the form of a document, and its rows. Raise DataError where they are ambiguous."""
+    """Return the form of a document, and its rows. Raise DataError if they are ambiguous."""
     if len(values) != 1:
         return "JSON objects", values
     [document] = values
@@ -215,9 +234,10 @@ def _is_rows(value: Any) -> bool:
 
 
 def wrapper_key(document: dict[str, Any], *, known_only: bool) -> str | None:
-    """Return the key under which an object keeps its rows, or None for an object that is a row.
+    """Return the key of an object that holds its rows, or None for an object that is a row.
 
-    A key that is not `known` for that has to be the only one, apart from metadata.
+    A key that is not in WRAPPERS must be the only one, apart from metadata; with `known_only`, no
+    such key is accepted.
     """
     known = [key for key in document if key.lower() in WRAPPERS and _holds_rows(document[key])]
     if len(known) == 1 and (not known_only or _only_metadata(document, known[0])):
@@ -263,15 +283,15 @@ def _are_indices(keys: list[str]) -> bool:
 
 
 def _expand_squad(file: Path, items: list[Any]) -> list[Any]:
-    """Return the questions of SQuAD's articles or paragraphs, and other items as they are."""
+    """Return the questions of SQuAD's articles or paragraphs, and any other items unchanged."""
     first = items[0] if items else None
     if not isinstance(first, dict) or not {"paragraphs", "qas"} & first.keys():
         return items
     try:
         paragraphs = [
             paragraph
-            for item in items
-            for paragraph in (item["paragraphs"] if "paragraphs" in item else [item])
+            for item in items  # which may be no object: hence no `get`
+            for paragraph in (item["paragraphs"] if "paragraphs" in item else [item])  # noqa: SIM401
         ]
         return [
             _squad_row(paragraph["context"], question)
@@ -303,7 +323,7 @@ def _squad_row(context: Any, question: Any) -> dict[str, Any] | Unreadable:
 
 
 def _numbered(items: list[Any], *, check: bool) -> Iterator[Numbered]:
-    """Yield rows with their position; those that cannot be used are Unreadable."""
+    """Yield rows with their position; unusable ones are Unreadable."""
     for number, item in enumerate(items, start=1):
         reason = _why_unusable(item) if check else None
         if isinstance(item, Unreadable):
@@ -317,13 +337,13 @@ def _numbered(items: list[Any], *, check: bool) -> Iterator[Numbered]:
 
 
 def _why_unusable(value: Any) -> str | None:
-    """Explain why a value of a document cannot be used: by a duplicated key or by its text."""
+    """Explain why a value is unusable, by a duplicated key or by a string, or return None."""
     key = _duplicated_key(value)
     return first_reason(strings(value)) if key is None else f"key {key!r} is duplicated."
 
 
 def _duplicated_key(value: Any) -> str | None:
-    """Return a key that is duplicated in an object of a value."""
+    """Return a duplicated key of an object in a value, or None."""
     if isinstance(value, Duplicated):
         return value.key
     inner = [*value.values()] if isinstance(value, dict) else value

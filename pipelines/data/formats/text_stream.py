@@ -1,4 +1,4 @@
-"""Open a file as text: decompress it, detect its encoding, and name what is not text."""
+"""Open a file as text: decompress it, detect its encoding, and identify binary formats."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-BUFFER = 2**16  # bytes that are read at once, and looked at to tell what a file is
-SAMPLE_LINES, SAMPLE_CHARACTERS = 1000, 2**20  # text that is looked at to tell its form
+BUFFER = 2**16  # bytes that are read at once, and by which the format of a file is detected
+SAMPLE_LINES, SAMPLE_CHARACTERS = 1000, 2**20  # text by which its form is detected
 
 
 @dataclass(frozen=True)
 class Compression:
-    """A compression format: how its files begin, and their suffix."""
+    """A compression format: the first bytes and the suffix of its files."""
 
     name: str
     magic: re.Pattern[bytes]
@@ -76,7 +76,7 @@ CONTROL = bytes(set(range(32)) - set(b"\t\n\v\f\r\x1b"))
 
 
 class TextLines(Iterator[str]):
-    """Physical lines with their line ends, read lazily; the first can be looked at before."""
+    """Physical lines with their line ends, read lazily; the first lines can be peeked at."""
 
     def __init__(self, lines: Iterable[str]):
         self.lines = iter(lines)
@@ -97,12 +97,12 @@ class TextLines(Iterator[str]):
         return list(self.ahead)
 
     def first_non_blank(self, count: int) -> list[str]:
-        """Return the first lines that are not blank, without consuming or reading further ones."""
-        found = [line for line in self.ahead if line.strip()]
-        while len(found) < count and (line := next(self.lines, None)) is not None:
+        """Return the first lines that are not blank, without consuming them or reading more."""
+        filled = [line for line in self.ahead if line.strip()]
+        while len(filled) < count and (line := next(self.lines, None)) is not None:
             self.ahead.append(line)
-            found += [line] if line.strip() else []
-        return found[:count]
+            filled += [line] if line.strip() else []
+        return filled[:count]
 
     def rest(self) -> str:
         """Consume and return all text."""
@@ -110,7 +110,7 @@ class TextLines(Iterator[str]):
 
 
 def open_bytes(file: Path) -> tuple[io.BufferedReader[Any], Compression | None]:
-    """Open a file, and decompress it if its first bytes say so; return the compression too."""
+    """Open a file, decompressing it if its first bytes are compressed; return the compression."""
     stream: io.BufferedReader[Any] = io.BufferedReader(io.FileIO(file), BUFFER)
     head = stream.peek(BUFFER)
     for compression in COMPRESSIONS:
@@ -120,12 +120,12 @@ def open_bytes(file: Path) -> tuple[io.BufferedReader[Any], Compression | None]:
 
 
 def columnar_format(head: bytes) -> str | None:
-    """Name the columnar format whose files begin with these bytes."""
+    """Return the name of the columnar format whose files begin with these bytes, or None."""
     return _format(head, COLUMNAR)
 
 
 def binary_format(head: bytes) -> str | None:
-    """Name a format that holds no rows and no text, or return None."""
+    """Return the name of a format that holds neither rows nor text, or None."""
     name = _format(head, BINARY)
     if name is not None:
         return name
@@ -144,14 +144,14 @@ def binary_format(head: bytes) -> str | None:
 
 
 def _format(head: bytes, formats: dict[bytes, str]) -> str | None:
-    """Name the format of a file's first bytes; a text that happens to begin alike is none."""
+    """Return the name of the format of a file's first bytes; None for a text that begins alike."""
     if not head.startswith(b"%PDF-") and head[:BUFFER].translate(None, CONTROL) == head:
         return None
     return next((name for magic, name in formats.items() if head.startswith(magic)), None)
 
 
 def _unmarked_binary(head: bytes) -> str | None:
-    """Say that bytes without a known beginning are not text, by their control characters."""
+    """Return a name for bytes that are not text, by their control characters, or None."""
     if len(head) < 32 or any(map(head.startswith, ENCODINGS)):
         return None
     num_control = len(head) - len(head.translate(None, CONTROL))
@@ -164,14 +164,14 @@ def _unmarked_binary(head: bytes) -> str | None:
 
 
 def decode(stream: io.BufferedReader[Any]) -> tuple[TextLines, str | None]:
-    """Return the lines of a text, and its encoding where that is not UTF-8.
+    """Return the lines of a text, and its encoding if it is not UTF-8.
 
     A byte that is not UTF-8 becomes a lone surrogate, so that its line can be named.
     """
     head = stream.peek(4)
-    found = next((name for mark, name in ENCODINGS.items() if head.startswith(mark)), None)
+    name = next((name for mark, name in ENCODINGS.items() if head.startswith(mark)), None)
     encoding, errors = "utf-8-sig", "surrogateescape"
-    if found is not None:
-        encoding, errors = found.lower(), "surrogatepass"
+    if name is not None:
+        encoding, errors = name.lower(), "surrogatepass"
     text = io.TextIOWrapper(stream, encoding=encoding, errors=errors, newline="")
-    return TextLines(text), found
+    return TextLines(text), name
