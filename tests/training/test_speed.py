@@ -16,6 +16,9 @@ from pipelines.models import chunked_loss
 from pipelines.models.attention import SHORT, use_unfused_attention
 from pipelines.models.chunked_loss import use_chunked_loss
 from pipelines.process import prepare_process, slow_precision
+from pipelines.recipe.recipe import Recipe
+from pipelines.recipe.values import Model, Train
+from pipelines.run import run
 
 VOCAB, ROWS, LENGTH = 307, 3, 41
 
@@ -128,6 +131,22 @@ def test_a_model_with_a_chunked_loss_gives_logits_without_targets_and_keeps_name
     assert torch.equal(model(ids).logits, logits)
     assert list(model.state_dict()) == names
     assert model.lm_head.weight is model.transformer.wte.weight
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_run_has_the_losses_of_an_eager_one(tasks, checkpoint, tmp_path):
+    found = []
+    for compiles in (False, True):
+        recipe = Recipe(
+            name="compiled",
+            task=tasks["causal_lm"],
+            model=Model(name_or_path=str(checkpoint)),
+            train=Train(max_steps=3, global_batch_size=8, save_steps=None, torch_compile=compiles),
+            output_dir=str(tmp_path / f"compiled-{compiles}"),
+        )
+        found.append(run(recipe))
+    assert found[1]["loss"] == pytest.approx(found[0]["loss"], rel=1e-5)
+    assert found[0]["perplexity"] < found[0]["baseline"]["before training"]
 
 
 def test_products_stay_in_full_precision():
