@@ -5,7 +5,6 @@ The names below are the public Python API. Each is imported at its first use, so
 """
 
 from importlib import import_module
-from logging import ERROR, NOTSET, getLogger
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -103,9 +102,3 @@ if not TYPE_CHECKING:  # type checkers read the imports above, and know that the
         value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
         globals()[name] = value
         return value
-
-
-# bitsandbytes warns, at import, of kernels that are not installed, and at each 8-bit layer of the
-# rounding that it is there for. A level that the program has set stays.
-if getLogger("bitsandbytes").level == NOTSET:
-    getLogger("bitsandbytes").setLevel(ERROR)

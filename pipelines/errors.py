@@ -44,7 +44,7 @@ class CheckpointError(RunError):
 
 
 class Preempted(RunError):  # noqa: N818 - nothing went wrong
-    """A signal stopped the run; the same command goes on."""
+    """A signal stopped the run; the same command resumes it."""
 
     exit_code = 75
 

@@ -20,24 +20,24 @@ from pipelines.training.identity import check_same, comparable, data_of, differe
 from pipelines.training.resume import delete_checkpoints
 from pipelines.training.signals import AGAIN, StopSignals
 
-STARTED = ".started"  # the run that has begun in a folder and not come to its end
+STARTED = ".started"  # names the run that has begun in a folder and is not finished
 
 
 def finished_result(recipe: Recipe) -> dict[str, Any] | None:
-    """Return the task.json of the whole result in the folder, or None where there is none.
+    """Return the task.json of the whole result in the folder, or None if it has no result.
 
     Raise RecipeError for a result of another recipe, and for files that are not a whole result.
-    With `recipe.overwrite` return None for these, and for any but that of this very command, where
-    a kill or the Hub kept it from its end. Rank 0 decides for all.
+    With `recipe.overwrite` return None for these, and for any result but that of this very command
+    if a kill or the Hub interrupted it after saving. Rank 0 decides for all.
     """
-    found: list[dict[str, Any] | None] = [None]
+    decided: list[dict[str, Any] | None] = [None]
     if PartialState().is_main_process:
         with explain_disk_errors(recipe.folder, 0, f"Mend that and {AGAIN}"):
             settle(recipe.folder)
-            found = [result_in(recipe)]
+            decided = [result_in(recipe)]
     if PartialState().num_processes > 1:
-        broadcast_object_list(found)
-    return found[0]
+        broadcast_object_list(decided)
+    return decided[0]
 
 
 def result_in(recipe: Recipe) -> dict[str, Any] | None:
@@ -46,10 +46,8 @@ def result_in(recipe: Recipe) -> dict[str, Any] | None:
     if not (folder / "task.json").is_file():
         foreign = ", ".join(file.name for file in files_of(folder))
         if foreign and not recipe.overwrite:
-            text = (
-                f"{folder} has {foreign}, but no task.json: no finished run left them there. Use "
-            )
-            text += "another --output-dir, or replace them with --overwrite."
+            text = f"{folder} has {foreign}, but no task.json: no finished run left them there. "
+            text += "Use another --output-dir, or replace them with --overwrite."
             raise RecipeError([Problem("output_dir", text)])
         return None
     if wrong := damage(folder):
@@ -79,9 +77,9 @@ def rows_changed(sidecar: dict[str, Any], splits: Splits) -> list[tuple[str, Any
 def finish_again(
     recipe: Recipe, sidecar: dict[str, Any], splits: Splits, signals: StopSignals
 ) -> dict[str, Any]:
-    """Say that a run is finished, publish its result if asked for, and return its metrics.
+    """Print that a run is finished, publish its result if requested, and return its metrics.
 
-    Raise RecipeError where the rows have changed since.
+    Raise RecipeError if the rows have changed since.
     """
     check_same(recipe.folder, rows_changed(sidecar, splits))
     say(f"{recipe.folder} holds the finished result of this run. Train again with --overwrite.")
@@ -91,7 +89,8 @@ def finish_again(
             publish_finished(recipe.folder, recipe.push_to, public=recipe.public)
     (recipe.folder / STARTED).unlink(missing_ok=True)
     PartialState().wait_for_everyone()
-    return sidecar["metrics"]
+    metrics: dict[str, Any] = sidecar["metrics"]
+    return metrics
 
 
 def not_published(folder: Path) -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import gc
 import math
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from transformers import PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
 
 from pipelines.console import say
 from pipelines.data.load import detected, load_splits
@@ -25,11 +26,10 @@ from pipelines.hub.publish import check_reload, publish_finished
 from pipelines.log import log_to_folder
 from pipelines.models.build import build_model
 from pipelines.models.checkpoint_checks import check_recipe_model
-from pipelines.models.cpu import slow_precision
 from pipelines.models.probes import num_embeddings
 from pipelines.models.tokenizer_checks import check_tokenizer, check_vocabulary
 from pipelines.models.tokenizers import load_tokenizer
-from pipelines.process import quiet_libraries
+from pipelines.process import prepare_process, returning_freed_memory, slow_precision
 from pipelines.recipe.recipe import Recipe
 from pipelines.reporting.cautions import cautions
 from pipelines.reporting.report import print_report, print_score
@@ -48,37 +48,48 @@ from pipelines.training.world_size import check_world_size
 NOT_STARTED = f"stopped before a step was made; {AGAIN}"
 
 
-@quiet_libraries()
-def run(recipe: Recipe) -> dict[str, Any]:
+def run(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> dict[str, Any]:
     """Train, evaluate, save and publish; return the metrics.
 
-    A finished result of the same recipe and rows is not trained again. Raise RecipeError where the
-    folder holds one of others, unless `recipe.overwrite`.
+    A finished result of the same recipe and rows is not trained again. `callbacks` are
+    transformers'; each sees the training, after the run's own log. Raise RecipeError if the folder
+    holds a result of another recipe or other rows, unless `recipe.overwrite`.
     """
     started = time.perf_counter()
     with StopSignals() as signals:
         with signals.ending(NOT_STARTED):
             world_size = check_world_size()
-            check_allowed(recipe)
-            recipe = pin_revisions(recipe)
-            if recipe.push_to and PartialState().is_main_process:
-                check_destination(recipe, recipe.push_to, public=recipe.public)
-        log = log_to_folder(recipe.folder) if PartialState().is_main_process else nullcontext()
-        # Python's collector then passes over the half million objects of the imports
-        gc.freeze()
-        try:
+        with prepare_process(), collector_without_imports():
+            with signals.ending(NOT_STARTED):
+                check_allowed(recipe)
+                recipe = pin_revisions(recipe)
+                if recipe.push_to and PartialState().is_main_process:
+                    check_destination(recipe, recipe.push_to, public=recipe.public)
+            log = log_to_folder(recipe.folder) if PartialState().is_main_process else nullcontext()
             with lock_run_folder(recipe.folder), log:
-                return run_in_folder(recipe, world_size, started, signals)
-        finally:
-            gc.unfreeze()
+                return run_in_folder(recipe, world_size, started, signals, callbacks)
+
+
+@contextmanager
+def collector_without_imports() -> Iterator[None]:
+    """Let Python's garbage collector skip the half million objects of the imports inside."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def run_in_folder(
-    recipe: Recipe, world_size: int, started: float, signals: StopSignals
+    recipe: Recipe,
+    world_size: int,
+    started: float,
+    signals: StopSignals,
+    callbacks: Sequence[TrainerCallback],
 ) -> dict[str, Any]:
     """Do what `run` does, in a folder that no other run uses."""
     rejected = recipe.folder / "rejected.jsonl" if PartialState().is_main_process else None
-    with signals.ending(NOT_STARTED):
+    with signals.ending(NOT_STARTED), returning_freed_memory():
         set_seed(recipe.train.seed)
         check_recipe_model(recipe)
         raw = load_splits(recipe.task.dataset)
@@ -87,7 +98,7 @@ def run_in_folder(
         splits, labels = check_splits(recipe.task, raw, rejected)
         if finished is not None and not (recipe.overwrite and rows_changed(finished, splits)):
             return finish_again(recipe, finished, splits, signals)
-        prepared = prepare(recipe, splits, labels, world_size)
+        prepared = prepare(recipe, splits, labels, world_size, callbacks)
     trainer = prepared.trainer
     if PartialState().is_main_process:
         (recipe.folder / STARTED).write_text(trainer.identity["run"])
@@ -97,31 +108,38 @@ def run_in_folder(
     metrics["baseline"] = prepared.baseline or first_score(trainer)
     metrics |= num_skipped(splits, rejected)
     metrics["seconds"] = round(time.perf_counter() - started, 1)
-    folder = save(
-        trainer,
-        recipe,
-        prepared.tokenizer,
-        labels,
-        metrics,
-        splits,
-        identity=trainer.identity,
-    )
+    tokenizer = prepared.tokenizer
+    save(trainer, recipe, tokenizer, labels, metrics, splits, identity=trainer.identity)
     print_score(recipe.name, metrics)
-    if PartialState().is_main_process:
-        try:
-            delete_checkpoints(folder, run=trainer.identity["run"])
-        except OSError as error:
-            say(f"  {folder / 'checkpoints'} could not be deleted: {error.strerror}")
+    clean_up(recipe, trainer)
     if recipe.push_to:
-        with signals.ending(not_published(folder)):
-            if PartialState().is_main_process:
-                pad_token_id = int(prepared.tokenizer.pad_token_id or 0)
-                batch = recipe.task.collate(pad_token_id)(prepared.held_out.dataset[:8])
-                check_reload(trainer, folder, batch)
-                publish_finished(folder, recipe.push_to, public=recipe.public)
-    (folder / STARTED).unlink(missing_ok=True)
+        publish_reloaded(recipe, recipe.push_to, prepared, signals)
+    (recipe.folder / STARTED).unlink(missing_ok=True)
     trainer.accelerator.wait_for_everyone()
     return metrics
+
+
+def clean_up(recipe: Recipe, trainer: RecipeTrainer) -> None:
+    """Delete the checkpoints of a run whose result is saved."""
+    if not PartialState().is_main_process:
+        return
+    try:
+        delete_checkpoints(recipe.folder, run=trainer.identity["run"])
+    except OSError as error:
+        checkpoints = recipe.folder / "checkpoints"
+        say(f"  {checkpoints} could not be deleted: {error.strerror}")
+
+
+def publish_reloaded(
+    recipe: Recipe, push_to: str, prepared: Prepared, signals: StopSignals
+) -> None:
+    """Publish a result that gives the logits of the trained model when it is loaded."""
+    with signals.ending(not_published(recipe.folder)):
+        if PartialState().is_main_process:
+            pad_token_id = int(prepared.tokenizer.pad_token_id or 0)
+            batch = recipe.task.collate(pad_token_id)(prepared.held_out.dataset[:8])
+            check_reload(prepared.trainer, recipe.folder, batch)
+            publish_finished(recipe.folder, push_to, public=recipe.public)
 
 
 @dataclass(frozen=True)
@@ -135,8 +153,14 @@ class Prepared:
     baseline: dict[str, float] | None
 
 
-def prepare(recipe: Recipe, splits: Splits, labels: tuple[str, ...], world_size: int) -> Prepared:
-    """Encode the rows, build model and trainer, and find the checkpoint to resume from."""
+def prepare(
+    recipe: Recipe,
+    splits: Splits,
+    labels: tuple[str, ...],
+    world_size: int,
+    callbacks: Sequence[TrainerCallback],
+) -> Prepared:
+    """Encode the rows, build model and trainer, and look for the checkpoint to resume from."""
     task = recipe.task
     tokenizer = load_tokenizer(
         recipe.model,
@@ -148,11 +172,11 @@ def prepare(recipe: Recipe, splits: Splits, labels: tuple[str, ...], world_size:
     train = task.features(splits.train, tokenizer, labels, training=True)
     held_out = task.features(splits.held_out, tokenizer, labels, training=False)
     task.check_scorable(held_out)
-    found = [*detected(task.dataset), *cautions(recipe, splits, labels, train, held_out)]
-    found += unknown
+    warnings = [*detected(task.dataset), *cautions(recipe, splits, labels, train, held_out)]
+    warnings += unknown
     if PartialState().device.type == "cpu":
-        found += slow_precision()
-    print_report(recipe, world_size, splits, train, held_out, found)
+        warnings += slow_precision()
+    print_report(recipe, world_size, splits, train, held_out, warnings)
 
     model = build_model(recipe, tokenizer, labels)
     for features in (train, held_out):
@@ -169,6 +193,7 @@ def prepare(recipe: Recipe, splits: Splits, labels: tuple[str, ...], world_size:
         labels=labels,
         identity=identity,
         eval_on_start=baseline is None and checkpoint is None,
+        callbacks=callbacks,
     )
     return Prepared(trainer, tokenizer, held_out, checkpoint, baseline)
 
@@ -180,7 +205,7 @@ def train_to_the_end(trainer: RecipeTrainer, checkpoint: Path | None, signals: S
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if stopping.stopped:
         step = trainer.state.global_step
-        raise Preempted(f"stopped at step {step:,} with a checkpoint; the same command goes on.")
+        raise Preempted(f"stopped at step {step:,} with a checkpoint; {AGAIN}")
 
 
 def evaluate_at_the_end(trainer: RecipeTrainer, signals: StopSignals) -> dict[str, Any]:
@@ -210,7 +235,7 @@ def evaluate_at_the_end(trainer: RecipeTrainer, signals: StopSignals) -> dict[st
 def first_score(trainer: RecipeTrainer) -> dict[str, float]:
     """Return the primary metric of the evaluation before training, which checkpoints log too.
 
-    It is none where the evaluation rows changed since.
+    Return {} if the evaluation rows have changed since.
     """
     if any(each["field"] == "data.eval" for each in trainer.identity["changed"]):
         return {}

@@ -1,36 +1,152 @@
-"""Settings of the whole process."""
+"""Settings of the whole process: what the libraries print, and how a CPU computes."""
 
 from __future__ import annotations
 
+import ctypes
+import logging
+import os
+import platform
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import datasets
-from transformers.utils import logging
+import torch
+from accelerate import PartialState
+from transformers.utils import logging as transformers_logging
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of glibc's malloc.h
+KERNEL_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "192", "LRU_CACHE_CAPACITY": "64"}
+"""Kernels that oneDNN keeps, and torch before it: those of a few steps, and of one."""
+FALSE_ALARMS = (
+    "fan_in_fan_out is set to False but",
+    "`is_gradient_checkpointing` is deprecated",
+    "`label_smoothing_factor` is deprecated",
+)
+"""Beginnings of warnings that the libraries raise for every model."""
+
+
+@contextmanager
+def prepare_process() -> Iterator[None]:
+    """Make every setting of the process that a run, or a loaded result, needs.
+
+    Verbosity, progress bars and warnings are restored at the end. On a CPU the allocator, oneDNN's
+    kernels and the precision of its products are set, for good; no result changes beyond rounding.
+    """
+    quiet_bitsandbytes()
+    if PartialState().device.type == "cpu":
+        limit_kernel_caches()
+        disable_malloc_trim()
+        set_matmul_precision()
+    with quiet_libraries():
+        yield
 
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Silence what the libraries say of every model inside: false alarms and progress bars."""
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    """Silence false alarms and progress bars of the libraries inside."""
+    library: Any = transformers_logging
+    verbosity, bars = library.get_verbosity(), library.is_progress_bar_enabled()
     bars_of_datasets = not datasets.are_progress_bars_disabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    library.set_verbosity_error()
+    library.disable_progress_bar()
     if bars_of_datasets:
         datasets.disable_progress_bars()
     try:
         with warnings.catch_warnings():
-            for start in (
-                "fan_in_fan_out is set to False but",
-                "`is_gradient_checkpointing` is deprecated",
-                "`label_smoothing_factor` is deprecated",
-            ):
+            for start in FALSE_ALARMS:
                 warnings.filterwarnings("ignore", message=start)
             yield
     finally:
-        logging.set_verbosity(verbosity)
+        library.set_verbosity(verbosity)
         if bars:
-            logging.enable_progress_bar()
+            library.enable_progress_bar()
         if bars_of_datasets:
             datasets.enable_progress_bars()
+
+
+def quiet_bitsandbytes() -> None:
+    """Silence bitsandbytes' warnings, unless the program has set a level.
+
+    It warns of kernels that are not installed, at import, and of the rounding that it is there for,
+    at each 8-bit layer.
+    """
+    logger = logging.getLogger("bitsandbytes")
+    if logger.level == logging.NOTSET:
+        logger.setLevel(logging.ERROR)
+
+
+def limit_kernel_caches() -> None:
+    """Keep oneDNN from holding kernels of earlier steps, whose matrices had other shapes.
+
+    It makes a kernel for each shape and holds the latest 1,024, torch as many again: that fragments
+    the reused heap by 1 to 2 GB. A value in the environment has precedence. No effect after the
+    first product by oneDNN.
+    """
+    for name, capacity in KERNEL_CACHES.items():
+        os.environ.setdefault(name, capacity)
+
+
+def set_matmul_precision() -> None:
+    """Let oneDNN multiply fp32 matrices where it does so in full precision.
+
+    The setting that allows it to round to bfloat16 does not make it do so, except on units for it.
+    """
+    backend: Any = torch.backends.mkldnn
+    backend.matmul.fp32_precision = "bf16" if onednn_fp32_is_exact() else "ieee"
+
+
+def onednn_fp32_is_exact() -> bool:
+    """Tell whether oneDNN has AVX-512 kernels here that multiply in full precision.
+
+    Without them MKL multiplies, which is slow on processors of other makers than Intel. Units for
+    bfloat16 matrices (AMX) would round.
+    """
+    able = torch.cpu.get_capabilities()
+    return bool(able.get("avx512_f")) and not able.get("amx_bf16")
+
+
+def slow_precision() -> Iterator[str]:
+    """Yield a warning if bfloat16 is requested of a processor that has no units for it."""
+    able = torch.cpu.get_capabilities()
+    units = able.get("avx512_bf16") or able.get("amx_bf16")
+    wanted = os.environ.get("ACCELERATE_MIXED_PRECISION") == "bf16"
+    if wanted and able.get("architecture") == "x86_64" and not units:
+        yield "bfloat16 is slow on this processor, which has no units for it; --mixed_precision no"
+
+
+def disable_malloc_trim() -> None:
+    """Keep freed memory for the tensors of the next step, which are as large.
+
+    Otherwise the OS zeroes every page again.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.malloc_trim(0)
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, -1)
+
+
+def restore_malloc_trim() -> None:
+    """Return freed memory to the OS at once."""
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_MAX, 65_536)
+        libc.mallopt(M_MMAP_THRESHOLD, 131_072)
+
+
+@contextmanager
+def returning_freed_memory() -> Iterator[None]:
+    """Return memory that is freed inside to the OS, in a process that is prepared for a CPU.
+
+    What reads rows or weights makes copies that no training step would use again.
+    """
+    on_cpu = PartialState().device.type == "cpu"
+    if on_cpu:
+        restore_malloc_trim()
+    try:
+        yield
+    finally:
+        if on_cpu:
+            disable_malloc_trim()

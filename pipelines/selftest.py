@@ -299,7 +299,7 @@ def trains(bench: Bench) -> None:
 def stops(bench: Bench) -> None:
     """Go on to the same bytes after SIGTERM."""
     recipe = bench.adapter("stopped")
-    bench.expect(recipe, SignalAt(2), 75, "stopped at step 3", "the same command goes on")
+    bench.expect(recipe, SignalAt(2), 75, "stopped at step 3", "run the same command again")
     bench.expect(recipe, None, 0, "resuming from checkpoint-3")
     bench.same_bytes("stopped")
 

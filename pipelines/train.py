@@ -23,6 +23,7 @@ from pipelines.recipe.recipe import Recipe
 from pipelines.recipe_cli import LaunchFlags, main, parse, print_help
 from pipelines.shipped import find_file
 from pipelines.terminal import EXITS, Exit, report_errors, stop
+from pipelines.training.launch_upstream import arguments_with_config
 from pipelines.training.launcher import check_request, default_config, read_config, read_request
 
 ONE_ON_CPU = {
@@ -131,17 +132,12 @@ def launch(
 
 def validated(words: list[str]) -> Any:
     """Return the launcher's arguments, with the values of the config filled in."""
-    from accelerate.commands import launch as launcher
-
     request = read_request(words)
     check_request(request)
     if request.use_cpu:  # which Accelerate passes on to one process only
         os.environ["ACCELERATE_USE_CPU"] = "true"
     try:
-        # private; `launch_command` would not say whether it starts several processes
-        arguments = launcher._validate_launch_command(
-            launcher.launch_command_parser().parse_args(words)
-        )[0]
+        arguments = arguments_with_config(words)
     except ValueError as error:
         raise RecipeError([Problem("config_file", str(error))]) from None
     if not arguments.multi_gpu and arguments.num_processes > 1:

@@ -226,7 +226,7 @@ def test_a_launcher_that_starts_fewer_processes_is_refused(helpdesk):
         launcher=launcher,
     )
     assert done.returncode != 0
-    assert "2 processes were asked for, 1 started" in done.stderr
+    assert "2 processes were requested, 1 started" in done.stderr
 
 
 def test_a_global_batch_that_cannot_be_shared_names_sizes_that_can():

@@ -6,26 +6,15 @@ from dataclasses import replace
 import pytest
 
 from helpers.hub_process import SECRET
-from helpers.resumable_runs import recipe_for, script_for
+from helpers.resumable_runs import command_for, recipe_for
 from pipelines.errors import RecipeError
 from pipelines.flow import run
 from pipelines.log import FILE
 
-BREAKING = f"""
-import pipelines.training.build as t
-class Breaking(t.StepLog):
-    def on_step_begin(self, args, state, control, **kwargs):
-        if state.global_step == 1:
-            raise KeyError("token {SECRET}")
-t.StepLog = Breaking
-"""
-
 
 def test_an_error_of_ours_is_told_in_lines_and_logged_whole(checkpoint, helpdesk, tmp_path):
     recipe = recipe_for("text_classification", "full", checkpoint, helpdesk, tmp_path / "run")
-    command = script_for(recipe, tmp_path)
-    script = tmp_path / "recipe.py"
-    script.write_text(BREAKING + script.read_text())
+    command = command_for(recipe, tmp_path, f"RaiseAt(1, 'token {SECRET}')")
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     log = (tmp_path / "run" / FILE).read_text()
     assert done.returncode == 1

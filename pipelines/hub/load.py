@@ -21,7 +21,7 @@ from pipelines.models.adapters import load_adapter_weights
 from pipelines.models.build import load_base
 from pipelines.models.checkpoint_checks import read_config
 from pipelines.models.download import fetch_checkpoint
-from pipelines.process import quiet_libraries
+from pipelines.process import prepare_process
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import NF4, Int8, Model
 from pipelines.results.check import check_fetches_nothing, check_result, load_result_tokenizer
@@ -52,7 +52,7 @@ class Loaded:
         return digest(self.sidecar)
 
 
-@quiet_libraries()
+@prepare_process()
 def load_result(
     repo: str | Path,
     revision: str | None = None,

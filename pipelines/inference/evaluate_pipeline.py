@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import types
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -11,6 +9,7 @@ from pipelines.data.rows import Examples
 from pipelines.errors import DataError
 from pipelines.hub.load import Loaded
 from pipelines.inference.predict import predict_examples
+from pipelines.inference.upstream import restore_names_for_evaluate
 
 
 class Pipeline:
@@ -27,7 +26,7 @@ class Pipeline:
             raise DataError(f"{loaded.recipe.name}: evaluate has no evaluator for its task.")
         self.loaded = loaded
         self.task = name
-        let_evaluate_accept_pipelines()
+        restore_names_for_evaluate()
 
     def __call__(
         self,
@@ -59,21 +58,3 @@ def as_list(value: Any) -> list[Any]:
     if value is None:
         return []
     return [value] if isinstance(value, str | Mapping) else list(value)
-
-
-def let_evaluate_accept_pipelines() -> None:
-    """Restore what evaluate uses of transformers and version 5 no longer has.
-
-    evaluate compares every pipeline with `transformers.TFPreTrainedModel`, and accepts only tasks
-    that transformers lists; question answering is no longer one.
-    """
-    import transformers
-    from transformers.pipelines import SUPPORTED_TASKS
-
-    base: Any = importlib.import_module("evaluate.evaluator.base")
-    base.transformers = types.SimpleNamespace(
-        PreTrainedModel=transformers.PreTrainedModel, TFPreTrainedModel=()
-    )
-    tasks: Any = importlib.import_module("evaluate.evaluator")
-    tasks.SUPPORTED_PIPELINE_TASKS = SUPPORTED_TASKS | {"question-answering": {}}
-    tasks.check_pipeline_task = tasks.SUPPORTED_PIPELINE_TASKS.__contains__

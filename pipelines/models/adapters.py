@@ -20,14 +20,15 @@ if TYPE_CHECKING:
 
 
 def add_adapter(base: PreTrainedModel, recipe: Recipe) -> Any:
-    """Put a LoRA adapter on every target module; the head is trained beside it."""
+    """Put a LoRA adapter on every target module; the head is trained as a whole."""
     from peft import get_peft_model, prepare_model_for_kbit_training
 
     lora = recipe.lora
     assert lora is not None
     check_targets(base, lora)
     if recipe.quantization:
-        base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
+        prepare: Any = prepare_model_for_kbit_training
+        base = prepare(base, use_gradient_checkpointing=False)
     initial = lora.init_lora_weights
     transposed = any(isinstance(module, Conv1D) for module in base.modules())
     if initial == "olora" and transposed:
@@ -42,7 +43,8 @@ def lora_config(recipe: Recipe, *, fan_in_fan_out: bool = False) -> LoraConfig:
     from peft import LoraConfig
 
     lora, task = recipe.lora, recipe.task
-    assert lora is not None and isinstance(recipe.model, Model)
+    assert lora is not None
+    assert isinstance(recipe.model, Model)
     every = lora.target_modules == ("all-linear",)
     return LoraConfig(
         task_type=task.peft_task_type,
@@ -89,7 +91,8 @@ def load_adapter_weights(base: PreTrainedModel, folder: Path, *, path: str) -> A
     file = folder / "adapter_model.safetensors"
     try:
         with safe_open(file, framework="pt") as content:
-            found = {key: tuple(content.get_slice(key).get_shape()) for key in content.keys()}
+            names = list(content.keys())
+            shapes = {name: tuple(content.get_slice(name).get_shape()) for name in names}
         model = PeftModel.from_pretrained(base, str(folder), ignore_mismatched_sizes=True)
     except KeyError as error:  # peft's, for a module that is trained as a whole
         message = f"{file.name!r} lacks a tensor of adapter_config.json: {error.args[0]}"
@@ -98,16 +101,16 @@ def load_adapter_weights(base: PreTrainedModel, folder: Path, *, path: str) -> A
         raise RecipeError([Problem(path, f"the adapter cannot be loaded: {error}")]) from error
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
     expected = {key: tuple(tensor.shape) for key, tensor in state.items()}
-    both = found.keys() & expected.keys()
+    both = shapes.keys() & expected.keys()
     problems = differing_tensors(
         file.name,
         "adapter_config.json",
-        missing=expected.keys() - found.keys(),
-        unknown=found.keys() - expected.keys(),
+        missing=expected.keys() - shapes.keys(),
+        unknown=shapes.keys() - expected.keys(),
         misshapen={
-            f"{key} {found[key]}, not {expected[key]}"
+            f"{key} {shapes[key]}, not {expected[key]}"
             for key in both
-            if found[key] != expected[key]
+            if shapes[key] != expected[key]
         },
     )
     if problems:

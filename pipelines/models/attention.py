@@ -1,7 +1,7 @@
-"""Attention in plain products, the fastest for short rows where oneDNN multiplies.
+"""Unfused attention, the fastest for short rows where oneDNN multiplies.
 
-torch's fused attention multiplies tiles, each at oneDNN's cost of a call; its plain one makes a
-mask of numbers in each layer, and looks after each for rows that attend to nothing.
+torch's fused attention multiplies tiles, each at oneDNN's cost of a call; its unfused one converts
+the mask in each layer, and then looks for rows that attend to nothing.
 """
 
 from __future__ import annotations
@@ -14,28 +14,25 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import eager_mask
 
-from pipelines.models.cpu import onednn_fp32_is_exact
+from pipelines.models.upstream import attention_of
+from pipelines.process import onednn_fp32_is_exact
 
-PLAIN = "plain"
+UNFUSED = "unfused"
 SHORT = 384
-"""Rows up to this many tokens take it; torch's fused attention is faster, or smaller, on longer."""
-NOT_OURS = ("position_bias", "softcap", "cache")
-"""What some models hand over that `attend` knows nothing of."""
+"""Tokens of the longest row that takes it; on longer ones torch's is faster, or smaller."""
+UNSUPPORTED = ("position_bias", "softcap", "cache")
+"""Arguments of some models that `attend` does not implement."""
 
 
-def use_plain_attention(model: PreTrainedModel, num_tokens: int) -> None:
-    """Let `attend` stand in for torch's `scaled_dot_product_attention` on rows of `num_tokens`.
+def use_unfused_attention(model: PreTrainedModel, num_tokens: int) -> None:
+    """Replace torch's `scaled_dot_product_attention` by `attend` for rows of `num_tokens`.
 
-    What is saved does not name it. Models that attend in a way of their own keep it.
+    What is saved does not name it. Models with another attention keep it.
     """
-    if (
-        onednn_fp32_is_exact()
-        and num_tokens <= SHORT
-        and model.config._attn_implementation == "sdpa"
-    ):
-        AttentionInterface.register(PLAIN, attend)
-        AttentionMaskInterface.register(PLAIN, eager_mask)
-        model.set_attn_implementation(PLAIN)
+    if onednn_fp32_is_exact() and num_tokens <= SHORT and attention_of(model) == "sdpa":
+        AttentionInterface.register(UNFUSED, attend)
+        AttentionMaskInterface.register(UNFUSED, eager_mask)
+        model.set_attn_implementation(UNFUSED)
 
 
 def attend(
@@ -49,12 +46,13 @@ def attend(
     dropout: float = 0.0,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Return what each query attends to, (batch, length, heads, width of a head).
+    """Return attention's output, (batch, length, heads, width of a head).
 
-    Queries, keys and values are (batch, heads, length, width of a head); the mask, to be added, is
-    (batch, 1, queries, keys). Without one, a module may be causal all the same: torch's knows.
+    Queries, keys and values are (batch, heads, length, width of a head); the additive mask is
+    (batch, 1, queries, keys). Without a mask a module may still be causal: torch's attention
+    handles that.
     """
-    if attention_mask is None or any(others.get(name) is not None for name in NOT_OURS):
+    if attention_mask is None or any(others.get(name) is not None for name in UNSUPPORTED):
         options = {"scaling": scaling, "dropout": dropout} | others
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     groups = getattr(module, "num_key_value_groups", 1)
@@ -64,6 +62,6 @@ def attend(
     # In place, unless autocast makes the scores bfloat16, where the mask would become infinite
     same = scores.dtype == attention_mask.dtype
     scores = scores.add_(attention_mask) if same else scores + attention_mask
-    shares = torch.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype)
-    shares = functional.dropout(shares, dropout, training=dropout > 0)
-    return torch.matmul(shares, value).transpose(1, 2).contiguous(), None
+    probabilities = torch.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype)
+    probabilities = functional.dropout(probabilities, dropout, training=dropout > 0)
+    return torch.matmul(probabilities, value).transpose(1, 2).contiguous(), None

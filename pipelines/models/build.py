@@ -1,44 +1,38 @@
-"""Tokenizers and models: a checkpoint or random weights, 8 or 4 bits, an adapter."""
+"""Models: a checkpoint or random weights, in full precision, 8 or 4 bits, with an adapter."""
 
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 import transformers
 from accelerate import PartialState
 from safetensors import SafetensorError
-from transformers import (
-    GPT2Config,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import GPT2Config, PreTrainedModel, PreTrainedTokenizerBase
 
 from pipelines.console import console
 from pipelines.errors import Problem, RecipeError
 from pipelines.models.adapters import add_adapter
-from pipelines.models.attention import use_plain_attention
+from pipelines.models.attention import use_unfused_attention
 from pipelines.models.checkpoint_checks import (
     check_finite,
     check_weights,
     loading_notes,
     read_config,
 )
-from pipelines.models.cpu import prepare_cpu, restore_malloc_trim
 from pipelines.models.download import ensure_downloaded
 from pipelines.models.probes import num_embeddings, num_positions, try_model
-from pipelines.models.quantization import keep_4bit_layout, quantization_config, tensors_read_singly
+from pipelines.models.quantization import quantization_config
 from pipelines.models.tokenizer_checks import check_special_tokens, guard_embeddings, max_token_id
+from pipelines.models.upstream import keep_4bit_layout, tensors_read_singly
+from pipelines.process import returning_freed_memory
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import NF4, Int8, Model, Scratch
 from pipelines.tasks.base import Task
 
-if TYPE_CHECKING:
-    pass
-
 FUSED = {"gelu_new": "gelu_pytorch_tanh"}
-"""Activations and the same functions in one kernel; GPT-2's own is eight of them."""
+"""The same activations in one kernel; GPT-2's own takes eight."""
 
 
 def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, labels: tuple[str, ...]) -> Any:
@@ -77,10 +71,9 @@ def from_scratch(
         pad_token_id=tokenizer.pad_token_id,
         **task.model_kwargs(labels),
     )
-    base = getattr(transformers, task.auto_class).from_config(config)
+    base: PreTrainedModel = getattr(transformers, task.auto_class).from_config(config)
     if PartialState().device.type == "cpu":
-        prepare_cpu()
-        use_plain_attention(base, task.length)
+        use_unfused_attention(base, task.length)
     return base
 
 
@@ -97,20 +90,17 @@ def load_base(
 ) -> PreTrainedModel:
     """Load a checkpoint in `dtype`, 8 or 4 bits with the head of the task.
 
-    The head is the checkpoint's own; or new, where it has none of this size, to be trained; or
-    comes with an adapter. A language model's is always its own. Raise RecipeError, which names
+    The head is the checkpoint's own; or new, if the checkpoint has no head of this size; or comes
+    with an adapter. A language model's is always its own. Raise RecipeError, which names
     `path`, for a checkpoint that lacks any other tensor, or cannot do what the task needs.
     """
-    on_cpu = PartialState().device.type == "cpu"
-    if on_cpu and quantization:
-        restore_malloc_trim()
-    name, given = model.name_or_path, read_config(model, task, path)
+    name, config = model.name_or_path, read_config(model, task, path)
     ensure_downloaded(model, path=path)
     base, loading = read_weights(
         task,
         model,
         labels,
-        given,
+        config,
         quantization=quantization,
         tokenizer=tokenizer,
         dtype=dtype,
@@ -120,27 +110,31 @@ def load_base(
     check_weights(base, loading, name=name, path=path, new_head=new_head)
     check_finite(base, name=name, path=path)
     check_special_tokens(tokenizer, num_embeddings(base), path=path)
-    positions = num_positions(base.config)
-    if task.length > positions:
-        text = f"{task.length} is above the model's {positions}."
-        raise RecipeError([Problem(f"task.{task.length_field}", text)])
-    if on_cpu:
-        prepare_cpu()
-        use_plain_attention(base, task.length)
+    check_length(task, base)
+    if PartialState().device.type == "cpu":
+        use_unfused_attention(base, task.length)
     keep_4bit_layout(base)
     try_model(base, causal=task.head is None, name=name, path=path)
     guard_embeddings(base, tokenizer)
     if head == "new":
-        for note in loading_notes(base, loading, given, labels):
+        for note in loading_notes(base, loading, config, labels):
             console().print(f"  {note}", markup=False)
     return base
+
+
+def check_length(task: Task, base: PreTrainedModel) -> None:
+    """Raise RecipeError for a task whose rows may be longer than a model reads."""
+    positions = num_positions(base.config)
+    if task.length > positions:
+        text = f"{task.length} is above the model's {positions}."
+        raise RecipeError([Problem(f"task.{task.length_field}", text)])
 
 
 def read_weights(
     task: Task,
     model: Model,
     labels: tuple[str, ...],
-    given: Any,
+    config: Any,
     *,
     quantization: Int8 | NF4 | None,
     tokenizer: PreTrainedTokenizerBase,
@@ -149,15 +143,14 @@ def read_weights(
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """Return a checkpoint's model and what transformers reports of loading it.
 
-    `given` is its config.
+    `config` is the checkpoint's. Raise RecipeError, which names `path`, for unreadable files.
     """
-    state = PartialState()
-    on_gpu = state.device.type != "cpu"
+    device = PartialState().device
     loader = getattr(transformers, task.auto_class)
-    fused = FUSED.get(getattr(given, "activation_function", ""))
+    fused = FUSED.get(getattr(config, "activation_function", ""))
     try:
-        with tensors_read_singly() if quantization else nullcontext():
-            return loader.from_pretrained(
+        with returning_freed_memory(), tensors_read_singly() if quantization else nullcontext():
+            loaded: tuple[PreTrainedModel, dict[str, Any]] = loader.from_pretrained(
                 model.name_or_path,
                 revision=model.revision,
                 trust_remote_code=False,
@@ -167,10 +160,11 @@ def read_weights(
                 dtype=dtype,
                 pad_token_id=tokenizer.pad_token_id,
                 quantization_config=quantization_config(quantization),
-                device_map={"": state.device} if quantization and on_gpu else None,
+                device_map={"": device} if quantization and device.type != "cpu" else None,
                 **({"activation_function": fused} if fused else {}),
                 **task.model_kwargs(labels),
             )
     except (OSError, SafetensorError) as error:  # files that are missing, or damaged
         text = f"{model.name_or_path!r} cannot be loaded: {error}"
         raise RecipeError([Problem(path, text)]) from error
+    return loaded

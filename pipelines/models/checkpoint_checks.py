@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedModel
-from transformers.utils import find_adapter_config_file
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from pipelines.errors import Problem, RecipeError
 from pipelines.models.download import ensure_downloaded
+from pipelines.models.upstream import has_head_for
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import Model
 from pipelines.tasks.base import Task
@@ -63,7 +63,7 @@ def read_config(model: Model, task: Task | None, path: str) -> Any:
         message = missing_config(Path(name)) if missing else " ".join(str(error).split())
         raise refused(f"{name!r} cannot be loaded: {message}") from error
     if task is not None:
-        if type(config) not in getattr(transformers, task.auto_class)._model_mapping:
+        if not has_head_for(task.auto_class, config):
             raise refused(
                 f"{name!r} cannot be loaded for {type(task).__name__}: transformers has no "
                 f"{task.auto_class} of the family {config.model_type!r}. Use another family, such "
@@ -76,8 +76,8 @@ def read_config(model: Model, task: Task | None, path: str) -> Any:
 
 def check_adapter_folder(model: Model, path: str) -> None:
     """Raise RecipeError for an adapter: transformers would load the base that it names instead."""
-    found = find_adapter_config_file(model.name_or_path, revision=model.revision)
-    if found is None:
+    adapter_config = find_adapter_config_file(model.name_or_path, revision=model.revision)
+    if adapter_config is None:
         return
     name = model.name_or_path
     if (Path(name) / "config.json").exists():
@@ -190,7 +190,7 @@ def misshapen_quantized(model: PreTrainedModel) -> Iterator[tuple[str, Any, Any]
 
     transformers does not compare them.
     """
-    from bitsandbytes.nn import Linear4bit, Linear8bitLt
+    from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
 
     for name, module in model.named_modules():
         if isinstance(module, Linear4bit | Linear8bitLt):

@@ -1,4 +1,4 @@
-"""Continue texts greedily, by beam search or by drawing; a batch gives what each gives alone."""
+"""Continue texts greedily, by beam search or by sampling, the same in a batch as alone."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def continue_prompts(
 ) -> list[Continuation]:
     """Return what the model writes after each prompt, in the order of the prompts.
 
-    A prompt gives the same tokens in a batch as alone, but for the rounding of an 8-bit base, which
-    takes the outliers of a batch together. With a `seed`, what is drawn depends on it and on the
-    prompt, not on the prompts beside it: equal prompts draw the same. Without one, each draws anew.
-    A prompt and its continuation fill at most the model's positions. A `streamer` is shown the
-    tokens of a single prompt as they come; a beam search has none to show.
+    A prompt gives the same tokens in a batch as alone, but for the rounding of an 8-bit base, whose
+    outliers depend on the batch. With a `seed`, samples depend on it and on the prompt, not on the
+    other prompts: equal prompts have equal samples. Without a seed every sample differs. A prompt
+    and its continuation fill at most the model's positions. A `streamer` gets the tokens of a
+    single prompt as they come; a beam search has no tokens before its end.
 
-    Raise DataError for a prompt that leaves no room, RecipeError for drawing in a beam search.
+    Raise DataError for a prompt that leaves no room, RecipeError for sampling in a beam search.
     """
     if options.do_sample and options.num_beams > 1:
         text = "a beam search draws nothing. Use --num-beams 1, or do not sample."
@@ -52,7 +52,7 @@ def continue_prompts(
     base = without_adapter_class(model)
     check_room(base, prompts, "prompt {}".format)
     eos, positions = tokenizer.eos_token_id, num_positions(base.config)
-    found: dict[int, Continuation] = {}
+    continuations: dict[int, Continuation] = {}
     with writing(base):
         for rows, room in batches(prompts, options, positions, batch_size):
             longest = len(prompts[rows[0]])
@@ -68,12 +68,12 @@ def continue_prompts(
             )
             for row, tokens in zip(rows, written[:, longest:].tolist(), strict=True):
                 ended = eos in tokens
-                kept = tokens[: tokens.index(eos)] if ended else tokens
+                before_eos = tokens[: tokens.index(eos)] if ended else tokens
                 text = tokenizer.decode(
-                    kept, skip_special_tokens=True, clean_up_tokenization_spaces=False
+                    before_eos, skip_special_tokens=True, clean_up_tokenization_spaces=False
                 )
-                found[row] = Continuation(text, ended)
-    return [found[row] for row in range(len(prompts))]
+                continuations[row] = Continuation(text, ended)
+    return [continuations[row] for row in range(len(prompts))]
 
 
 def without_adapter_class(model: Any) -> Any:
@@ -97,14 +97,15 @@ def check_room(model: Any, prompts: Sequence[list[int]], where: Callable[[int], 
 
 @contextmanager
 def writing(model: Any) -> Iterator[None]:
-    """Switch dropout and the model's own defaults of generation off, and on again as they were.
+    """Switch dropout and the model's own defaults of generation off inside.
 
-    Meanwhile the head gets the last states of the prompts as a tensor of their own. A slice, and a
-    frozen head, as adapters have it: torch would copy the head's weights for each row.
+    The head gets a contiguous copy of the last states: for a slice and a frozen head, as with an
+    adapter, torch would copy the head's weights for each row.
     """
     training, defaults = model.training, model.generation_config
     model.eval()
-    model.generation_config = GenerationConfig()
+    untyped: Any = GenerationConfig
+    model.generation_config = untyped()
     head = model.get_output_embeddings()
     whole = head.register_forward_pre_hook(lambda head, args: (args[0].contiguous(),))
     try:
@@ -120,9 +121,9 @@ def batches(
 ) -> Iterator[tuple[list[int], int]]:
     """Yield the numbers of prompts that share a batch, longest first, and the tokens to write.
 
-    Prompts without room for `max_new_tokens` share it with prompts of their own length, so that
-    none is cut for another's sake. So do all where the prompt counts for what may be repeated,
-    since padding would count as well.
+    Prompts without room for `max_new_tokens` share a batch with prompts of their own length, so
+    that no continuation is shortened because of another prompt. So do all prompts if repetition is
+    penalised: padding would count as a repetition.
     """
     alone = options.repetition_penalty != 1 or options.no_repeat_ngram_size > 0
 
@@ -138,11 +139,12 @@ def batches(
 
 
 def generation_config(options: Generation, room: int, eos_token_id: int) -> GenerationConfig:
-    """Translate to transformers' terms; what is drawn is left to `draws`."""
+    """Translate to transformers' terms; sampling is left to `draws`."""
     beams: dict[str, Any] = {}
     if options.num_beams > 1:
         beams = {"length_penalty": options.length_penalty, "early_stopping": False}
-    return GenerationConfig(
+    untyped: Any = GenerationConfig
+    config: GenerationConfig = untyped(
         max_new_tokens=room,
         num_beams=options.num_beams,
         do_sample=False,
@@ -153,12 +155,13 @@ def generation_config(options: Generation, room: int, eos_token_id: int) -> Gene
         pad_token_id=eos_token_id,
         **beams,
     )
+    return config
 
 
 def draws(
     options: Generation, prompts: Sequence[list[int]], seed: int | None
 ) -> LogitsProcessorList:
-    """Return what makes the likeliest token a drawn one; nothing if nothing is to be drawn."""
+    """Return the processors after which the likeliest token is a sample; [] without sampling."""
     if not options.do_sample:
         return LogitsProcessorList()
     steps: list[LogitsProcessor] = [TemperatureLogitsWarper(options.temperature)]
@@ -170,9 +173,9 @@ def draws(
 
 
 class GumbelNoise(LogitsProcessor):
-    """Add noise to logits by which the largest of them is a draw from their softmax.
+    """Gumbel-max trick: the argmax of the noisy logits is a sample from their softmax.
 
-    transformers draws the rows of a batch from one generator, in which each row moves the others.
+    transformers samples all rows of a batch from one generator: each row changes the others.
     """
 
     def __init__(self, generators: list[torch.Generator]):

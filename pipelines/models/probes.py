@@ -12,57 +12,96 @@ import torch
 from transformers import PreTrainedModel
 
 from pipelines.errors import Problem, RecipeError
+from pipelines.models.upstream import without_8bit_outliers
 
 NUM_TRIED = 8  # tokens of a forward pass that tries a model
 
 
 def gives_logits_of_head(model: PreTrainedModel) -> bool:
-    """Try whether a model returns what its head gives, for each position and unchanged.
+    """Try whether a model's logits are what its head makes of the body's last hidden states.
 
-    Some scale, cap or cut it (Granite, Cohere, Gemma 2). The head is made to give known numbers,
-    large enough to be capped, so that the weights do not matter.
+    Some scale, cap or cut them (Granite, Cohere, Gemma 2). The head is made to return known
+    numbers, large enough to be capped, so that the weights do not matter.
     """
-    head = model.get_output_embeddings()
+    untyped: Any = model
+    head = untyped.get_output_embeddings()
     if type(head) is not torch.nn.Linear:
         return False
-    given: list[torch.Tensor] = []
+    states: list[Any] = []
+    replaced: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def note(body: Any, arguments: Any, output: Any) -> None:
+        states.append(getattr(output, "last_hidden_state", None))
 
     def replace(head: Any, arguments: Any, output: torch.Tensor) -> torch.Tensor:
         numbers = torch.linspace(-100, 100, output.numel(), device=output.device)
-        given.append(numbers.view(output.shape).to(output.dtype))
-        return given[-1].clone()
+        numbers = numbers.view(output.shape).to(output.dtype)
+        replaced.append((arguments[0], numbers))
+        return numbers.clone()
 
-    ids = torch.arange(4, device=model.device)[None] % num_embeddings(model)
-    training = model.training
-    model.eval()
-    hook = head.register_forward_hook(replace)
+    hooks = [model.base_model.register_forward_hook(note), head.register_forward_hook(replace)]
     try:
-        with torch.no_grad():
+        with evaluating(model):
+            ids = torch.arange(4, device=model.device)[None] % num_embeddings(model)
             logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
+    if len(states) != 1 or len(replaced) != 1:
+        return False
+    [state], [(hidden, numbers)] = states, replaced
+    same_states = state is not None and torch.equal(hidden, state)
+    return same_states and torch.equal(numbers, logits.to(numbers))
+
+
+@contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Switch dropout and gradients off inside."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
         model.train(training)
-    (first, *others) = given
-    return not others and first.shape[:2] == ids.shape and torch.equal(first, logits.to(first))
+
+
+def passes_keywords_to_body(model: PreTrainedModel) -> bool:
+    """Try whether a model passes a keyword that it does not know on to its body, which takes it."""
+    body = model.base_model
+    for module in (model, body):
+        kinds = {each.kind for each in inspect.signature(module.forward).parameters.values()}
+        if inspect.Parameter.VAR_KEYWORD not in kinds:
+            return False
+    passed: list[bool] = []
+
+    def note(body: Any, arguments: Any, keywords: dict[str, Any]) -> None:
+        passed.append("plan" in keywords)
+
+    hook = body.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        with evaluating(model):
+            ids = torch.arange(4, device=model.device)[None] % num_embeddings(model)
+            model(input_ids=ids, attention_mask=torch.ones_like(ids), plan=None)
+    finally:
+        hook.remove()
+    return passed == [True]
 
 
 def isolates_packed_rows(body: Any) -> bool:
-    """Try whether rows that are packed into one see nothing of each other.
+    """Try whether a body isolates rows from each other that are packed into one.
 
-    A model that takes no note of positions that begin again would mix them without a word.
+    A model that ignores positions that begin again would mix them without a warning.
     """
     if "position_ids" not in inspect.signature(body.forward).parameters:
         return False
     ids = torch.arange(4, device=body.device)[None] % body.get_input_embeddings().num_embeddings
-    places = torch.tensor([[0, 1, 0, 1]], device=body.device)  # two rows
-    training = body.training
-    body.eval()
-    with torch.no_grad():
-        packed = body(ids, position_ids=places).last_hidden_state[:, 2:]
-        seen = torch.ones_like(ids)  # with a mask, positions keep nothing apart
-        mixed = body(ids, position_ids=places, attention_mask=seen).last_hidden_state[:, 2:]
+    positions = torch.tensor([[0, 1, 0, 1]], device=body.device)  # two rows
+    with evaluating(body):
+        packed = body(ids, position_ids=positions).last_hidden_state[:, 2:]
+        mask = torch.ones_like(ids)  # with which positions isolate nothing
+        mixed = body(ids, position_ids=positions, attention_mask=mask).last_hidden_state[:, 2:]
         alone = body(ids[:, 2:]).last_hidden_state
-    body.train(training)
     return bool((packed - alone).abs().max() < 0.1 * (mixed - alone).abs().max())
 
 
@@ -101,25 +140,6 @@ def try_model(model: PreTrainedModel, *, causal: bool, name: str, path: str) -> 
         )
 
 
-@contextmanager
-def without_8bit_outliers(model: PreTrainedModel) -> Iterator[None]:
-    """Keep the states of one token out of how 8-bit layers round those of another.
-
-    LLM.int8() multiplies columns in which any token has an outlier in higher precision.
-    """
-    from bitsandbytes.nn import Linear8bitLt
-
-    states = [m.state for m in model.modules() if isinstance(m, Linear8bitLt)]
-    thresholds = [state.threshold for state in states]
-    for state in states:
-        state.threshold = 0.0
-    try:
-        yield
-    finally:
-        for state, threshold in zip(states, thresholds, strict=True):
-            state.threshold = threshold
-
-
 def num_positions(config: Any) -> int:
     """Return the most tokens that a model reads at once; no limit is a very large number."""
     for name in ("max_position_embeddings", "max_seq_len"):
@@ -131,12 +151,10 @@ def num_positions(config: Any) -> int:
 
 def logits_of(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
     """Return the first logits that a model gives for tokens, as in evaluation."""
-    training = model.training
-    model.eval()
-    with torch.no_grad():
+    with evaluating(model):
         outputs = model(input_ids=ids, attention_mask=torch.ones_like(ids))
-    model.train(training)
-    return next(value for key, value in outputs.items() if key.endswith("logits")).float()
+    logits: torch.Tensor = next(v for name, v in outputs.items() if name.endswith("logits"))
+    return logits.float()
 
 
 def num_embeddings(model: PreTrainedModel) -> int:

@@ -28,8 +28,8 @@ def load_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """Load the checkpoint's tokenizer, or train one on `texts`.
 
-    EOS is the pad token where there is none, or where the model has no embedding for it.
-    `chat_template` is for a tokenizer that has none.
+    EOS is the pad token of a tokenizer without one, or if the model has no embedding for it.
+    `chat_template` is for a tokenizer without a template.
     """
     wanted = model.tokenizer if isinstance(model, Scratch) else model
     tokenizer: PreTrainedTokenizerBase
@@ -53,7 +53,7 @@ def load_tokenizer(
 
 
 def replace_pad_token(tokenizer: PreTrainedTokenizerBase, config: Any) -> None:
-    """Pad with EOS, and say so, where a model has no embedding for the tokenizer's pad token."""
+    """Pad with EOS, and print so, if a model has no embedding for the tokenizer's pad token."""
     number = getattr(config.get_text_config(), "vocab_size", None)
     pad = tokenizer.pad_token_id
     if number is not None and isinstance(pad, int) and pad >= number:
@@ -96,6 +96,7 @@ def train_char_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerBase:
     vocab = {EOS: 0} | {c: i for i, c in enumerate(characters, start=1)}
     backend = TokenizersTokenizer(models.BPE(vocab=vocab, merges=[], unk_token=EOS))
     backend.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, eos_token=EOS, pad_token=EOS, unk_token=EOS, bos_token=EOS
-    )
+    untyped: Any = PreTrainedTokenizerFast
+    special = dict.fromkeys(("eos_token", "pad_token", "unk_token", "bos_token"), EOS)
+    tokenizer: PreTrainedTokenizerBase = untyped(tokenizer_object=backend, **special)
+    return tokenizer

@@ -6,18 +6,19 @@ import json
 import math
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pipelines.data.padding import pad_inputs
 from pipelines.data.rows import Examples
 from pipelines.data.source import DatasetSource
 from pipelines.errors import DataError
-from pipelines.tasks.generation import Generation
+from pipelines.tasks.generation import Continuation, Generation
 
 if TYPE_CHECKING:
     import torch
     from transformers import EvalPrediction, PreTrainedTokenizerBase
 
+Objective = Literal["head", "language_model", "instruction", "preference"]
 MULTIPLE = 8
 """To which training batches are padded: few lengths, whose kernels a CPU makes once and keeps.
 
@@ -73,6 +74,11 @@ class Task:
     example_imports: ClassVar[tuple[str, ...]] = ()
     """Lines that `example_lines` needs beside torch and transformers."""
 
+    objective: ClassVar[Objective]
+    """What is learned, by which the trainer is chosen: "head" has the task's own `loss`;
+    "language_model" every next token of a row; "instruction" the tokens that a row has `labels`
+    for, and scores what the model writes by `score_replies`; "preference" pairs of replies, by DPO.
+    """
     auto_class: ClassVar[str]
     head: ClassVar[str | None] = None
     peft_task_type: ClassVar[str]
@@ -86,8 +92,6 @@ class Task:
     """What rows share that stay on one side of a split."""
     chat_template: ClassVar[str | None] = None
     """Template that a tokenizer without one gets."""
-    is_language_model: ClassVar[bool] = False
-    """Whether it is scored by the likelihood of plain text, as lm-evaluation-harness does."""
     writes_replies: ClassVar[bool] = False
     """Whether a model writes a reply, without the spaces around it, and not the rest of a text."""
 
@@ -100,6 +104,20 @@ class Task:
     def pad_to_multiple_of(self) -> int:
         """Return what divides the length of a training batch, and that of the longest row."""
         return math.gcd(MULTIPLE, self.length)
+
+    @property
+    def learns_tokens(self) -> bool:
+        """Tell whether the model predicts tokens, and not labels of a whole row."""
+        return self.objective != "head"
+
+    @property
+    def isolates_rows(self) -> bool:
+        """Tell whether several texts share a row whose attention mask isolates them."""
+        return False
+
+    def trainer_options(self) -> dict[str, Any]:
+        """Return the options that the objective's trainer takes from the task, by their names."""
+        return {}
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Yield option and message for what no type can say."""
@@ -220,6 +238,10 @@ class Task:
         self, prediction: EvalPrediction, held_out: Features, labels: tuple[str, ...]
     ) -> Score:
         """Score a whole evaluation split."""
+        raise NotImplementedError
+
+    def score_replies(self, written: Sequence[Continuation], held_out: Features) -> Score:
+        """Score what the model writes after each prompt of `held_out.context`."""
         raise NotImplementedError
 
     def predictions(

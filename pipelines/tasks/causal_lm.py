@@ -14,7 +14,7 @@ from pipelines.data.padding import pad_inputs, pad_right
 from pipelines.data.rows import Examples
 from pipelines.errors import DataError
 from pipelines.metrics.bootstrap import bootstrap
-from pipelines.tasks.base import Features, Score, Task, text_of, token_ids
+from pipelines.tasks.base import Features, Objective, Score, Task, text_of, token_ids
 
 CHUNK = 1000  # documents that are encoded, and in a stream fitted into blocks, together
 
@@ -37,14 +37,18 @@ class CausalLM(Task):
     )
     pipeline_tag: ClassVar[str] = "text-generation"
 
+    objective: ClassVar[Objective] = "language_model"
     auto_class: ClassVar[str] = "AutoModelForCausalLM"
     peft_task_type: ClassVar[str] = "CAUSAL_LM"
     length_field: ClassVar[str] = "block_size"
     grouped_by: ClassVar[str] = "document"
-    is_language_model: ClassVar[bool] = True
 
     def example(self, examples, index, row, labels, *, labelled=True) -> str:
         return text_of(examples, index, row, self.text_column)
+
+    @property
+    def isolates_rows(self) -> bool:
+        return self.packing == "bfd_split"
 
     @property
     def document_column(self):
@@ -153,9 +157,6 @@ class CausalLM(Task):
             "output = model.generate(**inputs, max_new_tokens=20, do_sample=False)",
             "print(tokenizer.decode(output[0], skip_special_tokens=True))",
         ]
-
-    def loss(self, outputs, labels, num_items):
-        return outputs.logits.sum() / num_items  # a LossHead's losses
 
     def reduce_logits(self, losses, labels):
         """Return (batch, 2): summed negative log-likelihood and number of predicted tokens."""

@@ -6,14 +6,14 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from annotated_types import Ge, Lt
 
 from pipelines.data.padding import pad_inputs, pad_right
 from pipelines.errors import DataError
 from pipelines.metrics.bootstrap import bootstrap
-from pipelines.tasks.base import Features, Score, check_truncated
+from pipelines.tasks.base import Features, Objective, Score, check_truncated
 from pipelines.tasks.chat_forms import looks_like_turns
 from pipelines.tasks.replies import IGNORED, ReplyTask, exchange
 
@@ -44,9 +44,22 @@ class InstructionTuning(ReplyTask):
     label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Share of the target that is spread over all tokens; costs a further forward pass."""
 
+    objective: ClassVar[Objective] = "instruction"
+
     @property
     def reply_column(self) -> str:
         return self.completion_column
+
+    @property
+    def isolates_rows(self) -> bool:
+        return self.packing
+
+    def trainer_options(self) -> dict[str, Any]:
+        return {
+            "max_length": self.max_length,
+            "packing": self.packing,
+            "label_smoothing_factor": self.label_smoothing,
+        }
 
     def example(self, examples, index, row, labels, *, labelled=True):
         """Return what a row asks, and all replies that it holds."""

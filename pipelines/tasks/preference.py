@@ -9,7 +9,7 @@ from annotated_types import Gt
 
 from pipelines.data.padding import pad_inputs
 from pipelines.errors import DataError
-from pipelines.tasks.base import Features, Score, check_truncated
+from pipelines.tasks.base import Features, Objective, Score, check_truncated
 from pipelines.tasks.instruction import InstructionTuning
 from pipelines.tasks.replies import ReplyTask, exchange
 
@@ -26,10 +26,14 @@ class PreferenceTuning(ReplyTask):
     """How much a reply's log-probability against the reference counts; higher stays closer."""
 
     does: ClassVar[str] = "replies to prompts as people prefer"
+    objective: ClassVar[Objective] = "preference"
 
     @property
     def reply_column(self) -> str:
         return self.chosen_column
+
+    def trainer_options(self) -> dict[str, Any]:
+        return {"beta": self.beta}
 
     def example(self, examples, index, row, labels, *, labelled=True):
         """Return what a row asks, with the chosen and the rejected reply."""

@@ -16,7 +16,15 @@ from annotated_types import Ge, Le
 from pipelines.errors import DataError
 from pipelines.metrics.bootstrap import bootstrap
 from pipelines.tasks.answer_forms import read_answers
-from pipelines.tasks.base import Features, Score, Task, check_truncated, text_of, token_ids
+from pipelines.tasks.base import (
+    Features,
+    Objective,
+    Score,
+    Task,
+    check_truncated,
+    text_of,
+    token_ids,
+)
 from pipelines.tasks.cells import to_python
 from pipelines.tasks.label_forms import bit
 from pipelines.tasks.spans import (
@@ -71,6 +79,7 @@ class QuestionAnswering(Task):
         "from tokenizers import pre_tokenizers as pre",
     )
 
+    objective: ClassVar[Objective] = "head"
     auto_class: ClassVar[str] = "AutoModelForQuestionAnswering"
     head: ClassVar[str | None] = "qa_outputs"
     peft_task_type: ClassVar[str] = "QUESTION_ANS"

@@ -15,7 +15,16 @@ from pipelines.data.rows import Examples
 from pipelines.errors import DataError, NonFiniteError
 from pipelines.metrics.bootstrap import bootstrap
 from pipelines.tasks import label_forms
-from pipelines.tasks.base import Features, Score, Task, check_truncated, literal, text_of, token_ids
+from pipelines.tasks.base import (
+    Features,
+    Objective,
+    Score,
+    Task,
+    check_truncated,
+    literal,
+    text_of,
+    token_ids,
+)
 from pipelines.tasks.cells import to_python, whole_number
 
 KINDS = {str: "text", int: "number", float: "number", bool: "boolean"}
@@ -55,6 +64,7 @@ class TextClassification(Task):
     limits: ClassVar[str] = "It gives every text one of its labels, also a text of another kind."
     pipeline_tag: ClassVar[str] = "text-classification"
 
+    objective: ClassVar[Objective] = "head"
     auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
     head: ClassVar[str | None] = "score"
     peft_task_type: ClassVar[str] = "SEQ_CLS"

@@ -18,7 +18,7 @@ Arguments = TypeVar("Arguments", bound=TrainingArguments)
 def training_arguments(recipe: Recipe, kind: type[Arguments], **options: Any) -> Arguments:
     """Translate the recipe; precision and devices come from Accelerate's environment.
 
-    `options` are what is not the recipe's to say, or only of one kind.
+    `options` are those that the recipe does not decide, or that one class alone has.
     """
     train = recipe.train
     per_device, accumulation = split_batch(train, PartialState().num_processes)
@@ -48,8 +48,6 @@ def training_arguments(recipe: Recipe, kind: type[Arguments], **options: Any) ->
         seed=train.seed,
         use_cpu=PartialState().device.type == "cpu",
         dataloader_num_workers=train.dataloader_num_workers,
-        # Workers get closures, which other ways to start them, the default elsewhere, do not take.
-        dataloader_multiprocessing_context="fork" if train.dataloader_num_workers else None,
         dataloader_pin_memory=torch.cuda.is_available(),
         ddp_find_unused_parameters=False,
         logging_nan_inf_filter=False,

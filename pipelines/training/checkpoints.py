@@ -1,4 +1,4 @@
-"""Checkpoints that are known to be whole, the lock of a run's folder, and disks that are full.
+"""Checkpoints that are known to be whole, and whether the disk has room for them.
 
 A checkpoint is complete when COMPLETE.json is in it: written last, with the size and SHA-256 of
 every file and what a run must have in common with this one to resume from it.
@@ -50,8 +50,8 @@ def step_of(checkpoint: Path) -> int:
 
 def all_checkpoints(folder: Path) -> list[Path]:
     """Return the checkpoints of a folder, newest step first."""
-    found = [c for c in folder.glob("checkpoint-*") if c.name.split("-")[1].isdigit()]
-    return sorted(found, key=step_of, reverse=True)
+    checkpoints = [c for c in folder.glob("checkpoint-*") if c.name.split("-")[1].isdigit()]
+    return sorted(checkpoints, key=step_of, reverse=True)
 
 
 def find_damage(checkpoint: Path) -> str | None:
@@ -68,7 +68,7 @@ def find_damage(checkpoint: Path) -> str | None:
 
 
 def newest_verified(folder: Path) -> Path | None:
-    """Return the newest whole checkpoint, and say which were passed over and why.
+    """Return the newest whole checkpoint, and print which are passed over and why.
 
     Raise CheckpointError when there are complete ones but all are damaged. Nothing is deleted.
     """
@@ -103,10 +103,10 @@ def delete(checkpoint: Path) -> None:
 
 
 def check_space(recipe: Recipe, model: Any) -> None:
-    """Say what the checkpoints of a run need. Raise RecipeError when they would not fit the disk.
+    """Print the disk space that a run's checkpoints need. Raise RecipeError if there is less.
 
-    A checkpoint holds what is trained, or a whole model without an adapter, and two moments of
-    AdamW for each trained weight; one more than is kept lies there for a moment.
+    A checkpoint has the trained weights and two moments of AdamW for each. For a moment there is
+    one checkpoint more than rotation leaves.
     """
     if recipe.train.save_steps is None:
         return

@@ -86,8 +86,8 @@ def differences(before: Any, now: Any, path: str = "") -> Iterator[tuple[str, An
     """Yield path and both values of every leaf that differs."""
     if isinstance(before, dict) and isinstance(now, dict):
         for key in sorted(before.keys() | now.keys()):
-            where = f"{path}.{key}".lstrip(".")
-            yield from differences(before.get(key), now.get(key), where)
+            below = f"{path}.{key}".lstrip(".")
+            yield from differences(before.get(key), now.get(key), below)
     elif before != (list(now) if isinstance(now, tuple) else now):
         yield path.removeprefix("recipe."), before, now
 
@@ -145,11 +145,11 @@ def check_resumed(
     return changed
 
 
-def check_same(folder: Path, found: Iterable[tuple[str, Any, Any]]) -> None:
+def check_same(folder: Path, changes: Iterable[tuple[str, Any, Any]]) -> None:
     """Raise RecipeError, naming each field, for differences from a finished result."""
     problems = [
         Problem(path, f"the result in {folder} has {was!r}, this run has {value!r}.")
-        for path, was, value in found
+        for path, was, value in changes
     ]
     if problems:
         text = f"{folder} holds a finished result of other values. Use another --output-dir, or "

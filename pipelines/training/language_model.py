@@ -1,39 +1,15 @@
-"""Trainers that hand the batch's labels or packing plan to the model."""
+"""The trainer of language models whose loss needs no logits."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from pipelines.models.loss_head import LossHead
-from pipelines.models.packing import Packing
 from pipelines.training.trainer import RecipeTrainer
 
 
 class LanguageModelTrainer(RecipeTrainer):
-    """A RecipeTrainer that gives each batch's labels to the head."""
-
-    def __init__(self, *, head: LossHead, **options: Any):
-        super().__init__(**options)
-        self.head = head
+    """A RecipeTrainer of a model with `use_chunked_loss`."""
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        self.head.labels = inputs["labels"]
-        try:
-            return super().compute_loss(model, inputs, *args, **kwargs)
-        finally:
-            self.head.labels = None
-
-
-class PackedTrainer(RecipeTrainer):
-    """A RecipeTrainer that packs batches as their plans say."""
-
-    def __init__(self, *, packing: Packing, **options: Any):
-        super().__init__(**options)
-        self.packing = packing
-
-    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        self.packing.plan = inputs.pop("plan", None)
-        try:
-            return super().compute_loss(model, inputs, *args, **kwargs)
-        finally:
-            self.packing.plan = None
+        """Call the model with the labels as `targets`: Trainer takes `labels` for its own loss."""
+        return super().compute_loss(model, inputs | {"targets": inputs["labels"]}, *args, **kwargs)

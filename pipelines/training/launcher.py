@@ -1,8 +1,8 @@
-"""What a run was asked for by `accelerate launch`, and whether this machine can do it.
+"""What `accelerate launch` requests of a run, and whether this machine can do it.
 
 Accelerate passes on to a process neither the number of processes nor, with several of them,
 `use_cpu`, and on a machine without a GPU it trains on the CPU without a word. The launcher's own
-command line and its config file still have what was asked for. Imports no torch by itself.
+command line and its config file still have the request. Imports no torch by itself.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ENGINES = {
 
 @dataclass(frozen=True)
 class LaunchRequest:
-    """What was asked for; `gpu` and `engine` hold what asks for it, as typed."""
+    """What is requested; `gpu` and `engine` name the flag or the file that does so, as typed."""
 
     num_processes: int | None = None
     use_cpu: bool = False
@@ -50,7 +50,7 @@ def default_config() -> Path | None:
 
 
 def read_config(file: Path | None) -> dict[str, Any]:
-    """Return the values of an Accelerate config, in YAML or JSON. Raise RecipeError for none."""
+    """Return the values of an Accelerate config, in YAML or JSON, or raise RecipeError."""
     if file is None:
         return {}
     try:
@@ -76,7 +76,7 @@ def launcher_arguments(command: list[str]) -> list[str] | None:
 
 
 def launcher_request() -> LaunchRequest:
-    """Return what the nearest launcher among the parents of this process was asked for."""
+    """Return the request to the nearest launcher among the parents of this process."""
     try:
         for process in psutil.Process().parents():
             arguments = launcher_arguments(process.cmdline())

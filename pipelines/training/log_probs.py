@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-import types
 from functools import partial
 from typing import Any
 
 import torch
 from trl.trainer.utils import FusedCausalLMOutput
 
-from pipelines.models.probes import NUM_TRIED, logits_of, num_embeddings
+from pipelines.models.probes import NUM_TRIED, evaluating, logits_of, num_embeddings
+from pipelines.models.upstream import replace_forward
 from pipelines.tasks.replies import IGNORED
 
 
@@ -23,19 +23,16 @@ def use_right_log_probs(model: Any) -> None:
         use_own_logits(model)
         return
     ids = torch.arange(NUM_TRIED, device=model.device)[None] % num_embeddings(model)
-    asked = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    training = model.training
-    model.eval()
-    # States are made large, so that a cap counts though the weights may be small
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    # States are made large, so that a cap has an effect even if the weights are small
     largest = float(logits_of(model, ids).abs().max())
     hook = model.base_model.register_forward_hook(partial(enlarge, factor=100 / max(largest, 1e-6)))
     try:
-        with torch.no_grad():
-            logits = model(**asked).logits.float()
-            fused = model(**asked, labels=ids, fused_lm_head=True).log_probs.float()
+        with evaluating(model):
+            logits = model(**inputs).logits.float()
+            fused = model(**inputs, labels=ids, fused_lm_head=True).log_probs.float()
     finally:
         hook.remove()
-        model.train(training)
     expected = logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None]).squeeze(-1)
     tolerance = 1e-4 if model.dtype == torch.float32 else 2e-2
     if not (fused - expected).abs().max() <= tolerance * expected.abs().max():
@@ -49,7 +46,7 @@ def enlarge(body: Any, arguments: Any, output: Any, *, factor: float) -> Any:
 
 
 def use_own_logits(model: Any) -> None:
-    """Compute what trl's trainers ask of a fused head from the model's own logits."""
+    """Compute the outputs of trl's fused head from the model's own logits."""
     own = type(model).forward
 
     @functools.wraps(own)
@@ -66,8 +63,8 @@ def use_own_logits(model: Any) -> None:
         chosen = log_probs.gather(-1, labels[mask][:, None]).squeeze(-1)
 
         def by_token(values: torch.Tensor) -> torch.Tensor:
-            found = torch.zeros(mask.shape, dtype=values.dtype, device=values.device)
-            return found.masked_scatter(mask, values)
+            zeros = torch.zeros(mask.shape, dtype=values.dtype, device=values.device)
+            return zeros.masked_scatter(mask, values)
 
         return FusedCausalLMOutput(
             log_probs=by_token(chosen),
@@ -78,4 +75,4 @@ def use_own_logits(model: Any) -> None:
             aux_loss=getattr(outputs, "aux_loss", None),
         )
 
-    model.forward = types.MethodType(forward, model)
+    replace_forward(model, forward)

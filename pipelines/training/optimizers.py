@@ -60,7 +60,8 @@ class MuonWithAdamW(torch.optim.Optimizer):
     def step(self, closure: Any = None) -> Any:
         """Update all parameters."""
         assert closure is None
-        for part in self.parts:
+        parts: tuple[Any, ...] = self.parts
+        for part in parts:
             part.step()
 
     def state_dict(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ def score_result(loaded: Loaded, rows: Examples) -> dict[str, Any]:
     recipe, tokenizer, labels = loaded.recipe, loaded.tokenizer, loaded.labels
     held_out = recipe.task.features(rows, tokenizer, labels, training=False)
     recipe.task.check_scorable(held_out)
-    with tempfile.TemporaryDirectory() as scratch:  # the Trainer makes folders where it stands
+    with tempfile.TemporaryDirectory() as scratch:  # the Trainer creates its folder
         trainer = build_trainer(
             replace(recipe, output_dir=scratch),
             loaded.model,

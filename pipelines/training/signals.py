@@ -1,13 +1,12 @@
-"""Signals that stop a run: what they do before, in and after its training. Imports no torch."""
+"""Signals that stop a run: what they do before, in and after its training."""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from multiprocessing.util import Finalize
 from types import TracebackType
 from typing import Any
 
@@ -16,8 +15,8 @@ from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from pipelines.errors import Preempted
+from pipelines.training.workers import STOP_SIGNALS
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 AGAIN = "run the same command again to resume."
 
 
@@ -155,26 +154,3 @@ class StopAtSignal(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.ended = True
-
-
-def without_signals(start: Callable[[], Any]) -> Any:
-    """Start a loader's workers so that the signals that stop a run do not reach them.
-
-    A terminal and a scheduler send them to every process; a worker that died of one would end the
-    run before its checkpoint. A child inherits what is blocked, and never unblocks it: so that
-    workers that an error leaves behind are killed at the end, where SIGTERM would wait for ever.
-    """
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    try:
-        iterator = start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-    Finalize(None, kill, [iterator._workers], exitpriority=0)
-    return iterator
-
-
-def kill(workers: list[Any]) -> None:
-    """Kill a loader's workers as the process ends, where torch would raise for each of them."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    for worker in workers:
-        worker.kill()

@@ -1,4 +1,4 @@
-"""Compare the world size with what the launcher was asked for."""
+"""Compare the world size with the launcher's request."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from pipelines.training.launcher import check_request, launcher_request
 
 
 def check_world_size() -> int:
-    """Return the world size. Raise RecipeError when it is not what the launcher was asked for."""
+    """Return the world size. Raise RecipeError if the launcher was to start another number."""
     request = launcher_request()
     check_request(request)
-    # Unless it is told so, Accelerate takes ranks without a GPU for as many jobs of their own
+    # Without `cpu`, Accelerate takes ranks on a machine without a GPU for independent jobs
     state = PartialState(cpu=request.use_cpu or not torch.accelerator.is_available())
     if request.num_processes not in (None, 0, state.num_processes):
         raise RecipeError(
             [
                 Problem(
                     "accelerate launch",
-                    f"{request.num_processes} processes were asked for, {state.num_processes} "
+                    f"{request.num_processes} processes were requested, {state.num_processes} "
                     "started. On a CPU use --config_file accelerate_configs/cpu_2_processes.yaml.",
                 )
             ]
         )
-    return state.num_processes
+    return int(state.num_processes)

@@ -7,9 +7,8 @@ import torch
 import torch.nn.functional as F
 from side import arguments, now, report
 
-import pipelines.models.loss_head
-from pipelines.models.cpu import prepare_cpu
-from pipelines.models.loss_head import LossHead
+from pipelines.models import chunked_loss
+from pipelines.process import prepare_process
 
 TOKENS, WIDTH, VOCABULARY = 2048, 768, 50257
 WARMUPS, STEPS = 4, 8
@@ -18,14 +17,18 @@ WARMUPS, STEPS = 4, 8
 def main() -> None:
     """Report losses of so many tokens a second, the first few left out."""
     *_, flags = arguments()
-    prepare_cpu()
+    with prepare_process():
+        measure(flags)
+
+
+def measure(flags: dict[str, str]) -> None:
+    """Report it in a process that is set up to compute."""
     torch.manual_seed(0)
     hidden = torch.randn(1, TOKENS, WIDTH, requires_grad=True)
-    head = LossHead(WIDTH, VOCABULARY, bias=False)
+    head = torch.nn.Linear(WIDTH, VOCABULARY, bias=False)
     labels = torch.randint(0, VOCABULARY, (1, TOKENS))
-    head.labels = labels
     if "whole" in flags:
-        pipelines.models.loss_head.CHUNK = 2**62
+        chunked_loss.CHUNK = 2**62
 
     def step() -> None:
         if "automatic" in flags:
@@ -33,7 +36,7 @@ def main() -> None:
             rows = hidden.flatten(0, 1)
             loss = F.linear_cross_entropy(rows, head.weight, labels.flatten(), options=options)
         else:
-            loss = head(hidden)
+            loss = chunked_loss.chunked_losses(hidden, head, labels)
         loss.backward()
         hidden.grad = head.weight.grad = None
 

@@ -14,9 +14,9 @@ from side import Clock, arguments, now, report, rows_to_predict, texts_to_contin
 import pipelines.flow
 import pipelines.models.attention
 import pipelines.models.build
-import pipelines.models.cpu
+import pipelines.models.chunked_loss
 import pipelines.models.generation
-import pipelines.models.loss_head
+import pipelines.process
 import pipelines.training.build
 import pipelines.training.resume
 import pipelines.training.trainer
@@ -128,9 +128,9 @@ def leave_out(means: str) -> None:
         case "onednn":
             torch.cpu.get_capabilities = dict
         case "memory":
-            pipelines.models.cpu.disable_malloc_trim = lambda: None
+            pipelines.process.disable_malloc_trim = lambda: None
         case "kernels":
-            pipelines.models.cpu.limit_kernel_caches = lambda: None
+            pipelines.process.limit_kernel_caches = lambda: None
         case "attention":
             pipelines.models.attention.SHORT = 0
         case "gelu":
@@ -139,9 +139,9 @@ def leave_out(means: str) -> None:
                 **options | {"activation_function": "gelu_new"}
             )
         case "packing":
-            pipelines.training.build.keeps_rows_apart = lambda body: False
+            pipelines.training.build.isolates_packed_rows = lambda body: False
         case "chunks":
-            pipelines.models.loss_head.CHUNK = 2**62
+            pipelines.models.chunked_loss.CHUNK = 2**62
         case _:
             raise SystemExit(f"no means {means!r}")
 
@@ -224,17 +224,9 @@ def main() -> None:
         pipelines.models.attention.SHORT = 2**62 if flags["attention"] == "plain" else 0
         torch.backends.cuda.enable_flash_sdp(flags["attention"] == "fused")  # CPUs obey it too
     clock = Clock(WARMUPS.get(case, 1))
-    build = pipelines.flow.build_trainer
-
-    def clocked(*arguments, **options):
-        trainer = build(*arguments, **options)
-        trainer.add_callback(clock)
-        return trainer
-
-    pipelines.flow.build_trainer = clocked
     spent = seconds_of_own_work() if case == "overhead" else {}
     start = now()
-    pipelines.flow.run(recipe)
+    pipelines.flow.run(recipe, [clock])
     total = now() - start
     if case == "make-generate":
         from pipelines.inference.merge import merge

@@ -2,7 +2,7 @@
 
 import sys
 
-from helpers.factories import make_tasks, method
+from helpers.factories import ROOT, make_tasks, method
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import Model, Train
 
@@ -37,6 +37,13 @@ def flip(file) -> None:
 def cut(file) -> None:
     """Leave the first half."""
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def command_for(recipe: Recipe, place, *calls: str) -> list[str]:
+    """Write a recipe; return the command that runs it with callbacks of tests/helpers."""
+    file = place / "recipe.json"
+    file.write_text(recipe.to_json())
+    return [sys.executable, str(ROOT / "tests/helpers/run_recipe.py"), str(file), *calls]
 
 
 def script_for(recipe: Recipe, place) -> list[str]:

@@ -21,7 +21,7 @@ from rouge_score import rouge_scorer
 from rouge_score.tokenizers import DefaultTokenizer
 
 from pipelines import metrics
-from pipelines.inference.evaluate_pipeline import let_evaluate_accept_pipelines
+from pipelines.inference.upstream import restore_names_for_evaluate
 from pipelines.metrics import squad_scoring
 
 ACCURACY, CONFUSION, F1 = map(metrics.load, ("accuracy", "confusion_matrix", "f1"))
@@ -489,7 +489,7 @@ def test_an_evaluator_scores_names_and_ids(mapping):
 
     pipeline.task = "text-classification"
     evaluator = evaluate.evaluator("text-classification")
-    let_evaluate_accept_pipelines()
+    restore_names_for_evaluate()
     given_rows = {"model_or_pipeline": pipeline, "data": rows, "label_mapping": mapping}
     assert evaluator.compute(metric=ACCURACY, **given_rows)["accuracy"] == 0.75
     matrix = evaluator.compute(metric=CONFUSION, **given_rows)["confusion_matrix"]

@@ -12,7 +12,7 @@ from transformers import (
 )
 
 import pipelines.models.attention
-from pipelines.models.attention import SHORT, use_plain_attention
+from pipelines.models.attention import SHORT, use_unfused_attention
 
 VOCAB, LENGTH, MODULE = 97, 24, torch.nn.Module()
 GPT2 = GPT2Config(vocab_size=VOCAB, n_layer=2, n_head=4, n_embd=64, initializer_range=0.2)
@@ -30,7 +30,7 @@ GROUPED = LlamaConfig(
 @pytest.fixture(autouse=True)
 def onednn(monkeypatch):
     """Take the processor for one whose short rows take plain attention."""
-    monkeypatch.setattr(pipelines.models.attention, "has_onednn", lambda: True)
+    monkeypatch.setattr(pipelines.models.attention, "onednn_fp32_is_exact", lambda: True)
 
 
 def model_of(config, *, plain, dtype=torch.float32):
@@ -38,8 +38,8 @@ def model_of(config, *, plain, dtype=torch.float32):
     model = AutoModelForCausalLM.from_config(type(config).from_dict(config.to_dict())).eval()
     model.generation_config.eos_token_id = None
     if plain:
-        use_plain_attention(model, SHORT)
-        assert model.config._attn_implementation == "plain"
+        use_unfused_attention(model, SHORT)
+        assert model.config._attn_implementation == "unfused"
     return model.to(dtype)
 
 
@@ -124,8 +124,8 @@ def test_biases_of_positions_are_not_lost():
     model = T5ForConditionalGeneration(config).eval()
     ids = inputs_of("whole")["input_ids"]
     expected = model(input_ids=ids, labels=ids).logits
-    use_plain_attention(model, SHORT)
-    assert model.config._attn_implementation == "plain"
+    use_unfused_attention(model, SHORT)
+    assert model.config._attn_implementation == "unfused"
     torch.testing.assert_close(model(input_ids=ids, labels=ids).logits, expected)
 
 
@@ -141,18 +141,20 @@ def test_texts_are_continued_alike_with_a_cache(config):
 
 def test_what_is_saved_does_not_name_plain_attention(tmp_path):
     model_of(GPT2, plain=True).save_pretrained(tmp_path)
-    assert not any("plain" in file.read_text() for file in tmp_path.glob("*.json"))
+    assert not any("unfused" in file.read_text() for file in tmp_path.glob("*.json"))
     again = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert again.config._attn_implementation == "sdpa"
 
 
 @pytest.mark.parametrize("why", ["long rows", "no oneDNN", "attention of its own", "chosen"])
 def test_other_attention_stays(why, monkeypatch):
-    monkeypatch.setattr(pipelines.models.attention, "has_onednn", lambda: why != "no oneDNN")
+    monkeypatch.setattr(
+        pipelines.models.attention, "onednn_fp32_is_exact", lambda: why != "no oneDNN"
+    )
     own = BloomConfig(vocab_size=VOCAB, n_layer=1, n_head=2, hidden_size=32)
     model = model_of(own if why == "attention of its own" else GPT2, plain=False)
     if why == "chosen":
         model.set_attn_implementation("eager")
     before = model.config._attn_implementation
-    use_plain_attention(model, SHORT + 1 if why == "long rows" else SHORT)
-    assert model.config._attn_implementation == before != "plain"
+    use_unfused_attention(model, SHORT + 1 if why == "long rows" else SHORT)
+    assert model.config._attn_implementation == before != "unfused"

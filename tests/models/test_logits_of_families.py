@@ -15,7 +15,7 @@ from helpers.factories import make_tasks
 from pipelines.data.load import load_splits
 from pipelines.errors import RecipeError
 from pipelines.models.build import build_model
-from pipelines.models.loss_head import LossHead
+from pipelines.models.chunked_loss import TokenLosses
 from pipelines.models.probes import gives_logits_of_head
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import Lora, Model, Train
@@ -77,7 +77,7 @@ def folders(tmp_path_factory, tokenizer):
 @pytest.fixture(autouse=True)
 def plain_attention(monkeypatch):
     """Take the processor for one whose short rows take plain attention."""
-    monkeypatch.setattr(pipelines.models.attention, "has_onednn", lambda: True)
+    monkeypatch.setattr(pipelines.models.attention, "onednn_fp32_is_exact", lambda: True)
 
 
 def prepared(folder, task, tokenizer, output, *, lora=None, **train):
@@ -182,9 +182,11 @@ def test_causal_lm_scores_and_learns_by_the_models_own_logits(
 
 def test_gpt2_keeps_the_loss_at_its_head(checkpoint, helpdesk, tokenizer, tmp_path):
     task = make_tasks(helpdesk)["causal_lm"]
-    _, trainer, _ = prepared(checkpoint, task, tokenizer, tmp_path)
+    _, trainer, held_out = prepared(checkpoint, task, tokenizer, tmp_path)
     assert isinstance(trainer, LanguageModelTrainer)
-    assert isinstance(trainer.model.lm_head, LossHead)
+    batch = task.collate(tokenizer.pad_token_id)(held_out.dataset[:2])
+    _, outputs = trainer.compute_loss(trainer.model, batch, True, num_items_in_batch=1)
+    assert isinstance(outputs, TokenLosses)
 
 
 def test_a_head_is_tried_whatever_its_weights(folders):
@@ -243,5 +245,5 @@ def test_examples_are_not_packed_where_a_family_would_mix_them(
 ):
     task = replace(make_tasks(helpdesk)["instruction_tuning"], packing=True)
     prepared(folders["llama"], task, tokenizer, tmp_path)
-    with pytest.raises(RecipeError, match="task.packing: mpt does not keep documents"):
+    with pytest.raises(RecipeError, match="task.packing: mpt does not isolate the documents"):
         prepared(folders["mpt"], task, tokenizer, tmp_path)

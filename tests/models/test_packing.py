@@ -27,7 +27,7 @@ from pipelines.data.padding import pad_inputs
 from pipelines.data.rows import Examples
 from pipelines.data.source import DatasetSource
 from pipelines.errors import RecipeError
-from pipelines.models.packing import Packing, plan
+from pipelines.models.packing import accept_plans, plan
 from pipelines.models.probes import isolates_packed_rows
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import Scratch, Train
@@ -101,14 +101,12 @@ def test_a_packed_batch_has_the_outputs_and_gradients_of_the_padded_one(kind):
     ]
     inputs = pad_inputs(rows, 0, 8)
     real = inputs["attention_mask"].bool()
-    packing = Packing(model.base_model)
+    accept_plans(model.base_model)
     shapes = []
     model.base_model.wte.register_forward_hook(lambda m, args, out: shapes.append(args[0].numel()))
 
     def outputs_and_gradients(how):
-        packing.plan = how
-        found = model(**inputs)
-        packing.plan = None
+        found = model(**inputs, plan=how)
         values = [found.logits] if "logits" in found else [found.start_logits[real]]
         model.zero_grad()
         values[0].square().sum().backward()
@@ -168,8 +166,8 @@ def test_a_run_keeps_documents_apart_or_refuses(tasks, tmp_path, monkeypatch):
     )
     metrics = pipelines.flow.run(recipe)
     assert metrics["perplexity"] < metrics["baseline"]["before training"]
-    monkeypatch.setattr(pipelines.training.build, "keeps_rows_apart", lambda body: False)
-    with pytest.raises(RecipeError, match=r"task\.packing: gpt2 does not keep documents"):
+    monkeypatch.setattr(pipelines.training.build, "isolates_packed_rows", lambda body: False)
+    with pytest.raises(RecipeError, match=r"task\.packing: gpt2 does not isolate the documents"):
         pipelines.flow.run(replace(recipe, output_dir=str(tmp_path / "refused")))
 
 
@@ -232,7 +230,7 @@ def test_a_run_learns_the_same_with_and_without_packing(kind, row, plans, tmp_pa
     recipe = recipe_of(kind, row, tmp_path)
     packed = pipelines.flow.run(recipe)
     assert any(found is not None for found in plans)
-    monkeypatch.setattr(pipelines.training.build, "keeps_rows_apart", lambda body: False)
+    monkeypatch.setattr(pipelines.training.build, "isolates_packed_rows", lambda body: False)
     padded = pipelines.flow.run(replace(recipe, output_dir=str(tmp_path / "padded")))
     assert packed["loss"] == pytest.approx(padded["loss"], rel=1e-5)
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import get_scheduler
+from transformers import TrainerCallback, get_scheduler
 
-import pipelines.training.build
+import pipelines.flow
 from helpers.factories import make_tasks
 from pipelines.errors import Preempted, RecipeError
 from pipelines.flow import run
@@ -44,7 +44,7 @@ def recipe_for(helpdesk, folder, **options) -> Recipe:
 
 
 @pytest.fixture
-def watch(monkeypatch):
+def watch():
     """Note each step's hyper-parameters, evaluations and checkpoints; stop at a step if asked."""
     import os
     import signal
@@ -52,7 +52,7 @@ def watch(monkeypatch):
     seen = {"rates": {}, "groups": {}, "evaluated": [], "saved": [], "logged": []}
     stop = {"at": None}
 
-    class Watching(pipelines.training.build.StepLog):
+    class Watching(TrainerCallback):
         def on_step_begin(self, args, state, control, optimizer=None, **kwargs):
             step = state.global_step + 1
             seen["rates"][step] = [group["lr"] for group in optimizer.param_groups]
@@ -73,16 +73,14 @@ def watch(monkeypatch):
         def on_save(self, args, state, control, **kwargs):
             seen["saved"].append(state.global_step)
 
-    monkeypatch.setattr(pipelines.training.build, "StepLog", Watching)
-
     def stopped(recipe, step=3):
         stop["at"] = step
         with pytest.raises(Preempted, match=f"stopped at step {step}"):
-            run(recipe)
+            run(recipe, [Watching()])
         stop["at"] = None
         for each in seen.values():
             each.clear()
-        return seen
+        return seen, [Watching()]
 
     return stopped
 
@@ -118,10 +116,10 @@ CHANGES = [
 @pytest.mark.parametrize(("optim", "changes"), CHANGES)
 def test_the_steps_after_a_resume_follow_the_new_recipe(optim, changes, helpdesk, tmp_path, watch):
     recipe = recipe_for(helpdesk, tmp_path / "run", optim=optim)
-    seen = watch(recipe)
+    seen, callbacks = watch(recipe)
     changed = replace(recipe, train=replace(recipe.train, **changes))
     names = tuple(f"train.{name}" for name in changes)
-    run(replace(changed, allow_changed=names))
+    run(replace(changed, allow_changed=names), callbacks)
     train = changed.train
     expected = schedule(train, train.max_steps)
     assert list(seen["rates"]) == list(range(4, train.max_steps + 1))
@@ -141,10 +139,10 @@ def test_the_steps_after_a_resume_follow_the_new_recipe(optim, changes, helpdesk
 
 def test_intervals_and_the_end_are_those_of_the_new_recipe(helpdesk, tmp_path, watch):
     recipe = recipe_for(helpdesk, tmp_path / "run", save_steps=2, eval_steps=5, logging_steps=1)
-    seen = watch(recipe)
+    seen, callbacks = watch(recipe)
     intervals = {"save_steps": 3, "eval_steps": 2, "logging_steps": 4, "max_steps": 13}
     changed = replace(recipe, train=replace(recipe.train, **intervals))
-    run(replace(changed, allow_changed=tuple(f"train.{name}" for name in intervals)))
+    run(replace(changed, allow_changed=tuple(f"train.{name}" for name in intervals)), callbacks)
     assert seen["saved"] == [6, 9, 12, 13]
     assert seen["evaluated"] == [4, 6, 8, 10, 12, 13, 13]  # the last is the run's own
     assert [step for step, _ in seen["logged"]] == [4, 8, 12]
@@ -163,7 +161,7 @@ def test_a_run_that_has_gone_beyond_the_new_end_is_refused(helpdesk, tmp_path, w
     run(replace(changed, allow_changed=("train.max_steps",)))  # no step is left, nor trained
 
 
-def test_a_resume_at_the_last_step_trains_no_further(helpdesk, tmp_path, watch, monkeypatch):
+def test_a_resume_at_the_last_step_trains_no_further(helpdesk, tmp_path, monkeypatch):
     recipe = recipe_for(helpdesk, tmp_path / "run", max_steps=3)  # in the middle of an epoch
     whole = replace(recipe, output_dir=str(tmp_path / "whole"))
     run(whole)

@@ -114,7 +114,7 @@ def test_loss_and_gradient_norm_do_not_depend_on_the_layout(logs, task, name, la
 RUN_ALL = """
 import json, sys
 from pathlib import Path
-from pipelines.recipe import Recipe
+from pipelines.recipe.recipe import Recipe
 from pipelines.flow import run
 for text in json.loads(Path(sys.argv[1]).read_text()):
     run(Recipe.from_json(text))

@@ -3,7 +3,6 @@
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -107,32 +106,6 @@ def test_bad_rows_of_a_stream_in_a_worker_are_told_without_a_trace(bench):
     assert "train.jsonl:49: column 'text' holds 5, not a text" in said
     assert "Traceback" not in said
     assert "Traceback" in (bench.folder / "streamed" / "run.log").read_text()
-
-
-LEFT_BEHIND = """
-import multiprocessing
-from torch.utils.data import DataLoader
-from pipelines.training.signals import without_signals
-
-def fail():
-    global iterator  # as the trace of an error keeps it
-    loader = DataLoader(range(99), num_workers=4, multiprocessing_context="fork")
-    iterator = without_signals(loader._get_iterator)
-    next(iterator)
-    raise SystemExit(3)
-
-process = multiprocessing.get_context("fork").Process(target=fail)
-process.start()
-process.join()
-print("ended with", process.exitcode)
-"""
-
-
-def test_workers_that_an_error_leaves_behind_change_no_exit_code():
-    command = [sys.executable, "-c", LEFT_BEHIND]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert done.stdout == "ended with 3\n"
-    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("num_kills", [5, pytest.param(20, marks=pytest.mark.slow)])

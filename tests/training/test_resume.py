@@ -12,9 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-import pipelines.training.build
+from helpers.callbacks import NaNAt, SignalAt
 from helpers.factories import CASES, ROOT, make_tasks
-from helpers.resumable_runs import TRAIN, cut, flip, recipe_for, script_for, weights
+from helpers.resumable_runs import TRAIN, command_for, cut, flip, recipe_for, script_for, weights
 from pipelines.errors import CheckpointError, Preempted, RecipeError
 from pipelines.flow import run
 from pipelines.recipe.recipe import Recipe
@@ -22,37 +22,16 @@ from pipelines.recipe.values import Model, Scratch, Tokenizer
 from pipelines.training.checkpoints import MARKER, all_checkpoints, find_damage
 
 
-@pytest.fixture
-def signal_at(monkeypatch):
-    """Let this process send itself a real signal at a step."""
-
-    def at(step: int, number: int = signal.SIGTERM) -> None:
-        class Signalling(pipelines.training.build.StepLog):
-            def on_step_begin(self, args, state, control, **kwargs):
-                if state.global_step == step:
-                    os.kill(os.getpid(), number)
-
-        monkeypatch.setattr(pipelines.training.build, "StepLog", Signalling)
-
-    yield at
-    monkeypatch.undo()
-
-
 @pytest.mark.parametrize(("task", "name"), CASES)
-def test_a_stopped_run_goes_on_to_the_same_bytes(
-    task, name, checkpoint, helpdesk, tmp_path, signal_at, monkeypatch
-):
+def test_a_stopped_run_goes_on_to_the_same_bytes(task, name, checkpoint, helpdesk, tmp_path):
     whole = recipe_for(task, name, checkpoint, helpdesk, tmp_path / "whole")
     metrics = run(whole)
     stopped = replace(whole, output_dir=str(tmp_path / "stopped"))
-    plain_log = pipelines.training.build.StepLog
-    signal_at(2)
     with pytest.raises(Preempted, match="stopped at step 3"):
-        run(stopped)
+        run(stopped, [SignalAt(2)])
     assert not (tmp_path / "stopped" / "task.json").exists()
     names = [c.name for c in all_checkpoints(tmp_path / "stopped" / "checkpoints")]
     assert names == ["checkpoint-3", "checkpoint-2"]
-    monkeypatch.setattr(pipelines.training.build, "StepLog", plain_log)
     again = run(stopped)
     assert weights(tmp_path / "stopped") == weights(tmp_path / "whole")
     assert {k: v for k, v in again.items() if k != "seconds"} == {
@@ -62,9 +41,7 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(
 
 
 @pytest.mark.parametrize("optim", ["adamw_bnb_8bit", "muon"])
-def test_other_optimizers_go_on_to_the_same_bytes(
-    optim, helpdesk, tmp_path, signal_at, monkeypatch
-):
+def test_other_optimizers_go_on_to_the_same_bytes(optim, helpdesk, tmp_path):
     whole = Recipe(
         name="resumed",
         task=make_tasks(helpdesk)["causal_lm"],
@@ -74,10 +51,8 @@ def test_other_optimizers_go_on_to_the_same_bytes(
     )
     run(whole)
     stopped = replace(whole, output_dir=str(tmp_path / "stopped"))
-    signal_at(2)
     with pytest.raises(Preempted, match="stopped at step 3"):
-        run(stopped)
-    monkeypatch.undo()
+        run(stopped, [SignalAt(2)])
     run(stopped)
     assert weights(tmp_path / "stopped") == weights(tmp_path / "whole")
     plain = replace(whole, train=TRAIN, output_dir=str(tmp_path / "plain"))
@@ -87,7 +62,7 @@ def test_other_optimizers_go_on_to_the_same_bytes(
 
 @pytest.mark.parametrize(("streaming", "num_workers"), [(False, 2), (True, 0), (True, 2)], ids=str)
 def test_streams_and_workers_go_on_to_the_same_bytes(
-    streaming, num_workers, checkpoint, helpdesk, tmp_path, signal_at, monkeypatch
+    streaming, num_workers, checkpoint, helpdesk, tmp_path
 ):
     data = shutil.copytree(helpdesk / "documents", tmp_path / "data")
     recipe = recipe_for("causal_lm", "full", checkpoint, helpdesk, tmp_path / "whole")
@@ -98,10 +73,8 @@ def test_streams_and_workers_go_on_to_the_same_bytes(
     whole = replace(recipe, task=replace(recipe.task, dataset=source), train=train)
     run(whole)
     stopped = replace(whole, output_dir=str(tmp_path / "stopped"))
-    signal_at(10)
     with pytest.raises(Preempted, match="stopped at step 11"):
-        run(stopped)
-    monkeypatch.undo()
+        run(stopped, [SignalAt(10)])
     if streaming:
         with (data / "train.jsonl").open("a") as more:
             more.write('{"text": "another document"}\n')
@@ -113,13 +86,11 @@ def test_streams_and_workers_go_on_to_the_same_bytes(
 
 
 @pytest.fixture
-def stopped(checkpoint, helpdesk, tmp_path, signal_at, monkeypatch):
+def stopped(checkpoint, helpdesk, tmp_path):
     """A run that was stopped at step 5, with checkpoints 4 and 5."""
     recipe = recipe_for("text_classification", "lora", checkpoint, helpdesk, tmp_path / "run")
-    signal_at(4)
     with pytest.raises(Preempted):
-        run(recipe)
-    monkeypatch.undo()
+        run(recipe, [SignalAt(4)])
     return recipe
 
 
@@ -223,7 +194,7 @@ def test_signals_and_their_exit_codes(long_run, tmp_path):
         os.killpg(process.pid, number)  # its workers get it too, as from a terminal
         _, said = process.communicate(timeout=60)
         assert process.returncode == 75
-        assert "with a checkpoint; the same command goes on" in said
+        assert "with a checkpoint; run the same command again to resume." in said
         assert "Traceback" not in said
 
     process = until_training(command)
@@ -235,21 +206,8 @@ def test_signals_and_their_exit_codes(long_run, tmp_path):
     assert process.returncode == 75
 
 
-TWICE = """
-import os, signal, pipelines.training.build as t
-class Impatient(t.StepLog):
-    def on_step_begin(self, args, state, control, **kwargs):
-        if state.global_step == 5:
-            os.kill(os.getpid(), signal.SIGINT)
-            os.kill(os.getpid(), signal.SIGINT)
-t.StepLog = Impatient
-"""
-
-
 def test_the_second_interrupt_stops_at_once_and_the_last_checkpoint_is_whole(long_run, tmp_path):
-    command = script_for(long_run, tmp_path)
-    script = tmp_path / "recipe.py"
-    script.write_text(TWICE + script.read_text())
+    command = command_for(long_run, tmp_path, "SignalAt(5, 'SIGINT', times=2)")
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 130
     [checkpoint] = all_checkpoints(tmp_path / "killed" / "checkpoints")
@@ -257,21 +215,12 @@ def test_the_second_interrupt_stops_at_once_and_the_last_checkpoint_is_whole(lon
     assert find_damage(checkpoint) is None
 
 
-def test_what_is_not_finite_stops_before_the_update(checkpoint, helpdesk, tmp_path, monkeypatch):
-    import torch
-
+def test_what_is_not_finite_stops_before_the_update(checkpoint, helpdesk, tmp_path):
     from pipelines.errors import NonFiniteError
-    from pipelines.training import build as training
 
-    class Breaking(training.StepLog):
-        def on_step_begin(self, args, state, control, model, **kwargs):
-            with torch.no_grad():
-                model.transformer.h[0].mlp.c_fc.weight[0, 0] = float("nan")
-
-    monkeypatch.setattr(training, "StepLog", Breaking)
     recipe = recipe_for("text_classification", "full", checkpoint, helpdesk, tmp_path / "run")
     with pytest.raises(NonFiniteError, match=r"step 1: the gradient norm is nan, at a learning"):
-        run(recipe)
+        run(recipe, [NaNAt(0)])
     assert not all_checkpoints(tmp_path / "run" / "checkpoints")
     assert not (tmp_path / "run" / "task.json").exists()
 
@@ -299,16 +248,6 @@ def test_the_rows_of_a_step_that_is_no_number_are_named(checkpoint, tmp_path):
     assert f"{tmp_path / 'train.jsonl'}:21" in named
 
 
-ON_RANK_1 = """
-import os, signal, pipelines.training.build as t
-class Signalling(t.StepLog):
-    def on_step_begin(self, args, state, control, **kwargs):
-        if state.global_step == {step} and os.environ["RANK"] == "1":
-            os.kill(os.getpid(), signal.{name})
-t.StepLog = Signalling
-"""
-
-
 IN_LAST_EVALUATION = """
 import os, signal, pipelines.tasks.base as t
 real = t.Score.as_metrics
@@ -330,12 +269,15 @@ r.pin_revisions = slow
 """
 
 
-def launch_two(recipe, place, before="") -> subprocess.CompletedProcess:
+def launch_two(recipe, place, *calls, before="") -> subprocess.CompletedProcess:
     """Run a recipe on two processes, as a user would: nothing but the config says "CPU"."""
     config = str(ROOT / "accelerate_configs" / "cpu_2_processes.yaml")
-    [python, script] = script_for(recipe, place)
-    Path(script).write_text(before + Path(script).read_text())
-    command = [python, "-m", "accelerate.commands.launch", "--config_file", config, script]
+    if calls:
+        [python, script, *rest] = command_for(recipe, place, *calls)
+    else:
+        [python, script, *rest] = script_for(recipe, place)
+        Path(script).write_text(before + Path(script).read_text())
+    command = [python, "-m", "accelerate.commands.launch", "--config_file", config, script, *rest]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     left = [p.pid for p in psutil.process_iter(["cmdline"]) if script in (p.info["cmdline"] or [])]
     assert not left
@@ -347,18 +289,20 @@ def test_two_processes_resume_to_the_same_bytes(checkpoint, helpdesk, tmp_path):
     # two steps an epoch: they stop in the middle of the second
     train = replace(TRAIN, global_batch_size=32)
     recipe = replace(recipe, train=train)
-    done = launch_two(recipe, tmp_path, SLOW_RANK_0)  # rank 1 is the first in the run's folder
+    done = launch_two(
+        recipe, tmp_path, before=SLOW_RANK_0
+    )  # rank 1 is the first in the run's folder
     assert done.returncode == 0, done.stderr[-2000:]
 
     stopped = replace(recipe, output_dir=str(tmp_path / "stopped"))
-    done = launch_two(stopped, tmp_path, ON_RANK_1.format(step=2, name="SIGTERM"))
+    done = launch_two(stopped, tmp_path, "SignalAt(2, rank=1)")
     assert done.returncode != 0
     assert "stopped at step 3" in done.stderr
     marker = tmp_path / "stopped" / "checkpoints" / "checkpoint-3" / MARKER
     assert json.loads(marker.read_text())["world_size"] == 2
 
     start = time.monotonic()
-    done = launch_two(stopped, tmp_path, ON_RANK_1.format(step=5, name="SIGKILL"))
+    done = launch_two(stopped, tmp_path, "SignalAt(5, 'SIGKILL', rank=1)")
     assert done.returncode != 0
     assert time.monotonic() - start < 60
     assert "rank      : 1 (local_rank: 1)\n  exitcode  : -9" in done.stderr
@@ -374,7 +318,7 @@ def test_two_processes_resume_to_the_same_bytes(checkpoint, helpdesk, tmp_path):
     [change] = json.loads((moved / "task.json").read_text())["changed_on_resume"]
     assert change == {"field": "world_size", "before": 2, "now": 1, "step": 4}
 
-    done = launch_two(stopped, tmp_path, IN_LAST_EVALUATION)
+    done = launch_two(stopped, tmp_path, before=IN_LAST_EVALUATION)
     assert done.returncode != 0
     assert "resuming from checkpoint-4" in done.stdout
     assert "stopped in the last evaluation, with a checkpoint of step 6" in done.stderr
@@ -385,25 +329,10 @@ def test_two_processes_resume_to_the_same_bytes(checkpoint, helpdesk, tmp_path):
     assert weights(tmp_path / "stopped") == weights(tmp_path / "whole")
 
 
-FULL_DISK = """
-import resource, signal
-import pipelines.training.build as t
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-class Filling(t.StepLog):
-    def on_step_begin(self, args, state, control, **kwargs):
-        if state.global_step == 3:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
-t.StepLog = Filling
-"""
-
-
 def test_a_disk_that_fills_up_leaves_the_last_checkpoint_whole(checkpoint, helpdesk, tmp_path):
     recipe = recipe_for("text_classification", "full", checkpoint, helpdesk, tmp_path / "run")
-    command = script_for(recipe, tmp_path)
-    script = tmp_path / "recipe.py"
-    plain_script = script.read_text()
-    script.write_text(FULL_DISK + plain_script)
-    done = subprocess.run(command, capture_output=True, text=True)
+    command = command_for(recipe, tmp_path)
+    done = subprocess.run([*command, "FullDiskAt(3)"], capture_output=True, text=True)
     assert done.returncode == 5, done.stderr[-2000:]
     assert "checkpoint-4 could not be written" in done.stderr
     assert "MB are free there" in done.stderr
@@ -411,7 +340,6 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint_whole(checkpoint, helpd
     newest, older = all_checkpoints(tmp_path / "run" / "checkpoints")
     assert find_damage(newest) == "its writing was interrupted"
     assert find_damage(older) is None
-    script.write_text(plain_script)
     done = subprocess.run(command, capture_output=True, text=True)
     assert "resuming from checkpoint-2" in done.stdout
     run(replace(recipe, output_dir=str(tmp_path / "whole")))

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate.data_loader import SeedableRandomSampler, prepare_data_loader, skip_first_batches
+from torch.utils.data import DataLoader, RandomSampler
 from transformers import EvalPrediction
 
 from pipelines.data.load import load_splits
@@ -33,6 +35,36 @@ def test_the_order_does_not_depend_on_what_the_process_has_drawn():
     first = order()
     torch.rand(7)
     assert order() == first
+
+
+class Told(RandomSampler):
+    """A sampler that learns the epoch as accelerate's own does."""
+
+    epoch = 0
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+
+def test_accelerates_sampler_would_repeat_orders_and_lose_the_epoch_on_resume():
+    """Why there is a RowOrder: it can go once this fails and old seeds need not be kept."""
+    orders = []
+    for seed, epoch in ((1, 1), (2, 0)):
+        sampler = SeedableRandomSampler(
+            range(NUM_ROWS), data_seed=seed, generator=torch.Generator()
+        )
+        sampler.set_epoch(epoch)
+        orders.append(list(sampler))
+    assert orders[0] == orders[1]
+    for num_processes in (1, 2):
+        told = Told(range(16))
+        loader = prepare_data_loader(
+            DataLoader(range(16), batch_size=2, sampler=told),
+            num_processes=num_processes,
+            process_index=0,
+        )
+        skip_first_batches(loader, 1).set_epoch(1)
+        assert told.epoch == (1 if num_processes == 1 else 0)
 
 
 def trainer_of(task, checkpoint, tokenizer, folder, **train):

@@ -12,17 +12,20 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GPT2Config, GPT2ForQuestionAnswering, GPT2LMHeadModel
 
-from pipelines.models import loss_head
-from pipelines.models.attention import SHORT, use_plain_attention
-from pipelines.models.cpu import prepare_cpu, slow_precision
-from pipelines.models.loss_head import with_loss_head
+from pipelines.flow import run
+from pipelines.models import chunked_loss
+from pipelines.models.attention import SHORT, use_unfused_attention
+from pipelines.models.chunked_loss import use_chunked_loss
+from pipelines.process import prepare_process, slow_precision
+from pipelines.recipe.recipe import Recipe
+from pipelines.recipe.values import Model, Train
 
 VOCAB, ROWS, LENGTH = 307, 3, 41
 
 
 @pytest.fixture(autouse=True)
 def settings_of_torch():
-    """Give back what prepare_cpu sets."""
+    """Restore what prepare_process sets for good."""
     matmul = torch.backends.mkldnn.matmul
     precision = matmul.fp32_precision
     yield
@@ -68,35 +71,35 @@ class Largest(TorchDispatchMode):
         return made
 
 
-@pytest.mark.parametrize("chunk", [loss_head.CHUNK, 10 * VOCAB, 1])
-def test_a_loss_head_learns_what_plain_logits_teach(chunk, monkeypatch):
+@pytest.mark.parametrize("chunk", [chunked_loss.CHUNK, 10 * VOCAB, 1])
+def test_a_chunked_loss_has_the_gradients_of_plain_logits(chunk, monkeypatch):
     model = language_model()
     losses, gradients = by_hand(model)
-    monkeypatch.setattr(loss_head, "CHUNK", chunk)
-    head = with_loss_head(model)
-    ids, head.labels = batch()
+    monkeypatch.setattr(chunked_loss, "CHUNK", chunk)
+    use_chunked_loss(model)
+    ids, labels = batch()
     model.zero_grad()
-    total = model(ids).logits
+    total = model(ids, targets=labels).losses
     total.backward()
     assert float(total) == pytest.approx(float(losses.sum()), rel=1e-5)
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-5, atol=1e-5)
     with torch.no_grad():
-        scored = model(ids).logits
+        scored = model(ids, targets=labels).losses
     torch.testing.assert_close(scored[:, :-1], losses, rtol=1e-5, atol=1e-5)
     assert not scored[:, -1].any()
 
 
-def test_a_loss_head_in_bfloat16_is_near(monkeypatch):
+def test_a_chunked_loss_in_bfloat16_is_near(monkeypatch):
     model = language_model()
     losses, gradients = by_hand(model)
-    head = with_loss_head(model)
-    ids, head.labels = batch()
-    for chunk in (loss_head.CHUNK, 10 * VOCAB):
-        monkeypatch.setattr(loss_head, "CHUNK", chunk)
+    use_chunked_loss(model)
+    ids, labels = batch()
+    for chunk in (chunked_loss.CHUNK, 10 * VOCAB):
+        monkeypatch.setattr(chunked_loss, "CHUNK", chunk)
         model.zero_grad()
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            total = model(ids).logits
+            total = model(ids, targets=labels).losses
         total.backward()
         assert float(total) == pytest.approx(float(losses.sum()), rel=1e-2)
         found, expected = model.lm_head.weight.grad, gradients["transformer.wte.weight"]
@@ -104,36 +107,52 @@ def test_a_loss_head_in_bfloat16_is_near(monkeypatch):
 
 
 def test_logits_of_a_whole_batch_never_exist(monkeypatch):
-    monkeypatch.setattr(loss_head, "CHUNK", 10 * VOCAB)
+    monkeypatch.setattr(chunked_loss, "CHUNK", 10 * VOCAB)
     model = language_model()
     ids, labels = batch()
     with Largest() as plain:
         model(ids)
     assert plain.elements == ROWS * LENGTH * VOCAB
-    head = with_loss_head(model)
-    head.labels = labels
+    use_chunked_loss(model)
     with Largest() as training:
-        model(ids).logits.backward()
+        model(ids, targets=labels).losses.backward()
     with torch.no_grad(), Largest() as evaluation:
-        model(ids)
+        model(ids, targets=labels)
     parameters = VOCAB * 32  # of the embeddings, whose gradient is as large
     assert training.elements <= max(parameters, ROWS * LENGTH * 4 * 32)
     assert evaluation.elements <= max(parameters, ROWS * LENGTH * 4 * 32)
 
 
-def test_a_loss_head_gives_logits_without_labels_and_keeps_names_and_ties():
+def test_a_model_with_a_chunked_loss_gives_logits_without_targets_and_keeps_names_and_ties():
     model = language_model()
     ids, _ = batch()
     names, logits = list(model.state_dict()), model(ids).logits
-    with_loss_head(model)
+    use_chunked_loss(model)
     assert torch.equal(model(ids).logits, logits)
     assert list(model.state_dict()) == names
     assert model.lm_head.weight is model.transformer.wte.weight
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_run_has_the_losses_of_an_eager_one(tasks, checkpoint, tmp_path):
+    found = []
+    for compiles in (False, True):
+        recipe = Recipe(
+            name="compiled",
+            task=tasks["causal_lm"],
+            model=Model(name_or_path=str(checkpoint)),
+            train=Train(max_steps=3, global_batch_size=8, save_steps=None, torch_compile=compiles),
+            output_dir=str(tmp_path / f"compiled-{compiles}"),
+        )
+        found.append(run(recipe))
+    assert found[1]["loss"] == pytest.approx(found[0]["loss"], rel=1e-5)
+    assert found[0]["perplexity"] < found[0]["baseline"]["before training"]
+
+
 def test_products_stay_in_full_precision():
     torch.manual_seed(0)
-    prepare_cpu()
+    with prepare_process():
+        pass  # what it sets for a CPU stays
     left, right, bias = torch.randn(256, 768), torch.randn(768, 512), torch.randn(512)
     exact = left.double() @ right.double() + bias.double()
     for found in (left @ right + bias, torch.addmm(bias, left, right)):
@@ -147,8 +166,9 @@ def test_a_prepared_cpu_finds_the_same_losses_and_gradients(num_tokens):
         config = GPT2Config(vocab_size=97, n_layer=2, n_head=4, n_embd=128, initializer_range=0.1)
         model = GPT2ForQuestionAnswering(config).eval()
         if prepared:
-            prepare_cpu()
-            use_plain_attention(model, num_tokens)
+            with prepare_process():
+                pass
+            use_unfused_attention(model, num_tokens)
         ids = torch.randint(0, 97, (4, 60))
         mask = (torch.arange(60) < torch.tensor([[60], [31], [7], [1]])).long()
         places = torch.tensor([3, 30, 6, 0])
@@ -182,9 +202,9 @@ def test_freed_memory_is_kept_for_the_next_step(prepared):
     """
     code = """
 import resource, sys, torch
-from pipelines.models.cpu import prepare_cpu
+from pipelines.process import prepare_process
 if sys.argv[1] == "True":
-    prepare_cpu()
+    prepare_process().__enter__()
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(10_000_000)
@@ -202,8 +222,8 @@ def test_matrices_of_ever_new_shapes_leave_no_memory_behind():
     """A new process: oneDNN reads its limits at its first product."""
     code = """
 import re, torch
-from pipelines.models.cpu import prepare_cpu
-prepare_cpu()
+from pipelines.process import prepare_process
+prepare_process().__enter__()
 def resident():
     return int(re.search(r"VmRSS:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
 rows, weights = torch.randn(1000, 64), torch.randn(64, 64)
@@ -219,8 +239,9 @@ print(resident() - before)
 
 PEAK_OF_LOADING = """
 import re, sys
-from pipelines.models import load_base, load_tokenizer
-from pipelines.recipe import NF4, Int8, Model
+from pipelines.models.build import load_base
+from pipelines.models.tokenizers import load_tokenizer
+from pipelines.recipe.values import NF4, Int8, Model
 from pipelines.tasks import CausalLM, DatasetSource
 
 def load(folder):

@@ -1,0 +1,20 @@
+"""Private names of accelerate's launcher, held by tests/training/test_training_upstream.py.
+
+Imports no torch by itself.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def arguments_with_config(words: list[str]) -> Any:
+    """Return the arguments of `accelerate launch`, with the values of its config filled in.
+
+    Raise ValueError for a combination that it refuses. The public `launch_command` does the same
+    and then starts the processes, without a word on whether there are several.
+    """
+    from accelerate.commands import launch
+
+    arguments = launch.launch_command_parser().parse_args(words)
+    return launch._validate_launch_command(arguments)[0]

@@ -1,0 +1,64 @@
+"""What feeds a trainer: batches of rows that carry their numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Sampler
+from transformers import TrainingArguments
+
+from pipelines.training.workers import worker_context
+
+Collate = Callable[[list[dict[str, Any]]], dict[str, Any]]
+ROW = "row"  # the key of a row's number, in a row and in a batch
+
+
+def numbered(dataset: Any) -> Any:
+    """Return rows with their numbers, so that a step that fails can name its rows.
+
+    Rows of a stream have no numbers.
+    """
+    if not isinstance(dataset, list):
+        return dataset
+    return [row | {ROW: number} for number, row in enumerate(dataset)]
+
+
+@dataclass(frozen=True)
+class WithRowNumbers:
+    """A collator that keeps the numbers of rows that have one."""
+
+    collate: Collate
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return a batch, with (batch,) row numbers."""
+        inputs = self.collate(rows)
+        if ROW not in rows[0]:
+            return inputs
+        return inputs | {ROW: torch.tensor([row[ROW] for row in rows])}
+
+
+def data_loader(
+    arguments: TrainingArguments,
+    dataset: Any,
+    collate: Collate,
+    *,
+    batch_size: int,
+    sampler: Sampler[int] | None = None,
+) -> DataLoader[Any]:
+    """Return a loader that the Trainer's accelerator has yet to prepare.
+
+    Its workers, if it has any, start in Python's own way on this platform.
+    """
+    num_workers = arguments.dataloader_num_workers
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=sampler,
+        collate_fn=collate,
+        num_workers=num_workers,
+        multiprocessing_context=worker_context() if num_workers else None,
+        pin_memory=arguments.dataloader_pin_memory,
+    )

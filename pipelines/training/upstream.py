@@ -1,0 +1,81 @@
+"""Private methods of transformers' and trl's trainers, given public names.
+
+Each says why no callback or public method serves. tests/training/test_training_upstream.py fails
+where a library renames one of them, or calls it otherwise, which would silently break a promise.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from transformers import Trainer
+
+
+class HookedTrainer(Trainer):
+    """A Trainer with a hook around each checkpoint and one before each update."""
+
+    def writing_checkpoint(self) -> AbstractContextManager[None]:
+        """Return the context in which a checkpoint of the current step is written."""
+        return nullcontext()
+
+    def check_gradients(self, norm: Any) -> None:
+        """Look at the gradient norm, before clipping, of an update that is not yet made."""
+
+    def save_checkpoint(self) -> None:
+        """Write a checkpoint of the current step.
+
+        Callbacks can ask for one during training alone: nothing public writes one afterwards.
+        """
+        trained: Any = self.model
+        self._save_checkpoint(trained, None)
+
+    def prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Put a batch on the model's device.
+
+        The public `prediction_step`, which does so first, cannot do a part of its work.
+        """
+        return dict(self._prepare_inputs(inputs))
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        """Write a checkpoint inside `writing_checkpoint`.
+
+        The callback `on_save` comes after: too late to unmark a checkpoint of the same step that
+        is written again, and outside of what a full disk raises.
+        """
+        with self.writing_checkpoint():
+            super()._save_checkpoint(model, trial)
+
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
+        """Return the gradient norm, checked by `check_gradients`.
+
+        The callback `on_pre_optimizer_step` comes in time, but does not get the norm; to compute it
+        again would cost a pass over all gradients, which are clipped by then.
+        """
+        untyped: Any = super()
+        norm = untyped._get_grad_norm(model, grad_norm=grad_norm)
+        self.check_gradients(norm)
+        return norm
+
+
+class WithoutTelemetry:
+    """A base of trl's trainers that send nothing.
+
+    trl sends the trainer's name and versions when a trainer is made. Its only switch is an
+    environment variable of the Hub's client, which is read at import.
+    """
+
+    def _send_telemetry(self) -> None:
+        """Send nothing."""
+
+
+class WithEncodedRows:
+    """A base of trl's DPOTrainer whose rows the task has encoded.
+
+    SFTTrainer has an option for that; DPOTrainer tokenises whatever it gets.
+    """
+
+    def _prepare_dataset(self, dataset: Any, *arguments: Any) -> Any:
+        """Return the rows as they are."""
+        return dataset

@@ -1,0 +1,65 @@
+"""Callbacks that make a run's step go wrong; `run(recipe, callbacks)` takes them."""
+
+import os
+import resource
+import signal
+
+import torch
+from transformers import TrainerCallback
+
+
+class AtStep(TrainerCallback):
+    """Do something when so many steps are made, before the next; on one rank, or on all."""
+
+    def __init__(self, step: int, rank: int | None = None):
+        self.step = step
+        self.rank = rank
+
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        on_rank = self.rank in (None, int(os.environ.get("RANK", "0")))
+        if state.global_step == self.step and on_rank:
+            self.act(model)
+
+    def act(self, model) -> None:
+        """Do it."""
+        raise NotImplementedError
+
+
+class SignalAt(AtStep):
+    """The process gets a real signal, or several."""
+
+    def __init__(self, step: int, name: str = "SIGTERM", *, times: int = 1, rank=None):
+        super().__init__(step, rank)
+        self.number = getattr(signal, name)
+        self.times = times
+
+    def act(self, model):
+        for _ in range(self.times):
+            os.kill(os.getpid(), self.number)
+
+
+class RaiseAt(AtStep):
+    """The process raises KeyError with a text."""
+
+    def __init__(self, step: int, text: str):
+        super().__init__(step)
+        self.text = text
+
+    def act(self, model):
+        raise KeyError(self.text)
+
+
+class NaNAt(AtStep):
+    """One weight becomes NaN."""
+
+    def act(self, model):
+        with torch.no_grad():
+            model.transformer.h[0].mlp.c_fc.weight[0, 0] = float("nan")
+
+
+class FullDiskAt(AtStep):
+    """Files can no longer exceed 20 kB."""
+
+    def act(self, model):
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
