@@ -360,7 +360,8 @@ def console() -> None:
     words = sys.argv[1:]
     with report_errors():
         if words[:1] == ["train"] and words[1:2] not in ([], ["-h"], ["--help"]):
-            return train_words(words[1:])
+            train_words(words[1:])
+            return
         tyro.extras.subcommand_cli_from_dict(
             verbs, prog="gpt2-recipes", description="Train, use and publish."
         )

@@ -1,4 +1,4 @@
-"""What ends a run, and the code that its process exits with. Imports no torch."""
+"""Errors that end a command, each with its exit code. Imports no torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Problem:
 
 
 class RunError(Exception):
-    """What ends a run; the process exits with `exit_code`."""
+    """An error that ends a command with a message; the process exits with `exit_code`."""
 
     exit_code: int
 
@@ -61,5 +61,7 @@ class PublishError(RunError):
         )
 
 
-class DataError(ValueError):
+class DataError(RunError, ValueError):
     """Rows that cannot be used; the message names the file and the row."""
+
+    exit_code = 3

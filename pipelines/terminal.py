@@ -1,4 +1,4 @@
-"""What ends a command: its message and its exit code. Imports no torch."""
+"""How a command ends: its message and its exit code. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from pipelines.abandonable import end_process
-from pipelines.errors import DataError, Problem, RecipeError, RunError
+from pipelines.errors import Problem, RecipeError, RunError
 from pipelines.log import scrubbed
 
 EXITS = "GPT2_RECIPES_EXITS"
-"""Environment variable of the processes of a run: the folder in which they leave their exits."""
+"""Environment variable of a run's processes: the folder to which they write how they ended."""
 
 
 @dataclass(frozen=True)
@@ -28,35 +30,37 @@ class Exit:
     lines: list[str]
 
 
-class report_errors:  # noqa: N801 - a context manager, used as a word
-    """Show what ends a run as a few lines and an exit code."""
+@contextmanager
+def report_errors() -> Iterator[None]:
+    """Turn an error that ends a command into a few lines and an exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # escape what the terminal's encoding lacks
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    except RunError as error:
+        stop(message_of(error), error.exit_code)
+    except KeyboardInterrupt:
+        stop(["stopped by Ctrl-C."], 130)
+    except BrokenPipeError:  # closed by a reader such as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None
+    except Exception as error:
+        stop(unexpected(error), 1, everywhere=True)
 
-    def __enter__(self) -> None:
-        for stream in (sys.stdout, sys.stderr):  # what a terminal cannot show becomes an escape
-            if isinstance(stream, TextIOWrapper):
-                stream.reconfigure(errors="backslashreplace")
 
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, RecipeError):
-            stop([as_typed(problem) for problem in error.problems], error.exit_code)
-        if isinstance(error, RunError):
-            stop(str(error).splitlines(), error.exit_code)
-        if isinstance(error, DataError):
-            # A loader's worker wraps it in a trace, which run.log has.
-            stop(str(error).rpartition("DataError: ")[2].splitlines(), 3)
-        if isinstance(error, KeyboardInterrupt):
-            stop(["stopped by Ctrl-C."], 130)
-        if isinstance(error, BrokenPipeError):  # as `| head` closes it
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise SystemExit(0)
-        if isinstance(error, Exception):
-            stop(unexpected(error), 1, everywhere=True)
+def message_of(error: RunError) -> list[str]:
+    """Return the lines to print for an error."""
+    if isinstance(error, RecipeError):
+        return [as_typed(problem) for problem in error.problems]
+    # A worker of a data loader puts its trace before the message; run.log has it.
+    return str(error).rpartition("DataError: ")[2].splitlines()
 
 
 def unexpected(error: Exception) -> list[str]:
-    """Return the lines for an error that is ours, or of another process: short where it is logged.
+    """Return the lines for an unexpected error: short if the run has logged its trace.
 
-    On two ranks, one that loses the other fails too, by an error that says little.
+    In a distributed run a rank that loses another one fails too, with an unhelpful error.
     """
     notes = getattr(error, "__notes__", [])
     lines = traceback.format_exception(error)
@@ -71,7 +75,7 @@ def unexpected(error: Exception) -> list[str]:
 
 
 def as_typed(problem: Problem) -> str:
-    """Name a field as the command line does: flags in small letters, TEXT and OUT as they are."""
+    """Return a problem with its field as the command line names it: --a-flag, TEXT or a file."""
     name = problem.path
     flag = name.isidentifier() or "." in name
     file = Path(name).suffix in (".json", ".safetensors", ".jinja")
@@ -81,9 +85,9 @@ def as_typed(problem: Problem) -> str:
 
 
 def stop(lines: list[str], code: int, *, everywhere: bool = False) -> NoReturn:
-    """Print the lines, once from the first process or from each, and exit.
+    """Print the lines, from the first process or from `everywhere`, and exit with the code.
 
-    A process that `gpt2-recipes train` has started leaves them to it.
+    A process that `gpt2-recipes train` started leaves the lines for it in a file instead.
     """
     if folder := os.environ.get(EXITS):
         leave(Exit(code, lines), Path(folder))
@@ -94,7 +98,7 @@ def stop(lines: list[str], code: int, *, everywhere: bool = False) -> NoReturn:
 
 
 def leave(exit_: Exit, folder: Path) -> None:
-    """Write how this process ends to a file whose name sorts by time."""
+    """Write how this process ended to a file whose name sorts by time."""
     name = f"{time.time_ns()}-{os.environ.get('RANK', '0')}"
     unfinished = folder / f"{name}.tmp"
     unfinished.write_text(json.dumps(asdict(exit_)), encoding="utf-8")

@@ -163,21 +163,21 @@ def test_predictions_of_a_loaded_result(results, helpdesk):
     from pipelines.data.load import read_file
     from pipelines.errors import DataError
     from pipelines.hub.load import load_result
-    from pipelines.inference.predict import predict
+    from pipelines.inference.predict import predict_examples
 
     folder, _, _ = results
     rows = read_file(helpdesk / "classify" / "test.jsonl")
     unlabelled = type(rows)([{"text": row["text"]} for row in rows.rows], "rows")
     loaded = load_result(folder / "text_classification-8bit")
-    found = predict(loaded, unlabelled)
+    found = predict_examples(loaded, unlabelled)
     hits = [guess["label"] == row["queue"] for guess, row in zip(found, rows.rows, strict=True)]
     assert sum(hits) / len(hits) == pytest.approx(loaded.metrics["accuracy"])
 
     rows = read_file(helpdesk / "answer" / "test.jsonl")
-    answers = predict(load_result(folder / "question_answering-lora"), rows)
+    answers = predict_examples(load_result(folder / "question_answering-lora"), rows)
     for answer, row in zip(answers, rows.rows, strict=True):
         assert answer["answer"] == (
             row["context"][answer["start"] : answer["end"]] if answer["answer"] else ""
         )
     with pytest.raises(DataError, match="no labels to predict"):
-        predict(load_result(folder / "causal_lm-lora"), rows)
+        predict_examples(load_result(folder / "causal_lm-lora"), rows)

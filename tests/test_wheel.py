@@ -1,12 +1,12 @@
 """The wheel holds everything: installed alone, it serves a Hub and trains a shipped recipe."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
 import sysconfig
 import venv
+from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
@@ -44,11 +44,10 @@ def commands(wheel, tmp_path_factory):
     venv.create(folder, with_pip=False, symlinks=True)
     python = folder / "bin" / "python"
     paths = [path for path in sys.path if path.endswith("site-packages")]
-    site = sysconfig.get_path("purelib", vars={"base": str(folder)})
+    site = Path(sysconfig.get_path("purelib", vars={"base": str(folder)}))
     install = ["-m", "pip", "--python", python, "install", "--no-deps", "--no-index", "-q", wheel]
     subprocess.run([sys.executable, *install], check=True)
-    with open(os.path.join(site, "dependencies.pth"), "w") as lines:
-        lines.write("\n".join(paths) + "\n")
+    (site / "dependencies.pth").write_text("\n".join(paths) + "\n")
     where = [python, "-c", "import pipelines; print(pipelines.__file__)"]
     found = subprocess.run(where, cwd=folder, check=True, capture_output=True, text=True).stdout
     assert found.startswith(str(folder)), found

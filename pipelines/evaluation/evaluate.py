@@ -17,7 +17,7 @@ from pipelines.data.splits import check_splits
 from pipelines.data.validate import check_columns, drop_unusable, raise_rejected
 from pipelines.errors import DataError, Problem, RecipeError
 from pipelines.hub.load import Loaded, load_result
-from pipelines.inference.predict import predict
+from pipelines.inference.predict import predict_examples
 from pipelines.process import quiet_libraries
 from pipelines.reporting.report import print_score
 from pipelines.training.score import score_result
@@ -140,7 +140,10 @@ def added_metric(
     features = module.features[0] if isinstance(module.features, list) else module.features
     parts = features["predictions"]
     inputs = loaded.recipe.task.metric_inputs(
-        rows, predict(loaded, rows), loaded.labels, parts if isinstance(parts, dict) else ()
+        rows,
+        predict_examples(loaded, rows),
+        loaded.labels,
+        parts if isinstance(parts, dict) else (),
     )
     try:
         added: dict[str, Any] = module.compute(**inputs, **(options or {}))

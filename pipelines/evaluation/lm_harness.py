@@ -40,7 +40,7 @@ def evaluate_with_harness(
         text = f"the harness knows no {', '.join(unknown)}. `lm-eval ls tasks` lists them."
         raise RecipeError([Problem("tasks", text)])
     loaded = load_result(repo)
-    if not loaded.recipe.task.is_language_model:
+    if loaded.recipe.task.objective != "language_model":
         raise RecipeError([Problem(str(repo), "the harness scores language models only.")])
     model = HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=batch_size)
     found: dict[str, Any] = simple_evaluate(

@@ -8,7 +8,7 @@ from typing import Any
 from pipelines.data.rows import Examples
 from pipelines.errors import DataError
 from pipelines.hub.load import Loaded
-from pipelines.inference.predict import predict
+from pipelines.inference.predict import predict_examples
 from pipelines.inference.upstream import restore_names_for_evaluate
 
 
@@ -48,7 +48,9 @@ class Pipeline:
         else:
             given = [{"text": x} if isinstance(x, str) else dict(x) for x in as_list(inputs)]
         task = self.loaded.recipe.task
-        return predict(self.loaded, Examples([task.evaluator_row(each) for each in given], "input"))
+        return predict_examples(
+            self.loaded, Examples([task.evaluator_row(each) for each in given], "input")
+        )
 
 
 def as_list(value: Any) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Continue a text, or the rows of a file, with a result."""
+"""Continue texts, or reply to them, with a result."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers import TextStreamer
 from pipelines.data.rows import Examples
 from pipelines.errors import Problem, RecipeError
 from pipelines.hub.load import Loaded, Precision, load_result
-from pipelines.inference.resumable_jsonl import answer_file
+from pipelines.inference.resumable_jsonl import map_file
 from pipelines.models.generation import check_room, continue_prompts
 from pipelines.process import quiet_libraries
 from pipelines.recipe.schema import wrong_values
@@ -23,39 +23,39 @@ from pipelines.tasks.generation import Continuation, Generation, GenerationOptio
 def generate_text(
     repo: str,
     text: str,
-    typed: GenerationOptions,
+    options: GenerationOptions,
     *,
     seed: int | None = None,
     revision: str | None = None,
     base: str | None = None,
     precision: Precision | None = None,
 ) -> None:
-    """Print the continuation of a text: as it comes, or after its beam search.
+    """Print the continuation of a text: token by token, or after a beam search.
 
-    `typed` holds fields of Generation in place of the task's own. Raise RecipeError for options
-    that cannot be and for an empty text, and DataError for a task that writes none.
+    `options` replace the recipe's. Raise RecipeError for options that are out of range and for an
+    empty text, and DataError for a task that writes no text.
     """
     if not text.strip():
         raise RecipeError([Problem("TEXT", "is empty. Give its beginning, or what to answer.")])
     loaded = load_result(repo, revision, base=base, precision=precision)
     task, tokenizer = loaded.recipe.task, loaded.tokenizer
-    options = generation_options(task, typed)
+    generation = merge_options(task, options)
     task.check_generates()
     prompts = task.prompts(Examples([task.row(text)], "TEXT"), tokenizer)
     check_room(loaded.model, prompts, lambda _: "TEXT")
-    if options.num_beams > 1:
-        (found,) = continue_prompts(loaded.model, tokenizer, prompts, options, seed=seed)
-        print(strip_reply(task, found.text))
-        return
-    shown = ReplyStreamer(task, tokenizer)
-    continue_prompts(loaded.model, tokenizer, prompts, options, seed=seed, streamer=shown)
+    if generation.num_beams > 1:
+        (written,) = continue_prompts(loaded.model, tokenizer, prompts, generation, seed=seed)
+        print(strip_reply(task, written.text))
+    else:
+        streamer = ReplyStreamer(task, tokenizer)
+        continue_prompts(loaded.model, tokenizer, prompts, generation, seed=seed, streamer=streamer)
 
 
 @quiet_libraries()
 def generate_file(
     repo: str,
     file: Path,
-    typed: GenerationOptions,
+    options: GenerationOptions,
     *,
     out: Path | None = None,
     seed: int | None = None,
@@ -64,43 +64,50 @@ def generate_file(
     precision: Precision | None = None,
     batch_size: int = 16,
 ) -> None:
-    """Continue each row of a file, as `pipelines.inference.resumable_jsonl.answer_file` does."""
+    """Continue each row of a file; see `resumable_jsonl.map_file` for `out` and errors."""
     loaded = load_result(repo, revision, base=base, precision=precision)
-    options = generation_options(loaded.recipe.task, typed)
 
-    def answers(examples: Examples) -> list[dict[str, Any]]:
-        replies = generate_replies(loaded, examples, typed, batch_size=batch_size, seed=seed)
-        return [asdict(reply) for reply in replies]
+    def compute(examples: Examples) -> list[dict[str, Any]]:
+        written = generate_examples(loaded, examples, options, batch_size=batch_size, seed=seed)
+        return [asdict(each) for each in written]
 
-    made_by = {"command": "generate", "result": loaded.sha256, "base": base, "precision": precision}
-    made_by |= asdict(options) | {"seed": seed}
-    answer_file(file, answers, out, made_by, chunk_size=4 * batch_size)
+    settings = {
+        "command": "generate",
+        "result": loaded.sha256,
+        "base": base,
+        "precision": precision,
+        **asdict(merge_options(loaded.recipe.task, options)),
+        "seed": seed,
+    }
+    map_file(file, compute, out, settings, chunk_size=4 * batch_size)
 
 
 @quiet_libraries()
-def generate_replies(
+def generate_examples(
     loaded: Loaded,
     examples: Examples,
-    typed: GenerationOptions,
+    options: GenerationOptions,
     *,
     batch_size: int = 16,
     seed: int | None = None,
 ) -> list[Continuation]:
-    """Return what a result writes after each row, in order.
+    """Return what a result writes after each row, in order. `options` replace the recipe's.
 
     Raise RecipeError for options that are out of range, and DataError for a row that cannot be used
     and for a task that writes no text.
     """
     task, model, tokenizer = loaded.recipe.task, loaded.model, loaded.tokenizer
-    options = generation_options(task, typed)
+    generation = merge_options(task, options)
     prompts = task.prompts(examples, tokenizer)
     check_room(model, prompts, examples.locate)
-    written = continue_prompts(model, tokenizer, prompts, options, batch_size=batch_size, seed=seed)
+    written = continue_prompts(
+        model, tokenizer, prompts, generation, batch_size=batch_size, seed=seed
+    )
     return [replace(each, text=strip_reply(task, each.text)) for each in written]
 
 
 class ReplyStreamer(TextStreamer):
-    """Print a text as it is written; a reply from its first word."""
+    """Print a text while it is written, a reply without the spaces before its first word."""
 
     def __init__(self, task: Task, tokenizer: Any):
         super().__init__(
@@ -119,13 +126,13 @@ class ReplyStreamer(TextStreamer):
 
 
 def strip_reply(task: Task, text: str) -> str:
-    """Return a reply without the space that joins it to its prompt, and other texts as they are."""
+    """Return a reply without the spaces around it, and the continuation of a text as it is."""
     return text.strip() if task.writes_replies else text
 
 
-def generation_options(task: Task, typed: GenerationOptions) -> Generation:
-    """Return the task's options with those that were typed. Raise RecipeError if they are wrong."""
-    options = replace(task.default_generation, **typed)
-    if problems := list(wrong_values(options, "")):
+def merge_options(task: Task, options: GenerationOptions) -> Generation:
+    """Return the task's generation with these options. Raise RecipeError if one is out of range."""
+    generation = replace(task.default_generation, **options)
+    if problems := list(wrong_values(generation, "")):
         raise RecipeError(problems)
-    return options
+    return generation

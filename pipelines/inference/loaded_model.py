@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from pipelines.hub.load import Loaded, Precision, load_result
-from pipelines.inference.generate import generate_replies
+from pipelines.inference.generate import generate_examples
 from pipelines.inference.input_rows import Rows, to_examples
-from pipelines.inference.predict import predict as predict_examples
+from pipelines.inference.predict import predict_examples
 from pipelines.tasks.base import Task
 from pipelines.tasks.generation import Continuation, GenerationOptions
 
@@ -60,7 +60,7 @@ class LoadedModel(Loaded):
         check_batch_size(batch_size)
         self.task.check_generates()
         examples = to_examples(self.task, rows)
-        return generate_replies(self, examples, options, batch_size=batch_size, seed=seed)
+        return generate_examples(self, examples, options, batch_size=batch_size, seed=seed)
 
 
 def load(

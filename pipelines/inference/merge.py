@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from dataclasses import dataclass, replace
@@ -13,7 +12,7 @@ from typing import Any
 
 import torch
 
-from pipelines.console import console
+from pipelines.console import say
 from pipelines.data.load import load_splits
 from pipelines.data.rows import Examples
 from pipelines.data.splits import check_splits
@@ -35,10 +34,10 @@ NOT_COPIED = (*WEIGHTS, "README.md", "recipe.json", "task.json")
 
 @dataclass(frozen=True)
 class Merged:
-    """How far merging moved the logits; `of` is the largest of them.
+    """How far merging moved the logits; `of` is the largest logit.
 
-    `moved` is against the adapter on the base in full precision, `moved_from_quantized` against the
-    adapter on the base as it was trained on, where that was quantised.
+    `moved` compares with the adapter on the base in full precision, `moved_from_quantized` with
+    the adapter on the quantised base that it was trained on, if it was.
     """
 
     moved: float
@@ -49,7 +48,7 @@ class Merged:
 @quiet_libraries()
 def merge(
     repo: str | Path,
-    out: Path,
+    out: str | Path,
     *,
     revision: str | None = None,
     base: str | None = None,
@@ -57,19 +56,52 @@ def merge(
     public: bool = False,
     rescore: bool = True,
 ) -> Merged:
-    """Write the model that an adapter and its base make together, in full precision, to `out`.
+    """Merge an adapter into its base, in full precision, and write the model to `out`.
 
     The result loads and evaluates as any other. It is scored on the rows of the run, unless they
     are not on this machine or `rescore` is False: its score is then the adapter's, and its card
-    says so. Raise RecipeError for a result that is no adapter, and for an `out` that is not empty.
+    says so. With `publish_to`, USER/NAME, it is published too.
+
+    Raise RecipeError for a result that is not an adapter, for an `out` that is not empty and for
+    a destination that cannot be published to, and PublishError when the Hub does not take it.
     """
+    out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RecipeError([Problem("OUT", f"{out} is not empty. Give another folder.")])
     folder = result_folder(repo, revision)
     recipe = Recipe.from_json((folder / "recipe.json").read_text(encoding="utf-8"))
     if recipe.lora is None:
-        raise RecipeError([Problem(str(repo), "is no adapter, but a whole model already.")])
-    plain_recipe = replace(
+        raise RecipeError([Problem(str(repo), "is not an adapter, but already a whole model.")])
+    whole = whole_recipe(recipe)
+    if publish_to:
+        check_destination(whole, publish_to, public=public)
+    loaded = load_result(folder, base=base, precision="fp32")
+    rows = rows_of_run(loaded)
+    batch = some_inputs(loaded, rows)
+    logits = logits_of(loaded.model, batch)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".merge-") as name:
+        stage = Path(name) / "merged"
+        write_merged(loaded, whole, folder, stage, repo=str(repo))
+        again = load_result(stage)
+        moved = largest_difference(logits_of(again.model, batch), logits)
+        if rows is not None and rescore:
+            write_manifest(stage, with_own_score(again, rows))
+        stage.replace(out)
+    moved_from_quantized = None
+    if recipe.quantization:
+        trained = logits_of(load_result(folder, base=base).model, batch)
+        moved_from_quantized = (trained - logits).abs().max().item()
+    merged = Merged(moved, moved_from_quantized, logits.abs().max().item())
+    print_merged(loaded, merged, out)
+    if publish_to:
+        publish_finished(out, publish_to, public=public)
+    return merged
+
+
+def whole_recipe(recipe: Recipe) -> Recipe:
+    """Return the recipe of a merged model: without adapter, quantisation and destination."""
+    return replace(
         recipe,
         task=recipe.task.merged(),
         lora=None,
@@ -78,50 +110,43 @@ def merge(
         push_to=None,
         public=False,
     )
-    if publish_to:
-        check_destination(plain_recipe, publish_to, public=public)
-    loaded = load_result(folder, base=base, precision="fp32")
-    rows = rows_of_run(loaded)
-    batch = some_inputs(loaded, rows)
-    logits = logits_of(loaded.model, batch)
+
+
+def write_merged(loaded: Loaded, whole: Recipe, folder: Path, stage: Path, *, repo: str) -> None:
+    """Merge the adapter of `folder` into its base, and write a whole result to `stage`.
+
+    The adapter's layers are removed from `loaded.model`. Raise RecipeError where the files of
+    `repo` are no longer those that were loaded.
+    """
     model = loaded.model.merge_and_unload()
     model.config.use_cache = True
-    sidecar = loaded.sidecar | {
-        "task": type(plain_recipe.task).__name__,
+    model.save_pretrained(stage)
+    with unchanging(folder, repo) as sidecar:
+        if sidecar != loaded.sidecar:
+            raise RecipeError([Problem(repo, "was replaced while it was merged.")])
+        copy_rest(folder, stage)
+    (stage / "recipe.json").write_text(whole.to_json(), encoding="utf-8")
+    merged = {
+        "task": type(whole.task).__name__,
         "base": None,
-        "merged": origin(loaded, recipe, str(repo)),
+        "merged": origin(loaded, repo),
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".merge-") as name:
-        stage = Path(name) / "merged"
-        model.save_pretrained(stage)
-        with unchanging(folder, str(repo)) as unchanged:
-            if unchanged != loaded.sidecar:
-                raise RecipeError([Problem(str(repo), "was replaced while it was merged.")])
-            copy_rest(folder, stage)
-        (stage / "recipe.json").write_text(plain_recipe.to_json(), encoding="utf-8")
-        write_manifest(stage, sidecar)
-        again = load_result(stage)
-        moved = (logits_of(again.model, batch) - logits).abs().max().item()
-        largest = logits.abs().max().item()
-        if not moved <= 1e-3 * max(1.0, largest):
-            raise RuntimeError(f"the merged model gives other logits, by {moved:.3g}.")
-        if rows is not None and rescore:
-            write_manifest(stage, scored_again(again, rows))
-        os.replace(stage, out)
-    from_quantized = None
-    if recipe.quantization:
-        trained = logits_of(load_result(folder, base=base).model, batch)
-        from_quantized = (trained - logits).abs().max().item()
-    merged = Merged(moved, from_quantized, largest)
-    print_merged(loaded, merged, out)
-    if publish_to:
-        publish_finished(out, publish_to, public=public)
-    return merged
+    write_manifest(stage, loaded.sidecar | merged)
+
+
+def largest_difference(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Return the largest difference of two models' logits.
+
+    Raise RuntimeError where it is not rounding, but another model's.
+    """
+    apart = (found - expected).abs().max().item()
+    if not apart <= 1e-3 * max(1.0, expected.abs().max().item()):
+        raise RuntimeError(f"the merged model gives other logits, by {apart:.3g}.")
+    return apart
 
 
 def rows_of_run(loaded: Loaded) -> Examples | None:
-    """Return the rows that the adapter was scored on, or None where they are not at hand."""
+    """Return the rows that the adapter was scored on, or None if they are not on this machine."""
     task = loaded.recipe.task
     try:
         rows = check_splits(task, load_splits(task.dataset))[0].held_out
@@ -146,21 +171,20 @@ def some_inputs(loaded: Loaded, rows: Examples | None) -> dict[str, torch.Tensor
 
 
 def logits_of(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Return the logits of a batch, on the CPU, those of padding left out."""
+    """Return the logits of a batch as a vector on the CPU, without those of padding."""
     inputs = {name: value.to(model.device) for name, value in batch.items()}
     with torch.inference_mode():
         outputs = model(**inputs)
-    found = [value.float().cpu() for name, value in outputs.items() if name.endswith("logits")]
+    logits = [value.float().cpu() for name, value in outputs.items() if name.endswith("logits")]
     mask = batch.get("attention_mask")
-    by_token = mask is not None and found[0].shape[:2] == mask.shape
-    if by_token and mask is not None:
-        found = [value[mask.bool()] for value in found]
-    return torch.cat([value.flatten() for value in found])
+    if mask is not None and logits[0].shape[:2] == mask.shape:  # of tokens, and not of rows
+        logits = [value[mask.bool()] for value in logits]
+    return torch.cat([value.flatten() for value in logits])
 
 
-def origin(loaded: Loaded, recipe: Recipe, repo: str) -> dict[str, Any]:
+def origin(loaded: Loaded, repo: str) -> dict[str, Any]:
     """Return what a merged model was merged from, without paths of this machine."""
-    recorded = loaded.sidecar["base"]
+    recipe, recorded = loaded.recipe, loaded.sidecar["base"]
     return {
         "adapter": public_name(explicit(repo)),
         "adapter_sha256": loaded.sha256,
@@ -171,26 +195,26 @@ def origin(loaded: Loaded, recipe: Recipe, repo: str) -> dict[str, Any]:
     }
 
 
-def scored_again(merged: Loaded, rows: Examples) -> dict[str, Any]:
-    """Return the sidecar with the merged model's own score; the adapter's stands beside it."""
-    before, found = merged.metrics, score_result(merged, rows)
-    primary = before["primary"]
-    kept = {name: before[name] for name in ("baseline", "seconds") if name in before}
-    if found["primary"] != primary:  # the baseline is of another score
-        kept.pop("baseline", None)
+def with_own_score(merged: Loaded, rows: Examples) -> dict[str, Any]:
+    """Return the sidecar of a merged model with its own score, and the adapter's next to it."""
+    of_adapter, metrics = merged.metrics, score_result(merged, rows)
+    primary = of_adapter["primary"]
+    unchanged = {name: of_adapter[name] for name in ("baseline", "seconds") if name in of_adapter}
+    if metrics["primary"] != primary:  # the baseline is of another score
+        unchanged.pop("baseline", None)
     scores = {
         "score_of": "merged",
         "adapter_metric": primary,
-        "adapter_score": before[primary],
+        "adapter_score": of_adapter[primary],
     }
     return merged.sidecar | {
         "merged": merged.sidecar["merged"] | scores,
-        "metrics": found | kept,
+        "metrics": metrics | unchanged,
     }
 
 
 def copy_rest(folder: Path, stage: Path) -> None:
-    """Copy what a result holds beside its weights: the tokenizer and the curve."""
+    """Copy the files of a result other than its weights: the tokenizer and the loss curve."""
     for file in sorted(folder.iterdir()):
         listed = any(fnmatch(file.name, pattern) for pattern in FILES)
         if file.is_file() and listed and not any(fnmatch(file.name, p) for p in NOT_COPIED):
@@ -198,23 +222,21 @@ def copy_rest(folder: Path, stage: Path) -> None:
 
 
 def print_merged(loaded: Loaded, merged: Merged, out: Path) -> None:
-    """Say how far the logits moved, and the score."""
+    """Print how far the logits moved, and the score."""
     lines = [
         f"merged: {out}",
         f"  logits up to {merged.of:.3g} moved by {merged.moved:.1e} from the adapter's on the "
         "base in full precision",
     ]
     if merged.moved_from_quantized is not None:
-        lines.append(
-            f"  and by {merged.moved_from_quantized:.1e} from those on the base as it was trained "
-            "on"
-        )
+        moved = f"{merged.moved_from_quantized:.1e}"
+        lines.append(f"  and by {moved} from those on the base as it was trained on")
     for line in lines:
-        console().print(line, markup=False)
+        say(line)
     sidecar = json.loads((out / "task.json").read_text(encoding="utf-8"))
     print_score(loaded.recipe.name, sidecar["metrics"])
-    said = "  this is the adapter's score: the rows of the run are not at hand, or not asked for"
-    origin = sidecar["merged"]
-    if origin["score_of"] == "merged":
-        said = f"  the adapter's {origin['adapter_metric']} was {origin['adapter_score']:.4f}"
-    console().print(said, markup=False)
+    source = sidecar["merged"]
+    if source["score_of"] == "merged":
+        say(f"  the adapter's {source['adapter_metric']} was {source['adapter_score']:.4f}")
+    else:
+        say("  this is the adapter's score: the rows of the run are not here, or not scored again")

@@ -1,4 +1,4 @@
-"""The forms of predictions: JSON lines, CSV and TSV."""
+"""The output formats of predictions: JSON lines, CSV and TSV."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipelines.errors import DataError
 
 @dataclass(frozen=True)
 class JsonLines:
-    """A JSON object for each row."""
+    """One JSON object for each row."""
 
     ascii_only: bool = False
 
@@ -46,13 +46,13 @@ class Table:
         for row in flat:
             if not row.keys() <= set(columns):
                 others = ", ".join(sorted(row.keys() - set(columns)))
-                raise DataError(f"a row has {others}, which the header of --out has not.")
+                raise DataError(f"a row has {others}, which the header of --out does not have.")
             table.writerow(row)
         return buffer.getvalue()
 
 
 def format_of(out: Path, begun: bool) -> JsonLines | Table:
-    """Return the form that the suffix of `out` names; its header where it is `begun`."""
+    """Return the format that the suffix of `out` names, with the header of an `out` in progress."""
     delimiter = {".csv": ",", ".tsv": "\t"}.get(out.suffix.lower())
     if delimiter is None:
         return JsonLines()
@@ -63,7 +63,7 @@ def format_of(out: Path, begun: bool) -> JsonLines | Table:
 
 
 def flattened(row: dict[str, Any]) -> dict[str, str]:
-    """Return a row as texts: a dictionary as a column for each key, other values in JSON."""
+    """Return a row of strings: a column for each key of a dictionary, other values as JSON."""
     flat: dict[str, str] = {}
     for name, value in row.items():
         if isinstance(value, dict):
@@ -76,5 +76,5 @@ def flattened(row: dict[str, Any]) -> dict[str, str]:
 
 
 def is_utf8(stream: Any) -> bool:
-    """Tell whether a stream takes every character."""
+    """Tell whether a stream can encode every character."""
     return codecs.lookup(stream.encoding or "utf-8").name == "utf-8"

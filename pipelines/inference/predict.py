@@ -1,4 +1,4 @@
-"""Labels, numbers or answers for rows that have none."""
+"""Predict labels, numbers or answers for rows."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ import torch
 from pipelines.data.rows import Examples
 from pipelines.errors import DataError
 from pipelines.hub.load import Loaded, Precision, load_result
-from pipelines.inference.resumable_jsonl import answer_file
+from pipelines.inference.resumable_jsonl import map_file
 from pipelines.process import quiet_libraries
 
 
 @quiet_libraries()
-def predict(loaded: Loaded, examples: Examples, *, batch_size: int = 32) -> list[dict[str, Any]]:
+def predict_examples(
+    loaded: Loaded, examples: Examples, *, batch_size: int = 32
+) -> list[dict[str, Any]]:
     """Return a prediction for each row, in order. Raise DataError for a language model."""
     task = loaded.recipe.task
     if task.head is None:
         raise DataError(
-            f"{loaded.recipe.name}: a language model has no labels to predict. It writes, by "
+            f"{loaded.recipe.name}: a language model has no labels to predict. Use "
             "`gpt2-recipes generate`."
         )
     if not examples.rows:
@@ -31,15 +33,15 @@ def predict(loaded: Loaded, examples: Examples, *, batch_size: int = 32) -> list
     longest_first = sorted(
         range(len(given.dataset)), key=lambda row: -len(given.dataset[row]["input_ids"])
     )
-    logits: dict[int, Any] = {}
+    logits: dict[int, Any] = {}  # by row
     for start in range(0, len(longest_first), batch_size):
         rows = longest_first[start : start + batch_size]
         batch = collate([given.dataset[row] for row in rows])
         inputs = {name: value.to(loaded.model.device) for name, value in batch.items()}
         with torch.inference_mode():
             outputs = loaded.model(**inputs)
-        found = tuple(value for name, value in outputs.items() if name.endswith("logits"))
-        reduced = task.reduce_logits(found if len(found) > 1 else found[0], None)
+        heads = tuple(value for name, value in outputs.items() if name.endswith("logits"))
+        reduced = task.reduce_logits(heads if len(heads) > 1 else heads[0], None)
         logits |= zip(rows, reduced.float().cpu().numpy(), strict=True)
     return task.predictions([logits[row] for row in sorted(logits)], given, loaded.labels)
 
@@ -56,29 +58,34 @@ def predict_file(
     batch_size: int = 32,
     keep: Sequence[str] | None = None,
 ) -> None:
-    """Answer each row of a file, as `pipelines.inference.resumable_jsonl.answer_file` does."""
+    """Predict for each row of a file; see `resumable_jsonl.map_file` for `out` and errors."""
     loaded = load_result(repo, revision, base=base, precision=precision)
-    made_by = {"command": "predict", "result": loaded.sha256, "base": base, "precision": precision}
-    predict_rows(loaded, file, out, made_by, batch_size=batch_size, keep=keep)
+    settings = {
+        "command": "predict",
+        "result": loaded.sha256,
+        "base": base,
+        "precision": precision,
+    }
+    predict_rows(loaded, file, out, settings, batch_size=batch_size, keep=keep)
 
 
 def predict_rows(
     loaded: Loaded,
     file: Path,
     out: Path | None,
-    made_by: dict[str, Any],
+    settings: dict[str, Any],
     *,
     batch_size: int = 32,
     keep: Sequence[str] | None = None,
 ) -> None:
-    """Answer each row of a file with what is loaded.
+    """Predict for each row of a file with a loaded result.
 
-    Short rows are sorted over 64 batches, by which little padding is left; of long ones, which take
-    longer, fewer are answered before they are written.
+    Sorts short rows across 64 batches to reduce padding. Long rows take longer, so fewer of them
+    are predicted before they are written.
     """
 
-    def answers(examples: Examples) -> list[dict[str, Any]]:
-        return predict(loaded, examples, batch_size=batch_size)
+    def compute(examples: Examples) -> list[dict[str, Any]]:
+        return predict_examples(loaded, examples, batch_size=batch_size)
 
     sizes = {"chunk_size": 64 * batch_size, "chunk_characters": 8192 * batch_size}
-    answer_file(file, answers, out, made_by, keep=keep, **sizes)
+    map_file(file, compute, out, settings, keep=keep, **sizes)

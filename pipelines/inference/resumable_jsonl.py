@@ -1,8 +1,9 @@
-"""Answer the rows of a file, in JSON lines, CSV or TSV, so that a stopped command can resume.
+"""Compute something for each row of a file, and resume where a stopped command left off.
 
-Beside OUT stands OUT.progress.json, replaced after each chunk: how many rows are answered, how many
-bytes of OUT they fill, the hash of these rows and what answers them. The same command cuts OUT back
-to those bytes, so that a kill at any moment loses the work of a chunk at most and doubles no row.
+The results are JSON lines, or a CSV or TSV table. OUT.progress.json is next to OUT and is replaced
+after each chunk: how many rows are done, how many bytes of OUT they fill, the hash of these rows
+and what computes the results. The same command truncates OUT to those bytes and resumes: a kill at
+any moment loses the work of one chunk at most and duplicates no row.
 """
 
 from __future__ import annotations
@@ -27,20 +28,24 @@ from pipelines.data.rows import Examples
 from pipelines.errors import CheckpointError, DataError, Problem, RecipeError
 from pipelines.inference.output_formats import JsonLines, flattened, format_of, is_utf8
 
-Answers = Callable[[Examples], list[dict[str, Any]]]
+Compute = Callable[[Examples], list[dict[str, Any]]]
+"""Returns one result for each row."""
 
 
 @dataclass(frozen=True)
 class WriteProgress:
-    """What stands in OUT: by whom, of how many rows, with which hash, in how many bytes."""
+    """What OUT holds: results of so many rows, with this hash, in so many bytes.
 
-    made_by: dict[str, Any]
+    `settings` is what computes the results: the command, the model and the options.
+    """
+
+    settings: dict[str, Any]
     rows: int = 0
     rows_sha256: str = hashlib.sha256().hexdigest()
     num_bytes: int = 0
 
-    def and_(self, examples: Examples, num_bytes: int) -> WriteProgress:
-        """Return this with further rows, which fill OUT up to `num_bytes`."""
+    def extended(self, examples: Examples, num_bytes: int) -> WriteProgress:
+        """Return this with further rows, whose results fill OUT up to `num_bytes`."""
         chained = self.rows_sha256
         for digest in examples.hashes():
             chained = hashlib.sha256(chained.encode() + digest).hexdigest()
@@ -52,44 +57,44 @@ class WriteProgress:
         )
 
 
-def answer_file(
+def map_file(
     file: Path,
-    answers: Answers,
+    compute: Compute,
     out: Path | None,
-    made_by: dict[str, Any],
+    settings: dict[str, Any],
     *,
     chunk_size: int,
     chunk_characters: int = sys.maxsize,
     keep: Sequence[str] | None = None,
 ) -> None:
-    """Write an answer for each row of `file` to `out`, or print it, in the order of the rows.
+    """Write the result of each row of `file` to `out`, or print it, in the order of the rows.
 
-    `answers` gets `chunk_size` rows at once, fewer where they come to `chunk_characters` of text;
-    no more are held. What it says of a row follows the row's `keep` columns, by default its `id`,
-    if it has one. An `out` that ends in .csv or .tsv is a table; others, and what is printed, are
-    JSON lines. An `out` that the same command has begun is finished.
+    `compute` gets `chunk_size` rows at once, fewer if they have `chunk_characters` of text; no more
+    are in memory. A row's result comes after its `keep` columns, by default its `id`, if it has
+    one. An `out` that ends in .csv or .tsv is a table; others, and what is printed, are JSON lines.
+    An `out` that was begun with the same `settings` is finished.
 
     Raise DataError for a row that cannot be used, after those before it are written, RecipeError
-    for an `out` of other rows or of another `made_by` and for `keep` columns that the file does not
-    have or the answers do, and CheckpointError for a full disk.
+    for an `out` of other rows or `settings` and for `keep` columns that the file does not have or
+    the results do, and CheckpointError for a full disk.
     """
     sizes = (chunk_size, chunk_characters)
     if out is None:
         printed = JsonLines(ascii_only=not is_utf8(sys.stdout))
-        for _, rows in answered(checked(chunks(file, *sizes), keep), answers, keep):
+        for _, rows in map_chunks(first_alone(read_chunks(file, *sizes), keep), compute, keep):
             sys.stdout.write(printed.text(rows))
             sys.stdout.flush()
         return
-    made_by = made_by | {"keep": None if keep is None else list(keep)}
-    with open_exclusively(out) as written, progress_bar(file) as advance:
-        done = load_progress(file, out, WriteProgress(made_by), chunk_size)
+    settings = settings | {"keep": None if keep is None else list(keep)}
+    with open_locked(out) as written, progress_bar(file) as advance:
+        done = load_progress(file, out, WriteProgress(settings), chunk_size)
         save_progress(out, done)
         written.truncate(done.num_bytes)
         form = format_of(out, done.num_bytes > 0)
         written.seek(done.num_bytes)
         advance(done.rows)
-        given = checked(chunks(file, *sizes, skip=done.rows), keep)
-        for examples, rows in answered(given, answers, keep):
+        chunks = first_alone(read_chunks(file, *sizes, skip=done.rows), keep)
+        for examples, rows in map_chunks(chunks, compute, keep):
             done = append(written, out, done, examples, form.text(rows))
             advance(len(rows))
 
@@ -97,27 +102,30 @@ def answer_file(
 def append(
     written: IO[bytes], out: Path, done: WriteProgress, examples: Examples, text: str
 ) -> WriteProgress:
-    """Put a text on the disk, then the record that it is there, and return the record.
+    """Write a text to the disk, then the progress that includes it, and return the progress.
 
-    Raise CheckpointError where the disk does not take them.
+    Raise CheckpointError if the disk does not take them.
     """
-    left = text.encode()
+    remaining = text.encode()
     try:
-        while left:
-            left = left[written.write(left) :]
+        while remaining:
+            remaining = remaining[written.write(remaining) :]
         os.fsync(written.fileno())
-        done = done.and_(examples, written.tell())
+        done = done.extended(examples, written.tell())
         save_progress(out, done)
     except OSError as error:
-        message = f"{out} cannot be written: {error.strerror}. {done.rows:,} rows are; run the "
+        message = f"{out} cannot be written: {error.strerror}. It has {done.rows:,} rows; run the "
         raise CheckpointError(f"{message}same command again to resume.") from None
     return done
 
 
-def chunks(
+def read_chunks(
     file: Path, chunk_size: int, chunk_characters: int, *, skip: int = 0
 ) -> Iterator[Examples]:
-    """Yield the rows after the first `skip`; those before a line that cannot be read first."""
+    """Yield the rows after the first `skip` in chunks.
+
+    Raise DataError for an unreadable line, after the rows before it, and for a file without rows.
+    """
     rows = islice(read_rows(file), skip, None)
     broken: DataError | None = None
     empty = not skip
@@ -142,37 +150,38 @@ def chunks(
         raise DataError(f"{file}: no rows.")
 
 
-def answered(
-    given: Iterator[Examples], answers: Answers, keep: Sequence[str] | None
+def map_chunks(
+    chunks: Iterator[Examples], compute: Compute, keep: Sequence[str] | None
 ) -> Iterator[tuple[Examples, list[dict[str, Any]]]]:
-    """Yield rows with their answers; of a chunk with a row that cannot be used, those before it."""
-    for examples in given:
+    """Yield chunks with their results; of a chunk with an unusable row, the rows before it."""
+    for examples in chunks:
         try:
-            found = answers(examples)
+            results = compute(examples)
         except DataError:
-            if len(examples.lines or ()) < 2:
+            num_rows = len(examples.lines or ())
+            if num_rows < 2:
                 raise
-            yield from answered(parts(examples, len(examples.lines or ()) // 2), answers, keep)
+            yield from map_chunks(split_at(examples, num_rows // 2), compute, keep)
             continue
-        pairs = list(zip(examples.rows, found, strict=True))
+        pairs = list(zip(examples.rows, results, strict=True))
         if keep:
             check_clash(keep, pairs[0][1])
-        yield examples, [kept(row, keep) | answer for row, answer in pairs]
+        yield examples, [select_columns(row, keep) | result for row, result in pairs]
 
 
-def kept(row: dict[str, Any], keep: Sequence[str] | None) -> dict[str, Any]:
-    """Return the columns of a row that stay; None where the row lacks one."""
+def select_columns(row: dict[str, Any], keep: Sequence[str] | None) -> dict[str, Any]:
+    """Return the columns of a row to write before its result; None where the row lacks one."""
     if keep is None:
         return {"id": row["id"]} if "id" in row else {}
     return {name: row.get(name) for name in keep}
 
 
-def checked(given: Iterator[Examples], keep: Sequence[str] | None) -> Iterator[Examples]:
-    """Yield the chunks; with `keep`, the first row alone, so that a clash is known after one row.
+def first_alone(chunks: Iterator[Examples], keep: Sequence[str] | None) -> Iterator[Examples]:
+    """Yield the chunks; with `keep`, the first row alone, so that a clash shows after one row.
 
     Raise RecipeError for a column that no row of the first chunk has.
     """
-    first = next(given, None) if keep else None
+    first = next(chunks, None) if keep else None
     if first is not None:
         columns = list(dict.fromkeys(name for row in first.rows for name in row))
         problems = [
@@ -182,15 +191,17 @@ def checked(given: Iterator[Examples], keep: Sequence[str] | None) -> Iterator[E
         ]
         if problems:
             raise RecipeError(problems)
-        yield from parts(first, 1)
-    yield from given
+        yield from split_at(first, 1)
+    yield from chunks
 
 
-def check_clash(keep: Sequence[str], answer: dict[str, Any]) -> None:
-    """Raise RecipeError for columns that an answer has too."""
-    names = {*answer, *flattened(answer)}
+def check_clash(keep: Sequence[str], result: dict[str, Any]) -> None:
+    """Raise RecipeError for columns that a result has too."""
+    names = {*result, *flattened(result)}
     problems = [
-        Problem("keep", f"{name!r} is also what an answer has: {', '.join(answer)}. Rename it.")
+        Problem(
+            "keep", f"{name!r} is also a column of the results: {', '.join(result)}. Rename it."
+        )
         for name in keep
         if name in names
     ]
@@ -198,18 +209,21 @@ def check_clash(keep: Sequence[str], answer: dict[str, Any]) -> None:
         raise RecipeError(problems)
 
 
-def parts(examples: Examples, size: int) -> Iterator[Examples]:
-    """Yield the first `size` rows, and the others if there are any."""
+def split_at(examples: Examples, index: int) -> Iterator[Examples]:
+    """Yield the rows before an index, then the others if there are any."""
     rows, lines = list(examples.rows), examples.lines
     assert lines is not None
-    yield replace(examples, rows=rows[:size], lines=lines[:size])
-    if rows[size:]:
-        yield replace(examples, rows=rows[size:], lines=lines[size:])
+    yield replace(examples, rows=rows[:index], lines=lines[:index])
+    if rows[index:]:
+        yield replace(examples, rows=rows[index:], lines=lines[index:])
 
 
 @contextmanager
-def open_exclusively(out: Path) -> Iterator[IO[bytes]]:
-    """Open `out`, without emptying it, for this process alone."""
+def open_locked(out: Path) -> Iterator[IO[bytes]]:
+    """Open `out`, without emptying it, and lock it for this process.
+
+    Raise RecipeError for a file that cannot be opened, or that another process has locked.
+    """
     try:
         written = out.open("r+b" if out.exists() else "x+b", buffering=0)
     except OSError as error:
@@ -224,11 +238,11 @@ def open_exclusively(out: Path) -> Iterator[IO[bytes]]:
 
 
 def load_progress(file: Path, out: Path, new: WriteProgress, chunk_size: int) -> WriteProgress:
-    """Return what stands in `out`. Raise RecipeError where the same command did not write it."""
+    """Return what `out` holds. Raise RecipeError if another command wrote it, or of other rows."""
     size = out.stat().st_size
     if not progress_file(out).is_file():
         if size:
-            text = f"{out} is there, and no {progress_file(out).name} that says what wrote it."
+            text = f"{out} exists without {progress_file(out).name}, which records what wrote it."
             raise RecipeError([Problem("out", f"{text} Give another file, or remove it.")])
         return new
     done = WriteProgress(**json.loads(progress_file(out).read_text(encoding="utf-8")))
@@ -237,8 +251,8 @@ def load_progress(file: Path, out: Path, new: WriteProgress, chunk_size: int) ->
     remedy = f"Give another file, or remove {out} and {progress_file(out)}."
     problems = [
         Problem("out", f"{out} was begun with {name} {value!r}, not {wanted!r}. {remedy}")
-        for name in (done.made_by | new.made_by)
-        if (value := done.made_by.get(name)) != (wanted := new.made_by.get(name))
+        for name in (done.settings | new.settings)
+        if (value := done.settings.get(name)) != (wanted := new.settings.get(name))
     ]
     if size < done.num_bytes:
         text = f"{out} has {size:,} bytes of the {done.num_bytes:,} that were written. {remedy}"
@@ -252,32 +266,32 @@ def load_progress(file: Path, out: Path, new: WriteProgress, chunk_size: int) ->
 
 
 def rehash_rows(file: Path, done: WriteProgress, chunk_size: int) -> str:
-    """Return the hash of as many rows as are answered."""
-    seen = WriteProgress(done.made_by)
+    """Return the hash of as many rows of `file` as are done."""
+    seen = WriteProgress(done.settings)
     rows = islice(read_rows(file), done.rows)
     while chunk := [row for _, row in islice(rows, chunk_size)]:
-        seen = seen.and_(Examples(chunk, str(file)), 0)
+        seen = seen.extended(Examples(chunk, str(file)), 0)
     return seen.rows_sha256
 
 
 def progress_file(out: Path) -> Path:
-    """Return the file that says what stands in `out`."""
+    """Return the file that records what `out` holds."""
     return out.with_name(f"{out.name}.progress.json")
 
 
 def save_progress(out: Path, done: WriteProgress) -> None:
-    """Replace the record of what stands in `out`."""
+    """Replace the record of what `out` holds."""
     unfinished = out.with_name(f".{out.name}.progress.tmp")
     with unfinished.open("w", encoding="utf-8") as text:
         text.write(json.dumps(asdict(done), indent=2, ensure_ascii=False) + "\n")
         text.flush()
         os.fsync(text.fileno())
-    os.replace(unfinished, progress_file(out))
+    unfinished.replace(progress_file(out))
 
 
 @contextmanager
 def progress_bar(file: Path) -> Iterator[Callable[[int], None]]:
-    """Show rows done on a terminal's standard error; of how many, where lines are rows."""
+    """Show the rows done on a terminal's standard error, and of how many if lines are rows."""
     console = Console(stderr=True)
     total = None
     if console.is_terminal and file.suffix == ".jsonl" and file.is_file():

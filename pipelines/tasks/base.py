@@ -89,8 +89,6 @@ class Task:
     """Whether the loss compares the model with the base that it starts from."""
     chat_template: ClassVar[str | None] = None
     """Chat template for a tokenizer that has none."""
-    is_language_model: ClassVar[bool] = False
-    """Whether it is scored by the likelihood of plain text, as lm-evaluation-harness does."""
     writes_replies: ClassVar[bool] = False
     """Whether a model writes a reply, without the spaces around it, and not the rest of a text."""
 

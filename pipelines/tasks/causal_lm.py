@@ -63,7 +63,6 @@ class CausalLM(Task):
     length_field: ClassVar[str] = "block_size"
     grouped_by: ClassVar[str] = "document"
     streams: ClassVar[bool] = True
-    is_language_model: ClassVar[bool] = True
 
     def example(
         self,

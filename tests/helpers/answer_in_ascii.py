@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from pipelines.console import console
-from pipelines.inference.resumable_jsonl import answer_file
+from pipelines.inference.resumable_jsonl import map_file
 from pipelines.terminal import report_errors, stop
 
 
@@ -22,6 +22,6 @@ if __name__ == "__main__":
     console().print(label, markup=False)
     with report_errors():
         for out in (None, Path("out.csv"), Path("out.jsonl")):
-            answer_file(Path("in.jsonl"), answers, out, {}, chunk_size=8)
+            map_file(Path("in.jsonl"), answers, out, {}, chunk_size=8)
         print(label)
         stop([label], 3)

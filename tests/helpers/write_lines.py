@@ -4,9 +4,10 @@ python write_lines.py PIPE
 """
 
 import sys
+from pathlib import Path
 
 if __name__ == "__main__":
-    with open(sys.argv[1], "w") as pipe:
+    with Path(sys.argv[1]).open("w") as pipe:
         pipe.write('{"text": "abc"}\n' * 8)
         pipe.flush()
         sys.stdin.read()

@@ -13,6 +13,7 @@ from pipelines.data.load import load_splits
 from pipelines.errors import RecipeError
 from pipelines.evaluation.evaluate import evaluate as evaluate_result
 from pipelines.hub.load import load_result
+from pipelines.inference.loaded_model import load
 from pipelines.inference.merge import merge
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.schema import to_json_value
@@ -119,18 +120,16 @@ def test_transformers_loads_it_with_its_labels(merged):
     out = folder / "merged" / "text_classification-8bit"
     texts = ["The hinge is broken.", "Where is my order? It is late by a week."]
     found = pipeline("text-classification", model=str(out))(texts, batch_size=2)
-    loaded = load_result(out)
-    from pipelines.data.rows import Examples
-    from pipelines.inference.predict import predict
-
-    expected = predict(loaded, Examples([{"text": text} for text in texts], "rows"))
+    loaded = load(out)
+    expected = loaded.predict(texts)
     for one, other in zip(found, expected, strict=True):
         assert one["label"] == other["label"]
         assert one["score"] == pytest.approx(other["score"], abs=1e-5)
 
     out = folder / "merged" / "causal_lm-4bit"
     model, info = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
-    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
     assert model.lm_head.weight is model.transformer.wte.weight
     assert AutoTokenizer.from_pretrained(out).eos_token_id == model.config.eos_token_id
 
@@ -216,7 +215,7 @@ def test_rows_that_moved_away_leave_the_adapters_score(merged, tmp_path, capsys)
 def test_what_cannot_be_merged_is_told_and_leaves_nothing(merged, tmp_path):
     folder, _ = merged
     adapter = folder / "text_classification-lora"
-    with pytest.raises(RecipeError, match="is no adapter, but a whole model already"):
+    with pytest.raises(RecipeError, match="is not an adapter, but already a whole model"):
         merge(folder / "merged" / "text_classification-lora", tmp_path / "out")
     with pytest.raises(RecipeError, match=r"OUT: .*text_classification-8bit is not empty"):
         merge(adapter, folder / "text_classification-8bit")

@@ -17,14 +17,14 @@ from pipelines.data.load import read_file
 from pipelines.data.rows import Examples
 from pipelines.errors import CheckpointError, DataError, RecipeError
 from pipelines.hub.load import load_result
-from pipelines.inference.predict import predict, predict_file
-from pipelines.inference.resumable_jsonl import answer_file, progress_file
+from pipelines.inference.predict import predict_examples, predict_file
+from pipelines.inference.resumable_jsonl import map_file, progress_file
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import Lora, Model, Train
 
 CLI = ("-m", "pipelines")
 HELPERS = ROOT / "tests" / "helpers"
-MADE_BY = {"command": "count", "precision": None}
+SETTINGS = {"command": "count", "precision": None}
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +73,9 @@ def test_predictions_in_batches_of_like_lengths_are_those_of_single_rows(results
     for name, data in (("text_classification", "classify"), ("question_answering", "answer")):
         loaded = load_result(results / name)
         rows = read_file(helpdesk / data / "test.jsonl").rows[:12]
-        together = predict(loaded, Examples(rows, "rows"), batch_size=5)
+        together = predict_examples(loaded, Examples(rows, "rows"), batch_size=5)
         for row, found in zip(rows, together, strict=True):
-            (alone,) = predict(loaded, Examples([row], "row"))
+            (alone,) = predict_examples(loaded, Examples([row], "row"))
             score, alone_score = found.pop("score"), alone.pop("score")
             assert score == pytest.approx(alone_score, abs=1e-5)
             scores, alone_scores = found.pop("scores", {}), alone.pop("scores", {})
@@ -85,7 +85,7 @@ def test_predictions_in_batches_of_like_lengths_are_those_of_single_rows(results
 
 def test_a_label_comes_with_the_probability_of_each(results):
     loaded = load_result(results / "text_classification")
-    (found,) = predict(loaded, Examples([{"text": "The hinge is broken."}], "rows"))
+    (found,) = predict_examples(loaded, Examples([{"text": "The hinge is broken."}], "rows"))
     assert tuple(found["scores"]) == loaded.labels
     assert sum(found["scores"].values()) == pytest.approx(1)
     assert found["score"] == found["scores"][found["label"]] == max(found["scores"].values())
@@ -95,13 +95,13 @@ def test_a_label_comes_with_the_probability_of_each(results):
 def test_answers_stand_in_the_order_of_the_rows(tmp_path, chunk_size):
     out = tmp_path / "out.jsonl"
     file = write(tmp_path / "in.jsonl", ROWS)
-    answer_file(file, count, out, MADE_BY, chunk_size=chunk_size)
+    map_file(file, count, out, SETTINGS, chunk_size=chunk_size)
     assert lines(out) == COUNTED
     before = out.stat().st_mtime_ns
-    answer_file(file, count, out, MADE_BY, chunk_size=chunk_size)  # nothing is left to do
+    map_file(file, count, out, SETTINGS, chunk_size=chunk_size)  # nothing is left to do
     assert lines(out) == COUNTED
     write(file, [*ROWS, {"text": "abc"}])
-    answer_file(file, count, out, MADE_BY, chunk_size=chunk_size)
+    map_file(file, count, out, SETTINGS, chunk_size=chunk_size)
     assert lines(out) == [*COUNTED, {"length": 3}]
     assert out.stat().st_mtime_ns > before
 
@@ -115,7 +115,7 @@ def test_a_chunk_ends_where_its_rows_come_to_so_much_text(tmp_path):
 
     texts = ["ab", "c", "d", "efghij", "k", "l", "m", "n"]
     file = write(tmp_path / "in.jsonl", [{"text": text} for text in texts])
-    answer_file(file, watched, tmp_path / "out.jsonl", MADE_BY, chunk_size=3, chunk_characters=4)
+    map_file(file, watched, tmp_path / "out.jsonl", SETTINGS, chunk_size=3, chunk_characters=4)
     assert seen == [["ab", "c", "d"], ["efghij"], ["k", "l", "m"], ["n"]]
     assert lines(tmp_path / "out.jsonl") == [{"length": len(text)} for text in texts]
 
@@ -145,7 +145,7 @@ def test_no_row_is_lost_or_doubled_wherever_it_stops(tmp_path, monkeypatch, half
         out = tmp_path / f"{moment}.jsonl"
         left = moment
         try:
-            answer_file(file, count, out, MADE_BY, chunk_size=4)
+            map_file(file, count, out, SETTINGS, chunk_size=4)
         except Killed:
             num_killed += 1
             assert lines(out) == COUNTED[: len(lines(out))]
@@ -153,7 +153,7 @@ def test_no_row_is_lost_or_doubled_wherever_it_stops(tmp_path, monkeypatch, half
                 with out.open("ab") as more:
                     more.write(half)
         left = 1000
-        answer_file(file, count, out, MADE_BY, chunk_size=4)
+        map_file(file, count, out, SETTINGS, chunk_size=4)
         assert lines(out) == COUNTED, moment
         if num_killed == moment:
             break
@@ -200,10 +200,10 @@ def test_a_broken_row_keeps_those_before_it_and_is_repaired(tmp_path, broken):
     there[9] = broken
     file.write_text("\n".join(there) + "\n")
     with pytest.raises(DataError, match=r"in.jsonl:10: no"):
-        answer_file(file, count, out, MADE_BY, chunk_size=8)
+        map_file(file, count, out, SETTINGS, chunk_size=8)
     assert lines(out) == COUNTED[:9]
     file.write_text(good)
-    answer_file(file, count, out, MADE_BY, chunk_size=8)
+    map_file(file, count, out, SETTINGS, chunk_size=8)
     assert lines(out) == COUNTED
 
 
@@ -223,11 +223,11 @@ def test_ctrl_c_is_told_without_a_trace(tmp_path, monkeypatch, capsys):
 
 def test_a_terminal_sees_how_many_rows_are_done(tmp_path, monkeypatch, capsys):
     file, out = write(tmp_path / "in.jsonl", ROWS), tmp_path / "out.jsonl"
-    answer_file(file, count, out, MADE_BY, chunk_size=8)
+    map_file(file, count, out, SETTINGS, chunk_size=8)
     assert capsys.readouterr() == ("", "")
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes this for a terminal
     write(file, ROWS * 2)
-    answer_file(file, count, out, MADE_BY, chunk_size=8)
+    map_file(file, count, out, SETTINGS, chunk_size=8)
     said = capsys.readouterr()
     assert "46/46" in said.err
     assert said.out == ""
@@ -235,23 +235,23 @@ def test_a_terminal_sees_how_many_rows_are_done(tmp_path, monkeypatch, capsys):
 
 def test_another_input_another_model_and_a_file_of_somebody_else_are_refused(tmp_path):
     out, file = tmp_path / "out.jsonl", write(tmp_path / "in.jsonl", ROWS)
-    answer_file(file, count, out, MADE_BY, chunk_size=8)
+    map_file(file, count, out, SETTINGS, chunk_size=8)
     kept = out.read_bytes()
     with pytest.raises(RecipeError, match="was begun with precision None, not '8bit'"):
-        answer_file(file, count, out, MADE_BY | {"precision": "8bit"}, chunk_size=8)
+        map_file(file, count, out, SETTINGS | {"precision": "8bit"}, chunk_size=8)
     other = write(tmp_path / "other.jsonl", [*ROWS[:5], {"text": "new"}, *ROWS[6:]])
     with pytest.raises(RecipeError, match=r"first 23 rows of .*other.jsonl are not those of"):
-        answer_file(other, count, out, MADE_BY, chunk_size=8)
+        map_file(other, count, out, SETTINGS, chunk_size=8)
     with pytest.raises(RecipeError, match=r"first 23 rows of .*other.jsonl are not those of"):
-        answer_file(write(other, ROWS[:22]), count, out, MADE_BY, chunk_size=8)
-    with pytest.raises(RecipeError, match=r"other.jsonl is there, and no other.jsonl.progress"):
-        answer_file(file, count, other, MADE_BY, chunk_size=8)
+        map_file(write(other, ROWS[:22]), count, out, SETTINGS, chunk_size=8)
+    with pytest.raises(RecipeError, match=r"other.jsonl exists without other.jsonl.progress"):
+        map_file(file, count, other, SETTINGS, chunk_size=8)
     assert out.read_bytes() == kept
     out.write_bytes(kept[:50])
     with pytest.raises(RecipeError, match="has 50 bytes of the 542 that were written"):
-        answer_file(file, count, out, MADE_BY, chunk_size=8)
+        map_file(file, count, out, SETTINGS, chunk_size=8)
     with pytest.raises(RecipeError, match="out: .*nowhere.*: No such file or directory"):
-        answer_file(file, count, tmp_path / "nowhere" / "out", MADE_BY, chunk_size=8)
+        map_file(file, count, tmp_path / "nowhere" / "out", SETTINGS, chunk_size=8)
 
 
 def test_a_disk_that_takes_no_more_is_told_and_the_command_goes_on(tmp_path):
@@ -260,13 +260,13 @@ def test_a_disk_that_takes_no_more_is_told_and_the_command_goes_on(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (450, hard))  # bytes of a file; 542 are needed
     try:
         with pytest.raises(
-            CheckpointError, match="out.jsonl cannot be written: File too large. 16"
+            CheckpointError, match="out.jsonl cannot be written: File too large. It has 16"
         ):
-            answer_file(file, count, out, MADE_BY, chunk_size=4)
+            map_file(file, count, out, SETTINGS, chunk_size=4)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert out.stat().st_size == 450  # part of a chunk
-    answer_file(file, count, out, MADE_BY, chunk_size=4)
+    map_file(file, count, out, SETTINGS, chunk_size=4)
     assert lines(out) == COUNTED
 
 
@@ -275,17 +275,17 @@ def test_two_processes_do_not_write_one_file(tmp_path):
 
     def meddling(examples):
         with pytest.raises(RecipeError, match=r"another process writes .*out.jsonl"):
-            answer_file(file, count, out, MADE_BY, chunk_size=8)
+            map_file(file, count, out, SETTINGS, chunk_size=8)
         return count(examples)
 
-    answer_file(file, meddling, out, MADE_BY, chunk_size=8)
+    map_file(file, meddling, out, SETTINGS, chunk_size=8)
     assert lines(out) == COUNTED
 
 
 def test_an_empty_file_is_told(tmp_path):
     file = write(tmp_path / "in.jsonl", [])
     with pytest.raises(DataError, match=r"in.jsonl: no rows"):
-        answer_file(file, count, None, MADE_BY, chunk_size=8)
+        map_file(file, count, None, SETTINGS, chunk_size=8)
 
 
 def test_no_more_than_a_chunk_is_read_ahead(tmp_path, capsys):
@@ -300,7 +300,7 @@ def test_no_more_than_a_chunk_is_read_ahead(tmp_path, capsys):
             child.stdin.close()
         return count(examples)
 
-    answer_file(tmp_path / "in.jsonl", watched, None, MADE_BY, chunk_size=4)
+    map_file(tmp_path / "in.jsonl", watched, None, SETTINGS, chunk_size=4)
     child.wait(20)
     assert printed == [4, 4]
     assert capsys.readouterr().out == '{"length": 3}\n' * 8
@@ -324,7 +324,7 @@ def score(examples):
 @pytest.mark.parametrize(("suffix", "delimiter"), [(".csv", ","), (".TSV", "\t")])
 def test_a_table_reads_back_as_it_was_answered(tmp_path, suffix, delimiter):
     file, out = write(tmp_path / "in.jsonl", TABLE_ROWS), tmp_path / f"out{suffix}"
-    answer_file(file, score, out, MADE_BY, chunk_size=2, keep=["text", "id", "label"])
+    map_file(file, score, out, SETTINGS, chunk_size=2, keep=["text", "id", "label"])
     with out.open(encoding="utf-8", newline="") as found:
         rows = list(csv.DictReader(found, delimiter=delimiter, strict=True))
     same = {"scores.ö": "0.25", "scores.b c": "1e-09", "labels": '["x"]', "ok": "true"}
@@ -338,21 +338,21 @@ def test_a_table_reads_back_as_it_was_answered(tmp_path, suffix, delimiter):
 
 def test_kept_columns_come_first_and_in_the_order_asked_for(tmp_path):
     file, out = write(tmp_path / "in.jsonl", TABLE_ROWS), tmp_path / "out.jsonl"
-    answer_file(file, count, out, MADE_BY, chunk_size=2, keep=["label", "id"])
+    map_file(file, count, out, SETTINGS, chunk_size=2, keep=["label", "id"])
     assert [list(line.items()) for line in lines(out)] == [
         [("label", row["label"]), ("id", row["id"]), ("length", len(row["text"]))]
         for row in TABLE_ROWS
     ]
     with pytest.raises(RecipeError, match="begun with keep .'label', 'id'., not None"):
-        answer_file(file, count, out, MADE_BY, chunk_size=2)
+        map_file(file, count, out, SETTINGS, chunk_size=2)
 
 
 @pytest.mark.parametrize(
     ("keep", "answers", "message"),
     [
         (["txt", "id"], count, "keep: 'txt' is not a column. Columns: id, text, label."),
-        (["id", "found"], score, "keep: 'found' is also what an answer has: found, scores"),
-        (["scores.ö"], score, "keep: 'scores.ö' is also what an answer has"),
+        (["id", "found"], score, "keep: 'found' is also a column of the results: found, scores"),
+        (["scores.ö"], score, "keep: 'scores.ö' is also a column of the results"),
     ],
 )
 def test_columns_that_cannot_be_kept_are_told_after_one_row(tmp_path, keep, answers, message):
@@ -363,16 +363,16 @@ def test_columns_that_cannot_be_kept_are_told_after_one_row(tmp_path, keep, answ
         seen.extend(examples.rows)
         return answers(examples)
 
+    file = write(tmp_path / "in.jsonl", rows)
     with pytest.raises(RecipeError, match=re.escape(message)):
-        file = write(tmp_path / "in.jsonl", rows)
-        answer_file(file, watched, tmp_path / "out.csv", MADE_BY, chunk_size=8, keep=keep)
+        map_file(file, watched, tmp_path / "out.csv", SETTINGS, chunk_size=8, keep=keep)
     assert len(seen) < 2
 
 
 def test_a_killed_table_is_finished_with_one_header(tmp_path):
     whole, out = tmp_path / "whole.csv", tmp_path / "out.csv"
     file = write(tmp_path / "in.jsonl", ROWS)
-    answer_file(file, count, whole, MADE_BY, chunk_size=4)
+    map_file(file, count, whole, SETTINGS, chunk_size=4)
 
     def dying(examples):
         if examples.lines[0] > 8:
@@ -380,15 +380,15 @@ def test_a_killed_table_is_finished_with_one_header(tmp_path):
         return count(examples)
 
     with pytest.raises(KeyboardInterrupt):
-        answer_file(file, dying, out, MADE_BY, chunk_size=4)
+        map_file(file, dying, out, SETTINGS, chunk_size=4)
     with out.open("ab") as more:
         more.write(b'8,"half a')
-    answer_file(file, count, out, MADE_BY, chunk_size=4)
+    map_file(file, count, out, SETTINGS, chunk_size=4)
     assert out.read_bytes() == whole.read_bytes()
     assert out.read_text(encoding="utf-8").splitlines()[:3] == ["id,length", "0,0", "1,1"]
-    with pytest.raises(DataError, match="a row has extra, which the header of --out has not"):
-        write(file, [*ROWS, {"id": 9, "text": ""}])
-        answer_file(file, lambda e: [{"extra": 1} for _ in e.rows], out, MADE_BY, chunk_size=4)
+    write(file, [*ROWS, {"id": 9, "text": ""}])
+    with pytest.raises(DataError, match="a row has extra, which the header of --out does not have"):
+        map_file(file, lambda e: [{"extra": 1} for _ in e.rows], out, SETTINGS, chunk_size=4)
 
 
 LABELS = ["☹️ sad, very", "ünhappy"]

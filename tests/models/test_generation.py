@@ -416,12 +416,12 @@ def test_every_option_of_generation_is_a_flag(command):
 
 
 def test_a_task_may_have_options_of_its_own():
-    from pipelines.inference.generate import generation_options
+    from pipelines.inference.generate import merge_options
 
     class Terse(CausalLM):
         @property
         def default_generation(self):
             return Generation(max_new_tokens=3, do_sample=True)
 
-    found = generation_options(Terse(dataset=DatasetSource(path="nowhere")), {"do_sample": False})
+    found = merge_options(Terse(dataset=DatasetSource(path="nowhere")), {"do_sample": False})
     assert found == Generation(max_new_tokens=3, do_sample=False)

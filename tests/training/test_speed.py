@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GPT2Config, GPT2ForQuestionAnswering, GPT2LMHeadModel
 
+from pipelines.flow import run
 from pipelines.models import chunked_loss
 from pipelines.models.attention import SHORT, use_unfused_attention
 from pipelines.models.chunked_loss import use_chunked_loss
 from pipelines.process import prepare_process, slow_precision
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import Model, Train
-from pipelines.run import run
 
 VOCAB, ROWS, LENGTH = 307, 3, 41
 
