@@ -9,7 +9,7 @@ from typing import Any
 
 from pipelines.data.rows import Examples
 from pipelines.errors import DataError
-from pipelines.hub.load import Loaded
+from pipelines.hub.load import LoadedResult
 from pipelines.inference.predict import predict
 from pipelines.tasks.question_answering import QuestionAnswering
 from pipelines.tasks.text_classification import TextClassification
@@ -22,7 +22,7 @@ class Pipeline:
     it as their `model_or_pipeline`.
     """
 
-    def __init__(self, loaded: Loaded):
+    def __init__(self, loaded: LoadedResult):
         """Raise DataError for a task that evaluate has no evaluator for."""
         task = loaded.recipe.task
         plain = isinstance(task, TextClassification) and loaded.labels

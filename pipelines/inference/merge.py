@@ -19,13 +19,13 @@ from pipelines.data.rows import Examples
 from pipelines.data.splits import check_splits
 from pipelines.errors import DataError, Problem, RecipeError
 from pipelines.hub.destination import check_destination
-from pipelines.hub.load import Loaded, load_result, result_folder
+from pipelines.hub.load import LoadedResult, load_result, result_folder
 from pipelines.hub.publish import publish_finished
 from pipelines.process import quiet_libraries
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.schema import to_json_value
 from pipelines.reporting.report import print_score
-from pipelines.results.files import FILES, unchanging, write_manifest
+from pipelines.results.files import FILES, consistent_read, write_manifest
 from pipelines.results.names import explicit, public_name
 from pipelines.training.score import score_result
 
@@ -95,7 +95,7 @@ def merge(
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".merge-") as name:
         stage = Path(name) / "merged"
         model.save_pretrained(stage)
-        with unchanging(folder, str(repo)) as unchanged:
+        with consistent_read(folder, str(repo)) as unchanged:
             if unchanged != loaded.sidecar:
                 raise RecipeError([Problem(str(repo), "was replaced while it was merged.")])
             copy_rest(folder, stage)
@@ -120,7 +120,7 @@ def merge(
     return merged
 
 
-def rows_of_run(loaded: Loaded) -> Examples | None:
+def rows_of_run(loaded: LoadedResult) -> Examples | None:
     """Return the rows that the adapter was scored on, or None where they are not at hand."""
     task = loaded.recipe.task
     try:
@@ -131,7 +131,7 @@ def rows_of_run(loaded: Loaded) -> Examples | None:
     return rows if same else None
 
 
-def some_inputs(loaded: Loaded, rows: Examples | None) -> dict[str, torch.Tensor]:
+def some_inputs(loaded: LoadedResult, rows: Examples | None) -> dict[str, torch.Tensor]:
     """Return a batch of the first rows, or of random tokens."""
     task, model = loaded.recipe.task, loaded.model
     if rows is None:
@@ -158,7 +158,7 @@ def logits_of(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     return torch.cat([value.flatten() for value in found])
 
 
-def origin(loaded: Loaded, recipe: Recipe, repo: str) -> dict[str, Any]:
+def origin(loaded: LoadedResult, recipe: Recipe, repo: str) -> dict[str, Any]:
     """Return what a merged model was merged from, without paths of this machine."""
     recorded = loaded.sidecar["base"]
     return {
@@ -171,7 +171,7 @@ def origin(loaded: Loaded, recipe: Recipe, repo: str) -> dict[str, Any]:
     }
 
 
-def scored_again(merged: Loaded, rows: Examples) -> dict[str, Any]:
+def scored_again(merged: LoadedResult, rows: Examples) -> dict[str, Any]:
     """Return the sidecar with the merged model's own score; the adapter's stands beside it."""
     before, found = merged.metrics, score_result(merged, rows)
     primary = before["primary"]
@@ -197,7 +197,7 @@ def copy_rest(folder: Path, stage: Path) -> None:
             shutil.copyfile(file, stage / file.name)
 
 
-def print_merged(loaded: Loaded, merged: Merged, out: Path) -> None:
+def print_merged(loaded: LoadedResult, merged: Merged, out: Path) -> None:
     """Say how far the logits moved, and the score."""
     lines = [
         f"merged: {out}",

@@ -10,13 +10,15 @@ import torch
 
 from pipelines.data.rows import Examples
 from pipelines.errors import DataError
-from pipelines.hub.load import Loaded, Precision, load_result
+from pipelines.hub.load import LoadedResult, Precision, load_result
 from pipelines.inference.resumable_jsonl import answer_file
 from pipelines.process import quiet_libraries
 
 
 @quiet_libraries()
-def predict(loaded: Loaded, examples: Examples, *, batch_size: int = 32) -> list[dict[str, Any]]:
+def predict(
+    loaded: LoadedResult, examples: Examples, *, batch_size: int = 32
+) -> list[dict[str, Any]]:
     """Return a prediction for each row, in order. Raise DataError for a language model."""
     task = loaded.recipe.task
     if task.head is None:
@@ -61,7 +63,7 @@ def predict_file(
 
 
 def predict_rows(
-    loaded: Loaded,
+    loaded: LoadedResult,
     file: Path,
     out: Path | None,
     made_by: dict[str, Any],

@@ -90,7 +90,7 @@ class RecipeTrainer(Trainer):
         unwrapped: Any = self.model
         trained = sum(p.numel() for p in unwrapped.parameters() if p.requires_grad)
         told = "The checkpoint before it is whole; run the same command again to resume from it."
-        with explain_disk_errors(checkpoint, 3 * 4 * trained, told):
+        with explain_disk_errors(checkpoint, num_bytes=3 * 4 * trained, advice=told):
             if self.accelerator.is_main_process:
                 (checkpoint / MARKER).unlink(missing_ok=True)
             self.accelerator.wait_for_everyone()

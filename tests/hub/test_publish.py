@@ -264,7 +264,7 @@ def test_a_token_in_a_result_is_found_before_it_leaves(hub, publisher, result, t
     hub.seen.clear()
     code, said = publisher.publish(copy, "local/leak")
     assert code == 2
-    assert "task.json: holds a token" in said
+    assert "task.json: has a token" in said
     assert not sent(hub)
     sidecar["hardware"] = "x"
     sidecar["metrics"]["accuracy"] = float("nan")

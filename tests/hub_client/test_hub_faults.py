@@ -650,9 +650,9 @@ def test_leftovers_of_a_killed_publication_are_cleared(client, base, tmp_path):
     ],
 )
 def test_a_path_of_this_machine_is_found_as_a_path(text, place, found):
-    from pipelines.hub.contents import names_path
+    from pipelines.hub.contents import contains_path
 
-    assert names_path(text, place) is found
+    assert contains_path(text, place) is found
 
 
 def test_paths_are_looked_for_in_values_and_not_in_vocabularies(monkeypatch):
@@ -673,5 +673,5 @@ def test_paths_are_looked_for_in_values_and_not_in_vocabularies(monkeypatch):
         "README.md": b"| base | <code>/app/base</code> |",
         "tokenizer_config.json": b'{"name_or_path": "/app"}',
     }.items():
-        with pytest.raises(RecipeError, match="holds a path of here, /app"):
+        with pytest.raises(RecipeError, match="has a path of this machine, /app"):
             check_contents(good | {name: content})

@@ -338,7 +338,7 @@ def test_a_chat_template_ends(copy, template):
 
 
 def test_a_chat_template_of_others_that_ends_is_taken():
-    from pipelines.results.check import failure_of
+    from pipelines.results.check import template_error
 
     chatml = (
         "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + "
@@ -350,8 +350,8 @@ def test_a_chat_template_of_others_that_ends_is_taken():
         "{% for m in messages %}{% generation %}{{ m | tojson(indent=4) }}{% endgeneration %}"
         "{% if loop.last %}{% break %}{% endif %}{% endfor %}{{ strftime_now('%d') }}"
     )
-    assert failure_of(chatml) is None
-    assert failure_of(strict) is None
+    assert template_error(chatml) is None
+    assert template_error(strict) is None
 
 
 def test_a_tokenizer_of_another_model_is_refused(copy):

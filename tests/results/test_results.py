@@ -14,18 +14,18 @@ import pytest
 from helpers.resumable_runs import cut, flip
 from pipelines.errors import CheckpointError, RecipeError
 from pipelines.hub.load import load_result
-from pipelines.hub.publish import read_result as read_published
+from pipelines.hub.publish import read_publishable_result as read_published
 from pipelines.inference.merge import merge
 from pipelines.log import FILE, LOG, log_to_folder
 from pipelines.recipe.recipe import Recipe
 from pipelines.results.files import (
     STAGE,
-    damage,
+    consistent_read,
     files_of,
+    find_result_damage,
+    install_staged_result,
     read_manifest,
-    settle,
-    swap_in,
-    unchanging,
+    recover_interrupted_swap,
     write_manifest,
 )
 from pipelines.results.lock import lock_for_reading, lock_run_folder
@@ -117,16 +117,16 @@ class KillAt:
     count: int
 
     def arrange(self) -> None:
-        """Watch the renames and removals inside `swap_in`."""
+        """Watch the renames and removals inside `install_staged_result`."""
         import pipelines.results.save
 
-        real = pipelines.results.save.swap_in
+        real = pipelines.results.save.install_staged_result
 
-        def swap_in(folder):
+        def install_staged_result(folder):
             kill_at(self.count)
             real(folder)
 
-        pipelines.results.save.swap_in = swap_in
+        pipelines.results.save.install_staged_result = install_staged_result
 
 
 def kill_at(count: int) -> None:
@@ -164,7 +164,7 @@ def names(folder: Path) -> set[str]:
 
 def same_result(folder: Path, other: Path) -> bool:
     """Tell whether two results have the same weights and the same files, and are whole."""
-    assert damage(folder) == []
+    assert find_result_damage(folder) == []
     [weights], [wanted] = (list(f.glob("*model.safetensors")) for f in (folder, other))
     return weights.read_bytes() == wanted.read_bytes() and names(folder) == names(other)
 
@@ -220,7 +220,7 @@ def test_the_same_command_publishes_a_finished_result_that_was_not(bench, monkey
     run_before = read_manifest(recipe.folder)["run"]
     sent = []
     monkeypatch.setattr("pipelines.run.check_destination", lambda *a, **o: None)
-    monkeypatch.setattr("pipelines.run.publish_finished", lambda *a, **o: sent.append((a, o)))
+    monkeypatch.setattr("pipelines.finished.publish_finished", lambda *a, **o: sent.append((a, o)))
     metrics = run(replace(recipe, push_to="me/result"))
     assert metrics == read_manifest(recipe.folder)["metrics"]
     assert sent == [((recipe.folder, "me/result"), {"public": False})]
@@ -252,16 +252,16 @@ def test_killed_at_each_instant_of_the_swap_it_is_the_old_or_the_new_result(tmp_
         write_result(folder / STAGE, NEW, "new")
         if (child := os.fork()) == 0:
             kill_at(count)
-            swap_in(folder)
+            install_staged_result(folder)
             os._exit(0)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         if (folder / "task.json").exists():
-            assert damage(folder) == []
+            assert find_result_damage(folder) == []
             states.append(read_manifest(folder)["run"])
         else:
             states.append("none")
-        settle(folder)
-        assert damage(folder) == []
+        recover_interrupted_swap(folder)
+        assert find_result_damage(folder) == []
         assert read_manifest(folder)["run"] == "new"
         assert {file.name for file in folder.iterdir()} == {*NEW, "task.json"}
         if status == 0:
@@ -283,8 +283,8 @@ def test_a_stage_that_is_not_whole_is_removed_and_the_old_result_stays(tmp_path)
         write_result(tmp_path / "run", OLD, "old")
         write_result(tmp_path / "run" / STAGE, NEW, "new")
         spoil(tmp_path / "run" / STAGE)
-        settle(tmp_path / "run")
-        assert damage(tmp_path / "run") == []
+        recover_interrupted_swap(tmp_path / "run")
+        assert find_result_damage(tmp_path / "run") == []
         assert {file.name for file in (tmp_path / "run").iterdir()} == {*OLD, "task.json"}
         shutil.rmtree(tmp_path / "run")
 
@@ -293,14 +293,14 @@ def test_a_run_killed_in_its_swap_or_after_it_is_finished_by_the_same_command(be
     folder = copy_of(bench, "uninterrupted", "swap")
     recipe = replace(full(bench, "swap"), overwrite=True)
     bench.expect(recipe, KillAt(4), -signal.SIGKILL)
-    assert damage(folder) == ["has no task.json: no finished run left a result there."]
+    assert find_result_damage(folder) == ["has no task.json: no finished run left a result there."]
     code, said = bench.wait(bench.start(Scoring(folder)))
     assert code == 2
     assert "has no task.json" in said
     bench.expect(recipe, None, 0, "holds the finished result of this run")
     assert same_result(folder, bench.folder / "full")
     run = read_manifest(folder)["run"]
-    bench.expect(recipe, Calling("pipelines.run", "delete_checkpoints", "kill", 2), -9)
+    bench.expect(recipe, Calling("pipelines.run", "delete_checkpoints", "kill"), -9)
     assert read_manifest(folder)["run"] != run  # the finished result was trained again
     run = read_manifest(folder)["run"]
     bench.expect(recipe, None, 0, "holds the finished result of this run")
@@ -342,16 +342,22 @@ def other_recipe(folder: Path) -> str:
     )
 
 
+def read_during_replacement(folder: Path, act) -> None:
+    """Read a result, replace it in the middle, and read on by `act`."""
+    with consistent_read(folder, "x"):
+        install_staged_result(folder)
+        act()
+
+
 def test_a_result_that_is_replaced_while_it_is_read_is_told(tmp_path):
     write_result(tmp_path / "run", OLD, "old")
-    with unchanging(tmp_path / "run", "x") as sidecar:
+    with consistent_read(tmp_path / "run", "x") as sidecar:
         assert sidecar["run"] == "old"
     for act in (lambda: None, lambda: (tmp_path / "run" / "gone").read_text()):
         write_result(tmp_path / "run" / STAGE, NEW, "new" * random.randint(1, 99))
-        with pytest.raises(RecipeError, match="was replaced"), unchanging(tmp_path / "run", "x"):
-            swap_in(tmp_path / "run")
-            act()
-    with pytest.raises(FileNotFoundError), unchanging(tmp_path / "run", "x"):
+        with pytest.raises(RecipeError, match="was replaced"):
+            read_during_replacement(tmp_path / "run", act)
+    with pytest.raises(FileNotFoundError), consistent_read(tmp_path / "run", "x"):
         (tmp_path / "run" / "gone").read_text()
 
 
@@ -390,10 +396,12 @@ def test_a_signal_before_the_first_step_ends_the_run_at_once(module, name, act, 
 
 
 def test_a_signal_while_the_result_is_written_lets_it_be_finished(bench):
-    for number, (name, act) in enumerate((("write_result", "SIGTERM"), ("swap_in", "SIGHUP"))):
+    for number, (name, act) in enumerate(
+        (("write_result", "SIGTERM"), ("install_staged_result", "SIGHUP"))
+    ):
         recipe = bench.adapter(f"saving-{number}")
         bench.expect(recipe, Calling("pipelines.results.save", name, act), 0)
-        assert damage(bench.folder / recipe.name) == []
+        assert find_result_damage(bench.folder / recipe.name) == []
         assert not bench.checkpoints(recipe.name).exists()
 
 
@@ -460,7 +468,7 @@ ERRORS = [
         "MB are free there. A result that was there",
     ),
     ("pipelines.results.save", "write_result", "fsync", "Input/output error"),
-    ("pipelines.results.save", "swap_in", "rename", "puts the new result in place"),
+    ("pipelines.results.save", "install_staged_result", "rename", "puts the new result in place"),
 ]
 
 
