@@ -1,4 +1,4 @@
-"""Model cards: metadata that the Hub takes, and names that break out of nothing."""
+"""Model cards: metadata that the Hub accepts, and escaped names."""
 
 import ast
 import re
@@ -164,9 +164,9 @@ def test_a_card_of_each_task_by_each_method_is_whole(name, how):
     assert (front["base_model_relation"], front["library_name"]) == (relation, library)
     for snippet in re.findall(r"```python\n(.*?)```", body, re.DOTALL):
         ast.parse(snippet)
-    told = {"8bit": "</code> in 8 bits.", "4bit": "</code> in 4 bits (NF4).", "lora": "</code>."}
-    assert told.get(how, "A GPT-2-style model that") in body
-    assert ("BitsAndBytesConfig(" in body) == (how in told and how != "lora")
+    bases = {"8bit": "</code> in 8 bits.", "4bit": "</code> in 4 bits (NF4).", "lora": "</code>."}
+    assert bases.get(how, "A GPT-2-style model that") in body
+    assert ("BitsAndBytesConfig(" in body) == (how in bases and how != "lora")
     assert "\n\n\n" not in body
 
 
@@ -227,7 +227,7 @@ def test_the_pair_and_answer_snippets_are_python():
             ast.parse(snippet)
 
 
-def test_a_portable_recipe_names_no_place_of_this_machine(tmp_path, monkeypatch):
+def test_a_portable_recipe_has_no_path_of_this_machine(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
     inside = DatasetSource(path="./data")

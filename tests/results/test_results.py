@@ -1,4 +1,4 @@
-"""A result is written whole, never mixed and never overwritten in silence; stops lose nothing."""
+"""A result is written whole, never mixed and never overwritten unasked; stops lose nothing."""
 
 import os
 import pty
@@ -112,7 +112,7 @@ ACTS = {
 
 @dataclass(frozen=True)
 class KillAt:
-    """The process is killed at the nth rename or removal of a file while a result is swapped in."""
+    """The process is killed at the nth rename or removal of a file while a result is replaced."""
 
     count: int
 
@@ -171,8 +171,7 @@ def same_result(folder: Path, other: Path) -> bool:
 
 def copy_of(bench: Bench, source: str, name: str) -> Path:
     """Copy a finished result to a folder of its own, as if a run of that name had left it."""
-    folder = shutil.copytree(bench.folder / source, bench.folder / name)
-    return folder
+    return shutil.copytree(bench.folder / source, bench.folder / name)
 
 
 def test_full_tuning_after_lora_under_one_name_leaves_no_adapter(bench):
@@ -244,7 +243,7 @@ OLD = {"recipe.json": "a", "adapter_model.safetensors": "b", "adapter_config.jso
 NEW = {"recipe.json": "d", "model.safetensors": "e", "config.json": "f"}
 
 
-def test_killed_at_each_instant_of_the_swap_it_is_the_old_or_the_new_result(tmp_path):
+def test_a_kill_at_any_instant_of_the_replacement_leaves_the_old_or_the_new_result(tmp_path):
     states = []
     for count in range(1, 100):
         folder = tmp_path / str(count)
@@ -289,7 +288,7 @@ def test_a_stage_that_is_not_whole_is_removed_and_the_old_result_stays(tmp_path)
         shutil.rmtree(tmp_path / "run")
 
 
-def test_a_run_killed_in_its_swap_or_after_it_is_finished_by_the_same_command(bench):
+def test_a_run_killed_while_it_replaces_a_result_or_after_is_finished_by_the_same_command(bench):
     folder = copy_of(bench, "uninterrupted", "swap")
     recipe = replace(full(bench, "swap"), overwrite=True)
     bench.expect(recipe, KillAt(4), -signal.SIGKILL)
@@ -349,7 +348,7 @@ def read_during_replacement(folder: Path, act) -> None:
         act()
 
 
-def test_a_result_that_is_replaced_while_it_is_read_is_told(tmp_path):
+def test_a_result_that_is_replaced_while_it_is_read_is_reported(tmp_path):
     write_result(tmp_path / "run", OLD, "old")
     with consistent_read(tmp_path / "run", "x") as sidecar:
         assert sidecar["run"] == "old"
@@ -495,7 +494,7 @@ def test_an_error_of_the_disk_at_a_marker_leaves_the_checkpoint_before(bench):
 
 
 @pytest.mark.parametrize(("name", "count"), [("mark_complete", 2), ("save", 1)])
-def test_a_folder_that_vanishes_is_made_again_or_told(name, count, bench):
+def test_a_folder_that_vanishes_is_made_again_or_reported(name, count, bench):
     module = "pipelines.training.trainer" if name == "mark_complete" else "pipelines.run"
     for act, code in (("vanish", 0 if name == "save" else 5), ("no folder", 5)):
         recipe = bench.adapter(f"{name}-{act}".replace(" ", "-"))
@@ -505,11 +504,17 @@ def test_a_folder_that_vanishes_is_made_again_or_told(name, count, bench):
             assert same_result(recipe.folder, bench.folder / "uninterrupted")
 
 
+def log_and_fail(folder: Path) -> None:
+    """Log a line to a folder and raise an error."""
+    with log_to_folder(folder):
+        LOG.info("a line that does not fit on the disk")
+        raise CheckpointError("what ended it")
+
+
 def test_a_full_disk_under_the_log_hides_no_error(tmp_path):
     (tmp_path / FILE).symlink_to("/dev/full")
-    with pytest.raises(CheckpointError, match="what ended it"), log_to_folder(tmp_path):
-        LOG.info("a line that the disk does not take")
-        raise CheckpointError("what ended it")
+    with pytest.raises(CheckpointError, match="what ended it"):
+        log_and_fail(tmp_path)
     (tmp_path / "other" / FILE).mkdir(parents=True)
     with pytest.raises(RecipeError, match="cannot be written"), log_to_folder(tmp_path / "other"):
         pass
@@ -544,7 +549,7 @@ def test_a_score_that_is_not_finite_says_how_to_score_again(bench):
     bench.expect(allowed, None, 0, "resuming from checkpoint-6", "data.eval changes from")
 
 
-def test_publish_and_runs_keep_out_of_each_others_way(tmp_path):
+def test_publish_and_runs_exclude_each_other(tmp_path):
     folder = tmp_path / "run"
     write_result(folder, OLD, "old")
     with lock_run_folder(folder):
