@@ -22,7 +22,9 @@ from pipelines.process import quiet_libraries
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import NF4, Int8, Model
 from pipelines.results.base_weights import SHAPE
-from pipelines.results.check import check_fetches_nothing, check_result, load_result_tokenizer
+from pipelines.results.check import check_result
+from pipelines.results.check_config import check_fetches_nothing
+from pipelines.results.check_tokenizer import load_result_tokenizer
 from pipelines.results.files import FILES, consistent_read, digest
 
 Precision = Literal["fp32", "bf16", "8bit", "4bit"]

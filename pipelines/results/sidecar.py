@@ -170,3 +170,8 @@ def is_utf8(text: str) -> bool:
 def file_error(file: str, message: str) -> RecipeError:
     """Return the error of one file of a result."""
     return RecipeError([Problem(file, message)])
+
+
+def is_list_of_strings(value: Any) -> bool:
+    """Tell whether a value is a list or a set of strings."""
+    return isinstance(value, list | set) and all(isinstance(each, str) for each in value)

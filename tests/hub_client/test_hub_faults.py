@@ -534,7 +534,7 @@ def test_a_base_with_other_weights_is_refused_with_both_hashes(client, hub, adap
         ({"folder": base, "base": "local/other-base"}, "is a whole model"),
         ({"folder": adapter, "base": "local/nowhere"}, "is not on the Hub"),
         ({"folder": adapter, "base": "./runs/base"}, "is not on the Hub"),
-        ({"folder": adapter, "base": "a/b", "with_base": "a/b"}, "either now or already"),
+        ({"folder": adapter, "base": "a/b", "with_base": "a/b"}, "excludes --base"),
     ):
         done = client("publish", repo="local/wrong", **options)
         assert (done.code, words in done.said) == (2, True), done.said

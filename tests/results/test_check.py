@@ -338,7 +338,7 @@ def test_a_chat_template_must_end(copy, template):
 
 
 def test_a_chat_template_of_others_that_ends_is_accepted():
-    from pipelines.results.check import template_error
+    from pipelines.results.check_tokenizer import template_error
 
     chatml = (
         "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + "
