@@ -466,7 +466,7 @@ def test_one_file_without_the_split_asked_for_is_told(tmp_path):
     splits, labels = check_splits(task, load_splits(task.dataset))
     (line,) = told(splits, labels, task=task)
     assert line == (
-        f"{file} is one file, without a split 'test': 10 % of the rows are held out to score on"
+        f"{file} is one file, without a split 'test': 10 % of the rows are held out for evaluation"
     )
 
 
