@@ -1,4 +1,4 @@
-"""Calls that may never return, run so that the command can give up on them."""
+"""Run a call that may never return in a thread, so that the command can give up on it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,18 @@ from concurrent.futures import Future
 from typing import TypeVar
 
 Answer = TypeVar("Answer")
-POLL = 0.2  # seconds between two looks at a running call
+POLL = 0.2  # seconds between two checks of a running call
 _ABANDONED: list[threading.Thread] = []
 
 
 def call_or_abandon(
-    call: Callable[[], Answer], hopeless: Callable[[], BaseException | None]
+    call: Callable[[], Answer], reason_to_abandon: Callable[[], BaseException | None]
 ) -> Answer:
-    """Return what `call` returns; raise what `hopeless` returns and let the call run on."""
+    """Return what `call` returns, or abandon it and raise what `reason_to_abandon` returns.
+
+    `reason_to_abandon` is called every `POLL` seconds while the call runs. An abandoned call
+    continues in its thread until the process ends.
+    """
     future: Future[Answer] = Future()
 
     def run() -> None:
@@ -34,13 +38,13 @@ def call_or_abandon(
         thread.join(POLL)
         if not thread.is_alive():
             return future.result()
-        if error := hopeless():
+        if error := reason_to_abandon():
             _ABANDONED.append(thread)
             raise error
 
 
 def end_process(code: int) -> None:
-    """Exit now if an abandoned call still runs; threads that it started would delay the exit."""
+    """Exit at once if an abandoned call still runs; its threads would delay a normal exit."""
     if any(thread.is_alive() for thread in _ABANDONED):
         sys.stdout.flush()
         sys.stderr.flush()

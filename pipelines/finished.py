@@ -15,7 +15,12 @@ from pipelines.hub.publish import publish_finished
 from pipelines.recipe.recipe import Recipe
 from pipelines.reporting.report import print_score
 from pipelines.results.disk import explain_disk_errors
-from pipelines.results.files import damage, files_of, read_manifest, settle
+from pipelines.results.files import (
+    files_of,
+    find_result_damage,
+    read_manifest,
+    recover_interrupted_swap,
+)
 from pipelines.training.identity import check_same, comparable, data_of, differences
 from pipelines.training.resume import delete_checkpoints
 from pipelines.training.signals import AGAIN, StopSignals
@@ -32,8 +37,8 @@ def finished_result(recipe: Recipe) -> dict[str, Any] | None:
     """
     decided: list[dict[str, Any] | None] = [None]
     if PartialState().is_main_process:
-        with explain_disk_errors(recipe.folder, 0, f"Mend that and {AGAIN}"):
-            settle(recipe.folder)
+        with explain_disk_errors(recipe.folder, num_bytes=0, advice=f"Mend that and {AGAIN}"):
+            recover_interrupted_swap(recipe.folder)
             decided = [result_in(recipe)]
     if PartialState().num_processes > 1:
         broadcast_object_list(decided)
@@ -50,7 +55,7 @@ def result_in(recipe: Recipe) -> dict[str, Any] | None:
             text += "Use another --output-dir, or replace them with --overwrite."
             raise RecipeError([Problem("output_dir", text)])
         return None
-    if wrong := damage(folder):
+    if wrong := find_result_damage(folder):
         if recipe.overwrite:
             return None
         text = "Bring back the files of the result, or replace it with --overwrite."

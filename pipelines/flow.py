@@ -34,7 +34,7 @@ from pipelines.recipe.recipe import Recipe
 from pipelines.reporting.cautions import cautions
 from pipelines.reporting.report import print_report, print_score
 from pipelines.results.lock import lock_run_folder
-from pipelines.results.save import save
+from pipelines.results.save import FinishedRun, save
 from pipelines.tasks.base import Features
 from pipelines.tasks.chat_forms import texts_of
 from pipelines.training.build import build_trainer
@@ -108,8 +108,15 @@ def run_in_folder(
     metrics["baseline"] = prepared.baseline or first_score(trainer)
     metrics |= num_skipped(splits, rejected)
     metrics["seconds"] = round(time.perf_counter() - started, 1)
-    tokenizer = prepared.tokenizer
-    save(trainer, recipe, tokenizer, labels, metrics, splits, identity=trainer.identity)
+    finished_run = FinishedRun(
+        recipe=recipe,
+        tokenizer=prepared.tokenizer,
+        labels=labels,
+        metrics=metrics,
+        splits=splits,
+        identity=trainer.identity,
+    )
+    save(trainer, finished_run)
     print_score(recipe.name, metrics)
     clean_up(recipe, trainer)
     if recipe.push_to:

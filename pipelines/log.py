@@ -1,4 +1,4 @@
-"""The log of a run: what it said, and the whole trace of what ended it. Imports no torch."""
+"""The log of a run: its messages, and the traceback of what ended it. Imports no torch."""
 
 from __future__ import annotations
 
@@ -17,44 +17,44 @@ TOKEN = re.compile(r"hf_[A-Za-z0-9]{16,}")  # a token of the Hub; those of today
 
 
 def scrubbed(text: str) -> str:
-    """Return a text without tokens of the Hub."""
-    own = os.environ.get("HF_TOKEN")
-    if own:
-        text = text.replace(own, "hf_***")
+    """Return a text with the tokens of the Hub replaced by "hf_***"."""
+    current = os.environ.get("HF_TOKEN")
+    if current:
+        text = text.replace(current, "hf_***")
     return TOKEN.sub("hf_***", text)
 
 
-class Scrubbing(logging.Formatter):
-    """Write no secrets, not even from within a trace."""
+class ScrubbingFormatter(logging.Formatter):
+    """Replaces tokens in every line, tracebacks included."""
 
     def format(self, record: logging.LogRecord) -> str:
         return scrubbed(super().format(record))
 
 
 class LogFile(logging.FileHandler):
-    """Append to a file; a disk that is full is told where it ends the run, not here."""
+    """Appends to a file and ignores a full disk, which is reported where it ends the run."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
         return
 
     def close(self) -> None:
-        """Close the file. What is still in its buffer may find the disk full, as `handleError`."""
+        """Close the file. Flushing its buffer may fail on a full disk, which is ignored too."""
         with suppress(OSError):
             super().close()
 
 
 @contextmanager
 def log_to_folder(folder: Path) -> Iterator[None]:
-    """Append the messages printed inside to the folder's run.log, and the trace of what ends it.
+    """Append the messages printed inside to the folder's run.log, and the traceback of an error.
 
-    Raise RecipeError where the file cannot be opened.
+    Raise RecipeError if the file cannot be opened.
     """
     try:
         handler = LogFile(folder / FILE, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         text = f"{folder / FILE} cannot be written: {error.strerror}."
         raise RecipeError([Problem("output_dir", text)]) from None
-    handler.setFormatter(Scrubbing("%(asctime)s %(message)s"))
+    handler.setFormatter(ScrubbingFormatter("%(asctime)s %(message)s"))
     LOG.setLevel(logging.INFO)
     LOG.propagate = False
     LOG.addHandler(handler)

@@ -214,7 +214,7 @@ def test_a_model_that_is_nowhere_is_told_without_a_trace(helpdesk):
         "runs/nowhere",
     )
     assert done.returncode == 2
-    assert "--model.name-or-path: 'runs/nowhere' is no folder" in done.stderr
+    assert "--model.name-or-path: 'runs/nowhere' is not a folder" in done.stderr
 
 
 def test_a_launcher_that_starts_fewer_processes_is_refused(helpdesk):

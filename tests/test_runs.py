@@ -36,10 +36,10 @@ def train_and_reload(recipe, monkeypatch):
         held_out = recipe.task.features(splits.held_out, tokenizer, labels, training=False)
         return held_out.dataset[:4]
 
-    def save_and_note(trainer, pinned, tokenizer, labels, metrics, rows_scored, **options):
-        rows = rows_of(tokenizer, labels)
-        noted.append(first_logits(recipe.task, trainer.model.eval(), tokenizer, rows))
-        return real_save(trainer, pinned, tokenizer, labels, metrics, rows_scored, **options)
+    def save_and_note(trainer, run):
+        rows = rows_of(run.tokenizer, run.labels)
+        noted.append(first_logits(recipe.task, trainer.model.eval(), run.tokenizer, rows))
+        return real_save(trainer, run)
 
     monkeypatch.setattr(pipelines.flow, "save", save_and_note)
     metrics = pipelines.flow.run(recipe)

@@ -16,7 +16,7 @@ from pipelines.data.rows import Examples
 from pipelines.data.splits import check_splits
 from pipelines.data.validate import check_columns, drop_unusable, raise_rejected
 from pipelines.errors import DataError, Problem, RecipeError
-from pipelines.hub.load import Loaded, load_result
+from pipelines.hub.load import LoadedResult, load_result
 from pipelines.inference.predict import predict_examples
 from pipelines.process import quiet_libraries
 from pipelines.reporting.report import print_score
@@ -76,7 +76,7 @@ def evaluate(
     return result
 
 
-def file_rows(loaded: Loaded, file: Path) -> Examples:
+def file_rows(loaded: LoadedResult, file: Path) -> Examples:
     """Return the rows of a file. Raise DataError that names those that cannot be scored."""
     read_rows = read_file(file)
     rows = drop_unusable(loaded.recipe.task, read_rows, loaded.labels)
@@ -88,7 +88,7 @@ def file_rows(loaded: Loaded, file: Path) -> Examples:
     return rows
 
 
-def evaluation_rows(loaded: Loaded) -> Examples:
+def evaluation_rows(loaded: LoadedResult) -> Examples:
     """Return the rows that the run was scored on."""
     source = loaded.recipe.task.dataset
     try:
@@ -131,7 +131,7 @@ def metric_module(name: str) -> Any:
 
 
 def added_metric(
-    name: str, module: Any, loaded: Loaded, rows: Examples, options: dict[str, Any] | None
+    name: str, module: Any, loaded: LoadedResult, rows: Examples, options: dict[str, Any] | None
 ) -> dict[str, Any]:
     """Return and print what a further metric computes from the predictions for rows.
 

@@ -1,1 +1,1 @@
-"""Results on the Hub: pin revisions, load, publish, the model card, a local Hub to try it on."""
+"""Results on the Hub: pin revisions, load, publish, the model card, a local Hub for trying."""

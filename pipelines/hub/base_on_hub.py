@@ -1,4 +1,4 @@
-"""The base of an adapter on the Hub, checked against the weights it was trained on."""
+"""The base of an adapter on the Hub: its licence, and whether it has the weights trained on."""
 
 from __future__ import annotations
 
@@ -19,25 +19,26 @@ from pipelines.recipe.values import Model
 from pipelines.results.base_weights import combined_sha256, weights_sha256
 
 
-def trained_on(model: Model, recorded: dict[str, Any], flag: str) -> dict[str, Any]:
-    """Return what is recorded of a base, with the hash of its weights.
+def with_weights_hash(model: Model, recorded: dict[str, Any], *, flag: str) -> dict[str, Any]:
+    """Return the record of a base in task.json, with the hash of its weights.
 
-    A result of an earlier version has no hash: then the folder that its recipe names decides.
+    Results of earlier versions record no hash; it is computed from the folder that the recipe
+    names. Raise RecipeError if that is gone.
     """
     if recorded.get("sha256"):
         return recorded
-    found = weights_sha256(Path(model.name_or_path))
-    if found is None:
+    sha256 = weights_sha256(Path(model.name_or_path))
+    if sha256 is None:
         text = (
             "task.json does not record the weights that the adapter was trained on, and "
             f"{model.name_or_path!r} is not there to compare with. Train it again to record them."
         )
         raise RecipeError([Problem(flag, text)])
-    return recorded | {"sha256": found}
+    return recorded | {"sha256": sha256}
 
 
-def base_on_hub(hub: Hub, name: str, revision: str | None, recorded: dict[str, Any]) -> Model:
-    """Return a base of the Hub at its commit. Raise RecipeError for another one than recorded."""
+def find_base_on_hub(hub: Hub, name: str, revision: str | None, recorded: dict[str, Any]) -> Model:
+    """Return a base of the Hub at its commit. Raise RecipeError unless it is the recorded one."""
     try:
         info = hub.ask(lambda api: api.model_info(name, revision=revision, files_metadata=True))
     except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
@@ -45,9 +46,9 @@ def base_on_hub(hub: Hub, name: str, revision: str | None, recorded: dict[str, A
         text = f"{name!r}{at} is not on the Hub: {reason(error)}"
         raise RecipeError([Problem("base", text)]) from error
     model = Model(name_or_path=name, revision=info.sha)
-    found = weights_on_hub(model, info)
-    if found != recorded["sha256"]:
-        raise RecipeError([other_weights("base", name, found, recorded)])
+    sha256 = hub_weights_sha256(model, info)
+    if sha256 != recorded["sha256"]:
+        raise RecipeError([different_weights("base", name, sha256, recorded)])
     check_base(model, recorded | {"revision": None}, weights=False)
     return model
 
@@ -66,12 +67,12 @@ def license_of_base(hub: Hub, recipe: Recipe) -> str | None:
         info = hub.ask(lambda api: api.model_info(name, revision=revision))
     except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError):
         return None
-    found = info.card_data.get("license") if info.card_data else None
-    return found if isinstance(found, str) and found else None
+    license_id = info.card_data.get("license") if info.card_data else None
+    return license_id if isinstance(license_id, str) and license_id else None
 
 
-def weights_on_hub(model: Model, info: ModelInfo) -> str | None:
-    """Return the hash of a checkpoint's weights; they are downloaded if the Hub lists none."""
+def hub_weights_sha256(model: Model, info: ModelInfo) -> str | None:
+    """Return the hash of a checkpoint's weights; download them if the Hub lists no hashes."""
     listed = {each.rfilename: each.lfs for each in info.siblings or []}
     names = weight_files(listed)
     hashes = {name: lfs.sha256 for name in names if (lfs := listed[name]) is not None}
@@ -80,10 +81,12 @@ def weights_on_hub(model: Model, info: ModelInfo) -> str | None:
     return weights_sha256(fetch_checkpoint(model))
 
 
-def other_weights(flag: str, name: str, found: str | None, recorded: dict[str, Any]) -> Problem:
-    """Return the problem of a base with other weights."""
+def different_weights(
+    flag: str, name: str, sha256: str | None, recorded: dict[str, Any]
+) -> Problem:
+    """Return the problem of a base with other weights than the adapter was trained on."""
     return Problem(
         flag,
         f"the adapter was trained on weights with SHA-256 {recorded['sha256']}, but those of "
-        f"{name} have {found}. Name the base that it was trained on.",
+        f"{name} have {sha256}. Name the base that it was trained on.",
     )

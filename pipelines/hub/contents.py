@@ -1,4 +1,4 @@
-"""The files of a repository that publishes a result."""
+"""The files of the repository that a result is published to."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from pipelines.results.names import public_name
 TEXT_SUFFIXES = (".json", ".md", ".txt", ".jinja")
 VOCABULARIES = ("vocab.json", "merges.txt")  # their entries are tokens, not paths
 Contents = dict[str, Path | bytes]
-"""What a repository is to hold: each file by its name, or its bytes where publishing writes it."""
+"""Files of a repository by their names: a file on disk, or the bytes that publishing writes."""
 
 
-def portable(recipe: Recipe) -> Recipe:
-    """Return the recipe without this machine's paths; what is below the current folder stays."""
+def make_portable(recipe: Recipe) -> Recipe:
+    """Return the recipe without this machine's paths, except those below the current folder."""
     task = recipe.task
     source = replace(task.dataset, path=public_name(task.dataset.path))
     model: Model | Scratch = recipe.model
     if isinstance(model, Model):
-        named = None if model.tokenizer is None else public_name(model.tokenizer)
-        model = replace(model, name_or_path=public_name(model.name_or_path), tokenizer=named)
+        tokenizer = None if model.tokenizer is None else public_name(model.tokenizer)
+        model = replace(model, name_or_path=public_name(model.name_or_path), tokenizer=tokenizer)
     elif isinstance(model.tokenizer, Model):
         name = public_name(model.tokenizer.name_or_path)
         model = replace(model, tokenizer=replace(model.tokenizer, name_or_path=name))
@@ -57,7 +57,7 @@ def contents_of(
     *,
     base_license: str | None,
 ) -> Contents:
-    """Return what the repository is to hold; nothing is written into the result."""
+    """Return the files that the repository will have; nothing is written into the result."""
     contents: Contents = {
         file.name: file
         for file in sorted(folder.iterdir())
@@ -66,7 +66,7 @@ def contents_of(
     contents["recipe.json"] = recipe.to_json().encode()
     contents["README.md"] = model_card(recipe, sidecar, repo, base_license=base_license).encode()
     if "adapter_config.json" in contents and isinstance(recipe.model, Model):
-        config = json.loads(read(contents["adapter_config.json"]))
+        config = json.loads(read_content(contents["adapter_config.json"]))
         named = {
             "base_model_name_or_path": recipe.model.name_or_path,
             "revision": recipe.model.revision,
@@ -85,42 +85,42 @@ def contents_of(
 
 
 def json_bytes(value: Any) -> bytes:
-    """Return JSON as the files of a result have it."""
+    """Return JSON in the layout of a result's files."""
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def size_of(content: Path | bytes) -> int:
-    """Return the bytes of a file that is published."""
+def content_size(content: Path | bytes) -> int:
+    """Return the number of bytes of a file that is published."""
     return len(content) if isinstance(content, bytes) else content.stat().st_size
 
 
-def read(content: Path | bytes) -> bytes:
-    """Return what a file that is published holds."""
+def read_content(content: Path | bytes) -> bytes:
+    """Return the content of a file that is published."""
     return content if isinstance(content, bytes) else content.read_bytes()
 
 
 def check_contents(contents: Contents) -> None:
-    """Raise RecipeError for a token or a path of this machine in what would be uploaded."""
+    """Raise RecipeError for a token, or a path of this machine, in the files to upload."""
     secrets = [token.encode() for token in (get_token(), os.environ.get("HF_TOKEN")) if token]
     folders = (Path.home(), Path.home().resolve(), Path.cwd())
-    places = dict.fromkeys(str(path) for path in folders if len(path.parts) > 1)
+    paths = dict.fromkeys(str(path) for path in folders if len(path.parts) > 1)
     problems = []
     for name, content in sorted(contents.items()):
         if Path(name).suffix not in TEXT_SUFFIXES:
             continue
-        data = read(content)
+        data = read_content(content)
         if TOKEN.search(data.decode(errors="replace")) or any(secret in data for secret in secrets):
-            problems.append(Problem(name, "holds a token of the Hub."))
-        texts = list(texts_of(name, data))
-        for place in places:
-            if any(names_path(text, place) for text in texts):
-                problems.append(Problem(name, f"holds a path of here, {place}."))
+            problems.append(Problem(name, "has a token of the Hub."))
+        texts = list(searchable_texts(name, data))
+        for path in paths:
+            if any(contains_path(text, path) for text in texts):
+                problems.append(Problem(name, f"has a path of this machine, {path}."))
     if problems:
         raise RecipeError(problems)
 
 
-def texts_of(name: str, data: bytes) -> Iterator[str]:
-    """Yield the texts of a file that may name a path: of JSON, its strings."""
+def searchable_texts(name: str, data: bytes) -> Iterator[str]:
+    """Yield the texts of a file to search for paths: of JSON, its strings, without vocabularies."""
     if name in VOCABULARIES:
         return
     text = data.decode(errors="replace")
@@ -146,7 +146,7 @@ def strings_of(value: Any) -> Iterator[str]:
             yield from strings_of(part)
 
 
-def names_path(text: str, place: str) -> bool:
-    """Tell whether a text names `place` or something below it, and not just a part of a name."""
+def contains_path(text: str, path: str) -> bool:
+    """Tell whether a text has `path` or a path below it, and not only as a part of a name."""
     begin, end = r"(?:(?<![\w.~/-])|(?<=://))", r"(?![\w-])(?!\.\w)"
-    return re.search(begin + re.escape(place) + end, text) is not None
+    return re.search(begin + re.escape(path) + end, text) is not None

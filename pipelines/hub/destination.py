@@ -1,10 +1,10 @@
-"""Check, before hours of training, that a result can be published where it should be."""
+"""Check, before hours of training, that a result can be published to its repository."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from huggingface_hub import HfApi, constants, is_offline_mode
+from huggingface_hub import HfApi, constants, hf_hub_url, is_offline_mode
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
@@ -12,7 +12,6 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import validate_repo_id
 
 from pipelines.data.local_files import is_path
 from pipelines.errors import Problem, RecipeError
@@ -24,13 +23,13 @@ from pipelines.recipe.values import Model
 
 
 def check_destination(recipe: Recipe, repo: str, *, public: bool) -> None:
-    """Make sure, before training, that `repo` can take the result; create it if it is not there.
+    """Check that a result can be published to `repo`; create the repository if it is missing.
 
-    Raise RecipeError for what would fail later, and when the Hub does not answer.
+    Raise RecipeError for what would fail after the training, and when the Hub does not answer.
     """
     hub = Hub()
     try:
-        problems = wrong_destination(hub, recipe, repo, public=public)
+        problems = destination_problems(hub, recipe, repo, public=public)
     except HubError as error:
         problems = [Problem("push_to", str(error))]
     except HfHubHTTPError as error:
@@ -39,35 +38,38 @@ def check_destination(recipe: Recipe, repo: str, *, public: bool) -> None:
         raise RecipeError(problems)
 
 
-def wrong_destination(hub: Hub, recipe: Recipe, repo: str, *, public: bool) -> list[Problem]:
-    """Return what is wrong with the account, the base or the repository, which it creates last."""
+def destination_problems(hub: Hub, recipe: Recipe, repo: str, *, public: bool) -> list[Problem]:
+    """Return what is wrong with the name, the account, the base or the repository.
+
+    A repository that is missing is created last, if nothing is wrong.
+    """
     return (
-        list(wrong_name(repo))
-        or list(wrong_account(hub, repo))
-        or list(wrong_base(hub, recipe, public=public))
-        or list(wrong_repository(hub, repo, public=public))
+        list(name_problems(repo))
+        or list(account_problems(hub, repo))
+        or list(base_problems(hub, recipe, public=public))
+        or list(ensure_repository(hub, repo, public=public))
     )
 
 
-def wrong_name(repo: str) -> Iterator[Problem]:
+def name_problems(repo: str) -> Iterator[Problem]:
     """Yield why `repo` cannot be the id of a repository of a user."""
     problems = list(wrong_repo_id(repo))
     yield from problems
     if not problems:
         try:
-            validate_repo_id(repo)
+            hf_hub_url(repo, "README.md")  # checks the name, without a request
         except HFValidationError as error:
-            yield Problem("push_to", f"the Hub takes no such name. {error}")
+            yield Problem("push_to", f"the Hub does not allow this name. {error}")
 
 
-def wrong_account(hub: Hub, repo: str) -> Iterator[Problem]:
+def account_problems(hub: Hub, repo: str) -> Iterator[Problem]:
     """Yield why this account may not write to the owner of `repo`."""
     if is_offline_mode():
         yield Problem("push_to", "HF_HUB_OFFLINE is set.")
         return
     owner = repo.split("/")[0]
     try:
-        user, roles, right = hub.ask(account)
+        user, roles, token_role = hub.ask(account)
     except LocalTokenNotFoundError:
         yield Problem("push_to", "nobody is logged in. Use `hf auth login`, or set HF_TOKEN.")
         return
@@ -82,18 +84,18 @@ def wrong_account(hub: Hub, repo: str) -> Iterator[Problem]:
         names = [user, *(name for name, role in roles.items() if role != "read")]
         yield Problem("push_to", f"{text}; it may write to {', '.join(names)}.")
         return
-    if right == "read":
+    if token_role == "read":
         yield Problem("push_to", "the token may only read. Use one that may write.")
 
 
 def account(api: HfApi) -> tuple[str, dict[str, str | None], str | None]:
-    """Return the user, the role in each of its organizations, and the token's right."""
-    found = api.whoami()
-    roles = {org["name"]: org.get("roleInOrg") for org in found["orgs"]}
-    return found["name"], roles, found.get("auth", {}).get("accessToken", {}).get("role")
+    """Return the user, its role in each of its organizations, and the role of the token."""
+    answer = api.whoami()
+    roles = {org["name"]: org.get("roleInOrg") for org in answer["orgs"]}
+    return answer["name"], roles, answer.get("auth", {}).get("accessToken", {}).get("role")
 
 
-def wrong_base(hub: Hub, recipe: Recipe, *, public: bool) -> Iterator[Problem]:
+def base_problems(hub: Hub, recipe: Recipe, *, public: bool) -> Iterator[Problem]:
     """Yield why others could not load an adapter's base."""
     if recipe.lora is None or not isinstance(recipe.model, Model):
         return
@@ -101,7 +103,7 @@ def wrong_base(hub: Hub, recipe: Recipe, *, public: bool) -> Iterator[Problem]:
     if is_path(name):
         yield Problem(
             "model.name_or_path",
-            f"{name!r} is a folder of this machine, where nobody else can load it from. Either "
+            f"{name!r} is a folder of this machine, from which nobody else can load it. Either "
             f"publish it first with `gpt2-recipes publish {name} USER/NAME` and name that here; or "
             "train without --push-to, and publish the result with `gpt2-recipes publish FOLDER "
             "USER/NAME --with-base USER/BASE`, which publishes both, or with `--base USER/BASE` "
@@ -115,14 +117,14 @@ def wrong_base(hub: Hub, recipe: Recipe, *, public: bool) -> Iterator[Problem]:
         yield Problem("model.name_or_path", f"the base {name!r}{at} is not on the Hub.")
         return
     except HFValidationError:
-        yield Problem("model.name_or_path", f"the base {name!r} is no Hub id.")
+        yield Problem("model.name_or_path", f"the base {name!r} is not a Hub id.")
         return
     if public and info.private:
-        yield Problem("public", f"the base {name} is private, so that others cannot load it.")
+        yield Problem("public", f"the base {name} is private, so others cannot load it.")
 
 
-def wrong_repository(hub: Hub, repo: str, *, public: bool) -> Iterator[Problem]:
-    """Create `repo` if it is not there; yield why it cannot be, or is not as private as asked."""
+def ensure_repository(hub: Hub, repo: str, *, public: bool) -> Iterator[Problem]:
+    """Create `repo` if it is missing; yield why it cannot be, or is not as private as requested."""
     try:
         info = hub.ask(lambda api: api.model_info(repo))
     except RepositoryNotFoundError:
@@ -133,8 +135,10 @@ def wrong_repository(hub: Hub, repo: str, *, public: bool) -> Iterator[Problem]:
             return
         info = hub.ask(lambda api: api.model_info(repo))
     if info.id.lower() != repo.lower():
-        yield Problem("push_to", f"{repo} is called {info.id} now. Publish to that.")
+        yield Problem("push_to", f"{repo} is now called {info.id}. Publish to that.")
     elif info.private and public:
-        yield Problem("public", f"{repo} is private. Change that in its settings, or do not ask.")
+        yield Problem(
+            "public", f"{repo} is private. Change that in its settings, or omit --public."
+        )
     elif not info.private and not public:
-        yield Problem("push_to", f"{repo} is public. With --public you agree to that.")
+        yield Problem("push_to", f"{repo} is public. Use --public to publish for everybody.")

@@ -1,4 +1,4 @@
-"""Save a result so that it loads with its labels, and load it again, from disk or from the Hub."""
+"""Load a result from disk or from the Hub: model, tokenizer and labels, checked."""
 
 from __future__ import annotations
 
@@ -7,14 +7,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    HFValidationError,
-)
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from pipelines.errors import Problem, RecipeError
-from pipelines.hub.pin import commit_of, pin_model
+from pipelines.hub.pin import pin_model, resolve_commit
 from pipelines.hub_client.client import Hub, reason
 from pipelines.hub_client.transport import HubError
 from pipelines.models.adapters import load_adapter_weights
@@ -24,15 +21,18 @@ from pipelines.models.download import fetch_checkpoint
 from pipelines.process import prepare_process
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import NF4, Int8, Model
-from pipelines.results.check import check_fetches_nothing, check_result, load_result_tokenizer
-from pipelines.results.files import FILES, digest, unchanging
-from pipelines.results.save import SHAPE
+from pipelines.results.base_weights import SHAPE
+from pipelines.results.check import check_result
+from pipelines.results.check_config import check_fetches_nothing
+from pipelines.results.check_tokenizer import load_result_tokenizer
+from pipelines.results.files import FILES, consistent_read, digest
 
 Precision = Literal["fp32", "bf16", "8bit", "4bit"]
+QUANTIZATIONS: dict[str, Int8 | NF4] = {"8bit": Int8(), "4bit": NF4()}
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedResult:
     """A result, ready to use. `sidecar` is its task.json, with the labels and the metrics."""
 
     recipe: Recipe
@@ -44,11 +44,12 @@ class Loaded:
     @property
     def metrics(self) -> dict[str, Any]:
         """Metrics of the run that wrote it."""
-        return self.sidecar["metrics"]
+        metrics: dict[str, Any] = self.sidecar["metrics"]
+        return metrics
 
     @property
     def sha256(self) -> str:
-        """Hash of its weights, its recipe, its tokenizer and its labels."""
+        """Hash of all that decides its predictions: weights, recipe, tokenizer and labels."""
         return digest(self.sidecar)
 
 
@@ -61,18 +62,18 @@ def load_result(
     base_revision: str | None = None,
     precision: Precision | None = None,
     device: str | torch.device | None = None,
-) -> Loaded:
+) -> LoadedResult:
     """Rebuild base, adapter, head, tokenizer and labels of a result.
 
-    `repo` is the folder of a run or a Hub id. `base` replaces the base that the adapter names,
-    say by a copy on disk; it must have the same width, depth, vocabulary and revision. The base is
-    loaded as it was trained on, or in another `precision`. Full models load the same way.
+    `repo` is the folder of a run or a Hub id. `base` replaces the base that the adapter names, for
+    example by a copy on disk; it must have the same width, depth, vocabulary and revision. The base
+    is loaded in the precision it was trained in, or in `precision`. Full models load the same way.
 
-    Raise RecipeError for a repository that is not there, for one that `check_result` refuses, and
-    for another base than the adapter's; NonFiniteError for weights that are not finite.
+    Raise RecipeError for a repository that does not exist, for one that `check_result` refuses, and
+    for a base that is not the adapter's; NonFiniteError for weights that are not finite.
     """
     folder = result_folder(repo, revision)
-    with unchanging(folder, str(repo)):
+    with consistent_read(folder, str(repo)):
         return load_folder(
             folder,
             name=str(repo),
@@ -91,29 +92,20 @@ def load_folder(
     base_revision: str | None,
     precision: Precision | None,
     device: str | torch.device | None,
-) -> Loaded:
-    """Do what `load_result` does, for a folder whose files are known to belong together.
+) -> LoadedResult:
+    """Load a result from a folder whose files belong together, as `load_result` does.
 
-    `name` is what the user calls it, for messages.
+    `name` is the result's name in messages, as the user typed it.
     """
     recipe, sidecar = check_result(folder)
     labels = tuple(sidecar["labels"])
     tokenizer = load_result_tokenizer(folder, sidecar)
-    source, path = Model(name_or_path=str(folder)), name
-    if recipe.lora is not None:
-        assert isinstance(recipe.model, Model)
-        source, path = recipe.model, "base"
-        if base is not None:
-            problems: list[Problem] = []
-            named = Model(name_or_path=base, revision=base_revision)
-            source = pin_model(Hub(), named, "base", problems)
-            if problems:
-                raise RecipeError(problems)
-        check_base(source, sidecar["base"])
     quantization = recipe.quantization
     if precision is not None:
-        others: dict[str, Int8 | NF4] = {"8bit": Int8(), "4bit": NF4()}
-        quantization = others.get(precision)
+        quantization = QUANTIZATIONS.get(precision)
+    source, path = Model(name_or_path=str(folder)), name
+    if recipe.lora is not None:
+        source, path = _find_base(recipe, sidecar, base, base_revision), "base"
     model: Any = load_base(
         recipe.task,
         source,
@@ -129,7 +121,23 @@ def load_folder(
     if quantization is None:
         model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     recipe = replace(recipe, output_dir=str(folder))
-    return Loaded(recipe, model.eval(), tokenizer, labels, sidecar)
+    return LoadedResult(recipe, model.eval(), tokenizer, labels, sidecar)
+
+
+def _find_base(
+    recipe: Recipe, sidecar: dict[str, Any], base: str | None, base_revision: str | None
+) -> Model:
+    """Return the base of an adapter, or `base` in its place, checked against task.json."""
+    assert isinstance(recipe.model, Model)
+    model = recipe.model
+    if base is not None:
+        problems: list[Problem] = []
+        given = Model(name_or_path=base, revision=base_revision)
+        model = pin_model(Hub(), given, path="base", problems=problems)
+        if problems:
+            raise RecipeError(problems)
+    check_base(model, sidecar["base"])
+    return model
 
 
 def result_folder(repo: str | Path, revision: str | None) -> Path:
@@ -139,7 +147,7 @@ def result_folder(repo: str | Path, revision: str | None) -> Path:
         hub = Hub()
         problems: list[Problem] = []
         name = str(repo)
-        commit = commit_of(hub, name, revision, "model", name, problems)
+        commit = resolve_commit(hub, name, revision, kind="model", path=name, problems=problems)
         if problems:
             raise RecipeError(problems)
         try:
@@ -149,21 +157,22 @@ def result_folder(repo: str | Path, revision: str | None) -> Path:
             raise RecipeError([Problem(name, text)]) from error
     missing = [name for name in ("recipe.json", "task.json") if not (folder / name).is_file()]
     if missing:
-        text = f"has no {' and no '.join(missing)}: no run of a recipe wrote it."
+        text = f"has no {' and no '.join(missing)}: it is not the result of a recipe."
         raise RecipeError([Problem(str(repo), text)])
     return folder
 
 
 def check_base(source: Model, recorded: dict[str, Any], *, weights: bool = True) -> None:
-    """Raise RecipeError for a base that is not there, or, with both values, for another one.
+    """Raise RecipeError for a base that is missing, or whose shape or revision is not recorded so.
 
-    A base of the Hub is downloaded to the cache, with its `weights` unless they are not needed.
+    A base on the Hub is downloaded to the cache, without its weights unless `weights`. The revision
+    is compared if both have one.
     """
     try:
         folder = fetch_checkpoint(source, weights=weights)
         name = str(folder) if folder.is_dir() else source.name_or_path
-        given, _ = PreTrainedConfig.get_config_dict(name, revision=source.revision)
-        check_fetches_nothing(given, "config.json of the base", but=("quantization_config",))
+        fields, _ = PreTrainedConfig.get_config_dict(name, revision=source.revision)
+        check_fetches_nothing(fields, "config.json of the base", but=("quantization_config",))
         config = (
             read_config(source, None, "base")
             if Path(source.name_or_path).is_dir()
@@ -171,20 +180,20 @@ def check_base(source: Model, recorded: dict[str, Any], *, weights: bool = True)
         )
     except (HubError, HFValidationError, OSError) as error:  # OSError: a file is missing
         text = (
-            f"the adapter's base, {source.name_or_path!r}, is no folder here, and not to be had "
-            f"from the Hub: {reason(error)} Name a copy of it."
+            f"the adapter's base, {source.name_or_path!r}, is not a folder here, and cannot be "
+            f"downloaded from the Hub: {reason(error)} Name a copy of it."
         )
         raise RecipeError([Problem("base", text)]) from error
-    found = {name: getattr(config, name) for name in SHAPE}
+    values = {name: getattr(config, name) for name in SHAPE}
     if source.revision is not None and recorded["revision"] is not None:
-        found["revision"] = source.revision
+        values["revision"] = source.revision
     problems = [
         Problem(
             "base",
             f"the adapter was trained on {name} {recorded[name]}, but {source.name_or_path} "
             f"has {value}.",
         )
-        for name, value in found.items()
+        for name, value in values.items()
         if value != recorded[name]
     ]
     if problems:

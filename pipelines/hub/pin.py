@@ -1,4 +1,4 @@
-"""Decide every name in a recipe: a commit of the Hub, or an explicit local path."""
+"""Resolve every name in a recipe to a commit of the Hub or an explicit local path."""
 
 from __future__ import annotations
 
@@ -24,28 +24,33 @@ from pipelines.results.names import explicit
 
 
 def pin_revisions(recipe: Recipe) -> Recipe:
-    """Return the recipe with every name decided: a commit of the Hub, or an explicit local path.
+    """Return the recipe with every name resolved to a commit of the Hub or an explicit local path.
 
-    A local path then starts with "." or "/", which no Hub id does, so that nothing later has to
-    look whether a path exists; and two runs of the result read the same bytes of the Hub. With
-    HF_HUB_OFFLINE the cache decides, and nothing is pinned. Raise RecipeError for what is neither
-    on disk nor on the Hub.
+    A local path then starts with "." or "/", which no Hub id does, so that no later step checks
+    whether a path exists, and every run of the recipe reads the same bytes of the Hub. With
+    HF_HUB_OFFLINE names must be in the cache, and no commit is resolved. Raise RecipeError for a
+    name that is neither on disk nor on the Hub.
     """
     hub = Hub()
     problems: list[Problem] = []
     model: Model | Scratch = recipe.model
     if isinstance(model, Model):
-        model = pin_model(hub, model, "model", problems)
+        model = pin_model(hub, model, path="model", problems=problems)
     elif isinstance(model.tokenizer, Model):
-        tokenizer = pin_model(hub, model.tokenizer, "model.tokenizer", problems)
+        tokenizer = pin_model(hub, model.tokenizer, path="model.tokenizer", problems=problems)
         model = replace(model, tokenizer=tokenizer)
     source = recipe.task.dataset
     if is_local(source):
         source = replace(source, path=explicit(source.path))
     else:
         num_problems = len(problems)
-        commit = commit_of(
-            hub, source.path, source.revision, "dataset", "task.dataset.path", problems
+        commit = resolve_commit(
+            hub,
+            source.path,
+            source.revision,
+            kind="dataset",
+            path="task.dataset.path",
+            problems=problems,
         )
         nearest = nearest_path(Path(source.path))
         if len(problems) > num_problems and nearest is not None:
@@ -57,57 +62,72 @@ def pin_revisions(recipe: Recipe) -> Recipe:
     return replace(recipe, model=model, task=replace(recipe.task, dataset=source))
 
 
-def pin_model(hub: Hub, model: Model, path: str, problems: list[Problem]) -> Model:
-    """Return a checkpoint and its tokenizer with their commits, or with explicit paths."""
+def pin_model(hub: Hub, model: Model, *, path: str, problems: list[Problem]) -> Model:
+    """Return a checkpoint and its tokenizer with their commits, or with explicit paths.
+
+    `path` is that of the field, in the problems that are added to `problems`.
+    """
     name, tokenizer = explicit(model.name_or_path), model.tokenizer
     if Path(name).is_dir():
         model = replace(model, name_or_path=name)
     else:
-        field = f"{path}.name_or_path"
-        commit = commit_of(hub, name, model.revision, "model", field, problems)
+        commit = resolve_commit(
+            hub, name, model.revision, kind="model", path=f"{path}.name_or_path", problems=problems
+        )
         model = replace(model, revision=commit)
     if tokenizer is None:
         return model
     if Path(explicit(tokenizer)).is_dir():
         return replace(model, tokenizer=explicit(tokenizer))
-    revision, field, file = model.tokenizer_revision, f"{path}.tokenizer", "tokenizer_config.json"
-    commit = commit_of(hub, tokenizer, revision, "model", field, problems, file=file)
+    commit = resolve_commit(
+        hub,
+        tokenizer,
+        model.tokenizer_revision,
+        kind="model",
+        path=f"{path}.tokenizer",
+        problems=problems,
+        file="tokenizer_config.json",
+    )
     return replace(model, tokenizer_revision=commit)
 
 
-def commit_of(
+def resolve_commit(
     hub: Hub,
     name: str,
     revision: str | None,
+    *,
     kind: str,
     path: str,
     problems: list[Problem],
-    *,
     file: str = "config.json",
 ) -> str | None:
-    """Return the commit that `revision`, or the default branch, names on the Hub now.
+    """Return the commit that `revision`, or the default branch, has on the Hub now.
 
-    Offline, a model must have `file` in the cache.
+    `kind` is "model" or "dataset". What is wrong is added to `problems`, for the field at `path`.
+    With HF_HUB_OFFLINE the revision is returned as it is, and a model must have `file` in the
+    cache.
     """
     try:
         if is_offline_mode():
             if kind == "model" and try_to_load_from_cache(name, file) is None:
-                text = f"{name!r} is no folder and not in the cache, and HF_HUB_OFFLINE is set."
+                text = f"{name!r} is not a folder, nor in the cache, and HF_HUB_OFFLINE is set."
                 problems.append(Problem(path, text))
             return revision
         return hub.ask(lambda api: str(api.repo_info(name, revision=revision, repo_type=kind).sha))
     except GatedRepoError as error:
-        text = f"{name!r} is gated: {reason(error)}. Ask for access on its page."
+        text = f"{name!r} is gated: {reason(error)}. Request access on its page."
         problems.append(Problem(path, text))
     except RepositoryNotFoundError:
-        problems.append(Problem(path, f"{name!r} is no folder and no {kind} on the Hub."))
+        problems.append(Problem(path, f"{name!r} is not a folder, nor a {kind} on the Hub."))
     except RevisionNotFoundError:
         problems.append(Problem(path, f"{name!r} has no revision {revision!r}."))
     except HFValidationError:
-        problems.append(Problem(path, f"{name!r} is no folder and no Hub id."))
+        problems.append(Problem(path, f"{name!r} is not a folder, nor a Hub id."))
     except HubError as error:
-        problems.append(Problem(path, f"{name!r} is no folder here, and {error}"))
+        problems.append(Problem(path, f"{name!r} is not a folder here, and {error}"))
     except HfHubHTTPError as error:
-        text = f"{name!r} is no folder here, and {constants.ENDPOINT} refuses it: {reason(error)}"
+        text = (
+            f"{name!r} is not a folder here, and {constants.ENDPOINT} refuses it: {reason(error)}"
+        )
         problems.append(Problem(path, text))
     return None

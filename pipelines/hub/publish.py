@@ -7,21 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import (
-    constants,
-)
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-)
+from huggingface_hub import constants
+from huggingface_hub.errors import HfHubHTTPError
 from transformers import Trainer
 
 from pipelines.console import console
 from pipelines.errors import Problem, PublishError, RecipeError
-from pipelines.hub.base_on_hub import base_on_hub, license_of_base, other_weights, trained_on
-from pipelines.hub.contents import check_contents, contents_of, portable, size_of
-from pipelines.hub.destination import wrong_destination
+from pipelines.hub.base_on_hub import (
+    different_weights,
+    find_base_on_hub,
+    license_of_base,
+    with_weights_hash,
+)
+from pipelines.hub.contents import check_contents, content_size, contents_of, make_portable
+from pipelines.hub.destination import destination_problems
 from pipelines.hub.load import load_result
-from pipelines.hub.upload import arrived_changed, check_afterwards, files_of, upload
+from pipelines.hub.upload import check_repository_unchanged, find_changed_files, list_files, upload
 from pipelines.hub_client.client import Hub, reason
 from pipelines.hub_client.transport import HubError
 from pipelines.process import quiet_libraries
@@ -29,15 +30,15 @@ from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import Model
 from pipelines.results.base_weights import checkpoint_folder, weights_sha256
 from pipelines.results.check import check_result
-from pipelines.results.files import read_result as read_whole_result
+from pipelines.results.files import read_result
 from pipelines.results.lock import lock_for_reading
 
 
 def publish_finished(folder: Path, repo: str, *, public: bool) -> str:
-    """Publish what a command has just computed: any problem is a PublishError.
+    """Publish what a command has just computed; any problem is a PublishError.
 
-    The destination was checked before, so that what is wrong now has changed since, and the
-    result is not to be lost among errors of the recipe.
+    The destination was checked before the training, so a problem is not one of the recipe, and the
+    message must say that the result is complete.
     """
     try:
         return publish(folder, repo, public=public)
@@ -57,23 +58,23 @@ def publish(
 ) -> str:
     """Upload a result in one commit, read its checksums back and return the commit.
 
-    `base` is a Hub id (with "@" and a revision, if not the newest) to name as an adapter's base in
-    place of the folder that it was trained on; it must have the same weights. `with_base` is a Hub
-    id to publish that folder to first.
+    `base` is a Hub id (with "@" and a revision, if not the newest) to name as an adapter's base,
+    instead of the folder that it was trained on; it must have the same weights. `with_base` is a
+    Hub id to publish that folder to first.
 
     Raise RecipeError for a result or a destination that cannot be published, before any file is
-    sent, and PublishError when the Hub does not take it. Then the same call goes on: what has
-    arrived is not sent again.
+    sent, and PublishError when the Hub fails. Then the same call resumes: files that have arrived
+    are not sent again.
     """
     folder = Path(folder)
     options = ["--public"] if public else []
     options += ["--base", base] if base else []
     options += ["--with-base", with_base] if with_base else []
     with lock_for_reading(folder):
-        return publish_held(folder, repo, options, public=public, base=base, with_base=with_base)
+        return _publish_locked(folder, repo, options, public=public, base=base, with_base=with_base)
 
 
-def publish_held(
+def _publish_locked(
     folder: Path,
     repo: str,
     options: list[str],
@@ -82,26 +83,28 @@ def publish_held(
     base: str | None,
     with_base: str | None,
 ) -> str:
-    """Do what `publish` does, in a folder that no run changes meanwhile."""
-    recipe, sidecar = read_result(folder)
+    """Publish a result from a folder that is locked; `options` are those of the command."""
+    recipe, sidecar = read_publishable_result(folder)
     hub = Hub()
     try:
         if base or with_base:
-            recipe, sidecar = on_published_base(
+            recipe, sidecar = with_published_base(
                 hub, recipe, sidecar, base=base, with_base=with_base, public=public
             )
         base_license = None if recipe.license else license_of_base(hub, recipe)
-        contents = contents_of(folder, portable(recipe), sidecar, repo, base_license=base_license)
+        contents = contents_of(
+            folder, make_portable(recipe), sidecar, repo, base_license=base_license
+        )
         check_contents(contents)
-        if problems := wrong_destination(hub, recipe, repo, public=public):
+        if problems := destination_problems(hub, recipe, repo, public=public):
             raise RecipeError(problems)
         gated = bool(hub.ask(lambda api: api.model_info(repo)).gated)
-        num_bytes = sum(map(size_of, contents.values()))
+        num_bytes = sum(map(content_size, contents.values()))
         commit = hub.ask(lambda api: upload(api, contents, repo), num_bytes=num_bytes)
-        there = hub.ask(lambda api: files_of(api, repo, commit))
-        if wrong := arrived_changed(contents, there):
-            raise PublishError(folder, repo, options, f"{', '.join(wrong)} arrived changed")
-        if problem := check_afterwards(hub, repo, public=public, gated=gated):
+        uploaded = hub.ask(lambda api: list_files(api, repo, commit))
+        if changed := find_changed_files(contents, uploaded):
+            raise PublishError(folder, repo, options, f"{', '.join(changed)} arrived changed")
+        if problem := check_repository_unchanged(hub, repo, public=public, gated=gated):
             raise PublishError(folder, repo, options, problem)
     except (HubError, HfHubHTTPError, OSError, RuntimeError) as error:
         raise PublishError(folder, repo, options, reason(error)) from error
@@ -120,48 +123,53 @@ def publish_base(model: Model, recorded: dict[str, Any], repo: str, *, public: b
         raise RecipeError([Problem("with_base", text)])
     if not (folder / "task.json").is_file():
         text = (
-            f"{folder} is a checkpoint without recipe.json and task.json, which no card can be "
-            f"written for. Upload it with `hf upload {repo} {folder}`, with the card and licence "
+            f"{folder} is a checkpoint without recipe.json and task.json, from which no card can "
+            f"be written. Upload it with `hf upload {repo} {folder}`, with the card and licence "
             f"that it came with, and use --base {repo}."
         )
         raise RecipeError([Problem("with_base", text)])
-    found = weights_sha256(checkpoint_folder(model))
-    if found != recorded["sha256"]:
-        raise RecipeError([other_weights("with_base", str(folder), found, recorded)])
+    sha256 = weights_sha256(checkpoint_folder(model))
+    if sha256 != recorded["sha256"]:
+        raise RecipeError([different_weights("with_base", str(folder), sha256, recorded)])
     return f"{repo}@{publish(folder, repo, public=public)}"
 
 
-def read_result(folder: Path) -> tuple[Recipe, dict[str, Any]]:
-    """Return recipe and sidecar. Raise RecipeError for a folder that no finished run has left."""
+def read_publishable_result(folder: Path) -> tuple[Recipe, dict[str, Any]]:
+    """Return recipe and sidecar. Raise RecipeError for a folder without a whole result."""
     weights = "adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json"
     needed = [name for name in ("recipe.json", "task.json") if not (folder / name).is_file()]
     if not any((folder / name).is_file() for name in weights):
         needed.append(weights[0])
     if needed:
         raise RecipeError([Problem(str(folder), f"has no {' and no '.join(needed)}.")])
-    read_whole_result(folder, str(folder))
+    read_result(folder, str(folder))
     recipe, sidecar = check_result(folder)
-    # The run has recorded, in its own folder, how others may read the name of its data.
+    # In the run's own folder, task.json has the name of the data for others to read.
     source = replace(recipe.task.dataset, path=sidecar["dataset"]["path"])
     return replace(recipe, task=replace(recipe.task, dataset=source)), sidecar
 
 
 def check_reload(trainer: Trainer, folder: Path, batch: dict[str, torch.Tensor]) -> None:
-    """Raise RuntimeError unless the result on disk gives the logits of the trained model."""
+    """Raise RuntimeError unless the result on disk gives the logits of the trained model.
+
+    `batch` is a collated batch; its labels are ignored.
+    """
     trained: Any = trainer.accelerator.unwrap_model(trainer.model)
     logits = []
     for model in (trained.eval(), load_result(folder).model):
         inputs = {k: v.to(trained.device) for k, v in batch.items() if k != "labels"}
         with torch.inference_mode(), trainer.accelerator.autocast():
             outputs = model(**inputs)
-        found = [value.float() for name, value in outputs.items() if name.endswith("logits")]
-        logits.append(torch.stack(found))
-    apart = (logits[0] - logits[1]).abs().max().item()
-    if not apart <= 1e-3 * max(1.0, logits[0].abs().max().item()):
-        raise RuntimeError(f"{folder} gives other logits than the trained model, by {apart:.3g}.")
+        each = [value.float() for name, value in outputs.items() if name.endswith("logits")]
+        logits.append(torch.stack(each))
+    difference = (logits[0] - logits[1]).abs().max().item()
+    if not difference <= 1e-3 * max(1.0, logits[0].abs().max().item()):  # also not for NaN
+        raise RuntimeError(
+            f"the logits of {folder} differ from those of the trained model by {difference:.3g}."
+        )
 
 
-def on_published_base(
+def with_published_base(
     hub: Hub,
     recipe: Recipe,
     sidecar: dict[str, Any],
@@ -176,17 +184,17 @@ def on_published_base(
     """
     flag = "base" if base else "with_base"
     if base and with_base:
-        text = "goes without --base: the base is published either now or already."
+        text = "excludes --base: either the base is published now, or it is on the Hub already."
         raise RecipeError([Problem("with_base", text)])
     if recipe.lora is None or not isinstance(recipe.model, Model):
-        raise RecipeError([Problem(flag, "this result is a whole model, which needs no base.")])
+        raise RecipeError([Problem(flag, "this result is a whole model, which has no base.")])
     if not isinstance(sidecar.get("base"), dict):
         raise RecipeError([Problem(flag, "task.json does not record the adapter's base.")])
-    recorded = trained_on(recipe.model, sidecar["base"], flag)
+    recorded = with_weights_hash(recipe.model, sidecar["base"], flag=flag)
     if with_base:
         base = publish_base(recipe.model, recorded, with_base, public=public)
     assert base is not None
     name, _, revision = base.partition("@")
-    model = base_on_hub(hub, name, revision or None, recorded)
-    named = {"name_or_path": model.name_or_path, "revision": model.revision}
-    return replace(recipe, model=model), sidecar | {"base": recorded | named}
+    model = find_base_on_hub(hub, name, revision or None, recorded)
+    address = {"name_or_path": model.name_or_path, "revision": model.revision}
+    return replace(recipe, model=model), sidecar | {"base": recorded | address}

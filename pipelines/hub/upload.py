@@ -1,4 +1,4 @@
-"""Commit a result to a repository of the Hub, and verify what arrived."""
+"""Commit a result to a repository of the Hub, and verify the files there."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
 from pipelines.console import console
-from pipelines.hub.contents import Contents, read
+from pipelines.hub.contents import Contents, read_content
 from pipelines.hub_client.client import Hub
 from pipelines.results.files import FILES
 
 
 def upload(api: HfApi, contents: Contents, repo: str) -> str:
-    """Commit the files, and leave out those of an earlier result; return the commit."""
+    """Commit the files, and delete those of an earlier result; return the commit."""
     head = api.model_info(repo).sha
     stale = [
         path
-        for path in files_of(api, repo, head)
+        for path in list_files(api, repo, head)
         if path not in contents and any(fnmatch(path, pattern) for pattern in FILES)
     ]
     operations: list[CommitOperationAdd | CommitOperationDelete] = [
@@ -35,30 +35,30 @@ def upload(api: HfApi, contents: Contents, repo: str) -> str:
         )
     except json.JSONDecodeError:
         raise
-    except ValueError as error:  # huggingface_hub's, for a card that the Hub does not take
+    except ValueError as error:  # huggingface_hub's, for a card that the Hub refuses
         raise RuntimeError(str(error)) from error
     return commit.oid
 
 
-def files_of(api: HfApi, repo: str, revision: str | None) -> dict[str, RepoFile]:
+def list_files(api: HfApi, repo: str, revision: str | None) -> dict[str, RepoFile]:
     """Return the files of a repository by their paths."""
     items = api.list_repo_tree(repo, recursive=True, revision=revision)
     return {item.path: item for item in items if isinstance(item, RepoFile)}
 
 
-def arrived_changed(contents: Contents, there: dict[str, RepoFile]) -> list[str]:
-    """Return the files that the repository does not hold as they are here, by their hashes."""
+def find_changed_files(contents: Contents, uploaded: dict[str, RepoFile]) -> list[str]:
+    """Return the files that are missing in the repository, or have another hash there."""
     return [
         name
         for name, content in sorted(contents.items())
-        if name not in there or not is_same(content, there[name])
+        if name not in uploaded or not is_same(content, uploaded[name])
     ]
 
 
 def is_same(content: Path | bytes, file: RepoFile) -> bool:
-    """Compare with a file of the Hub by the hash that it has: SHA-256 for LFS, else git's."""
+    """Tell whether a file of the Hub has a content, by its hash: SHA-256 for LFS, else git's."""
     if file.lfs is None:
-        data = read(content)
+        data = read_content(content)
         return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest() == file.blob_id
     if isinstance(content, bytes):
         return hashlib.sha256(content).hexdigest() == file.lfs.sha256
@@ -66,10 +66,10 @@ def is_same(content: Path | bytes, file: RepoFile) -> bool:
         return hashlib.file_digest(opened, "sha256").hexdigest() == file.lfs.sha256
 
 
-def check_afterwards(hub: Hub, repo: str, *, public: bool, gated: bool) -> str | None:
-    """Return what somebody has changed of the repository since it was checked, or None.
+def check_repository_unchanged(hub: Hub, repo: str, *, public: bool, gated: bool) -> str | None:
+    """Return what somebody has changed in the repository since it was checked, or None.
 
-    A repository that was to be private and is public now is made private again.
+    A repository that must be private and is now public is made private again.
     """
     try:
         info = hub.ask(lambda api: api.model_info(repo))

@@ -1,1 +1,1 @@
-"""Requests to the Hugging Face Hub that are retried, and that end."""
+"""Requests to the Hugging Face Hub, with retries and bounded waits."""

@@ -1,12 +1,12 @@
-"""Requests to the Hub that end: time-outs, retries, and the reason when the Hub does not help.
+"""Requests to the Hub with retries and bounded waits, and the reason of their failures.
 
-huggingface_hub sets no time-out for most requests, and its time-outs never bound a server that
+huggingface_hub sets no time-out for most requests, and its time-outs do not bound a server that
 sends a byte now and then. Three limits bound them here, all derived from one number of seconds,
 `GPT2_RECIPES_HUB_TIMEOUT`:
 
 - a socket waits that long for data, and at most 10 s for a connection;
 - a call is abandoned when less than `STEP` bytes move and no request finishes in that time;
-- a command gives up after `COMMAND` times as long, not counting data that does move.
+- a command gives up after `COMMAND` times as long; time in which data moves does not count.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ from pipelines.hub_client.transport import (
     STEP,
     HubError,
     HubSilentError,
-    _no_answer,
     bound_requests,
     hub_timeout,
+    no_answer_text,
     retry_after,
 )
 from pipelines.log import LOG, scrubbed
 
-COMMAND = 10  # a command may take this many time-outs, data that moves not counted
+COMMAND = 10  # time-outs that a command may take, without the time in which data moves
 XET_RATE = 100_000  # bytes/s granted to uploads whose progress cannot be observed
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 8.0  # seconds between attempts, unless the Hub asks for more
 PERMANENT = (httpx2.UnsupportedProtocol, httpx2.LocalProtocolError)  # no other attempt helps
@@ -56,8 +56,8 @@ JITTER = random.Random()  # not the global one, which a recipe seeds
 Answer = TypeVar("Answer")
 
 
-def _tell_retry(why: str, seconds: float) -> None:
-    """Tell why the command waits, in run.log and on stderr: stdout may hold predictions."""
+def _report_retry(why: str, seconds: float) -> None:
+    """Print why the command waits to run.log and stderr; stdout may carry predictions."""
     line = scrubbed(f"{constants.ENDPOINT}: {why}; trying again in {seconds:,.1f} s")
     LOG.info(line)
     if os.environ.get("RANK", "0") == "0":
@@ -65,7 +65,7 @@ def _tell_retry(why: str, seconds: float) -> None:
 
 
 class Hub:
-    """The Hub for one command: every call is retried, and ends. `api` is huggingface_hub's."""
+    """The Hub for one command, with retries and bounded waits. `api` is huggingface_hub's."""
 
     def __init__(self) -> None:
         bound_requests()
@@ -76,7 +76,7 @@ class Hub:
         self._bytes_before = PROGRESS.num_bytes
 
     def ask(self, call: Callable[[HfApi], Answer], *, num_bytes: int = 0) -> Answer:
-        """Return what a call of the API returns. Raise HubError for an answer that is malformed."""
+        """Return what a call of the API returns. Raise HubError for a malformed answer."""
 
         def checked() -> Answer:
             try:
@@ -97,12 +97,12 @@ class Hub:
         into: Path | None = None,
         watched: bool = True,
     ) -> Answer:
-        """Return what `call` returns, after further attempts when the Hub or the line failed.
+        """Return what `call` returns, with retries when the Hub or the connection fails.
 
-        `num_bytes` is what it uploads through Xet, whose progress cannot be observed; `into` is a
-        folder that grows when it, or another process that it waits for, downloads. A call
-        that also computes, such as preparing a dataset, is not `watched`: only its requests are
-        bounded. Raise HubError when attempts do not help; other errors are raised as they are.
+        `num_bytes` is the size of its uploads through Xet, whose progress cannot be observed;
+        `into` is a folder that grows when it, or another process that it waits for, downloads. A
+        call that also computes, such as preparing a dataset, is not `watched`: only its requests
+        are bounded. Raise HubError when no attempt succeeds; other errors are raised as they are.
         """
         give_up = time.monotonic() + self.timeout
         pause = FIRST_PAUSE
@@ -131,7 +131,7 @@ class Hub:
                         text += f", and asks to wait for {asked:,.0f} s"
                     raise HubError(text) from error
                 if pause == FIRST_PAUSE or asked:
-                    _tell_retry(reason(error), wait)
+                    _report_retry(reason(error), wait)
             time.sleep(wait)
             pause = min(2 * pause, LONGEST_PAUSE)
 
@@ -149,7 +149,7 @@ class Hub:
         except HubError:
             if commit is None:
                 raise
-            try:  # a commit does not change: what is in the cache is right
+            try:  # a commit never changes, so the cache has the right files
                 return Path(snapshot_download(name, **options, local_files_only=True))
             except LocalEntryNotFoundError:
                 pass
@@ -157,7 +157,7 @@ class Hub:
 
     @property
     def deadline(self) -> float:
-        """When this command gives up; data that moved does not count."""
+        """Time, by the monotonic clock, at which this command gives up."""
         moved = PROGRESS.num_bytes - self._bytes_before
         return self._started + COMMAND * self.timeout + moved * self.timeout / STEP
 
@@ -167,31 +167,31 @@ class Hub:
         if into is not None:
             granted += 2 * self.timeout  # huggingface_hub writes 10 MB at once
 
-        def hopeless() -> HubSilentError | None:
+        def reason_to_abandon() -> HubSilentError | None:
             nonlocal size
             grown, size = folder_size(into) - size, folder_size(into)
             PROGRESS.move(max(0, grown))
             late = time.monotonic() > self.deadline + granted
             # A second later than the request's own time-out, whose error says more.
             silent = PROGRESS.silence > self.timeout + granted + 1
-            return HubSilentError(_no_answer(self.timeout)) if late or silent else None
+            return HubSilentError(no_answer_text(self.timeout)) if late or silent else None
 
         PROGRESS.watched += 1
         PROGRESS.last = time.monotonic()
         try:
-            return call_or_abandon(call, hopeless)
+            return call_or_abandon(call, reason_to_abandon)
         finally:
             PROGRESS.watched -= 1
 
 
 def cache_of(name: str) -> Path:
-    """Return the folder where huggingface_hub keeps the files of a model, unfinished ones too."""
+    """Return huggingface_hub's cache folder of a model's files, unfinished downloads included."""
     folder = repo_folder_name(repo_id=name, repo_type="model")
     return Path(constants.HF_HUB_CACHE) / folder / "blobs"
 
 
 def folder_size(folder: Path | None) -> int:
-    """Return the bytes of the files in a folder; 0 if it is not there."""
+    """Return the total size of the files in a folder, in bytes; 0 if it does not exist."""
     if folder is None or not folder.is_dir():
         return 0
     size = 0
@@ -202,7 +202,7 @@ def folder_size(folder: Path | None) -> int:
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error and those that it came from."""
+    """Yield an error and its causes."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -211,7 +211,7 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _failure(error: BaseException) -> httpx2.HTTPError | None:
-    """Return the failure of the Hub or of the line behind an error, if another attempt may help."""
+    """Return the failure of the Hub or the connection behind an error, if a retry may help."""
     for each in chain(error):
         if isinstance(each, HubError):
             return None
@@ -223,7 +223,7 @@ def _failure(error: BaseException) -> httpx2.HTTPError | None:
 
 
 def status_of(error: BaseException) -> int | None:
-    """Return the HTTP status behind an error."""
+    """Return the HTTP status behind an error, or None."""
     for each in chain(error):
         if isinstance(each, HfHubHTTPError):
             return each.response.status_code
@@ -231,7 +231,7 @@ def status_of(error: BaseException) -> int | None:
 
 
 def reason(error: BaseException) -> str:
-    """Return one line that says why: the Hub's own message if it sent one."""
+    """Return the reason of an error in one line: the Hub's own message if it sent one."""
     for each in chain(error):
         if isinstance(each, HubError):
             return str(each)
@@ -243,7 +243,7 @@ def reason(error: BaseException) -> str:
 
 
 def _reason_of_status(error: HfHubHTTPError) -> str:
-    """Return the server's message with the status, or what was asked and the status alone."""
+    """Return the server's message with the status, or the status and the request."""
     status = error.response.status_code
     headers = error.response.headers
     message = _one_line(error.server_message or headers.get("X-Error-Message") or "")

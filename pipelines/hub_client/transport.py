@@ -1,4 +1,4 @@
-"""A client for the Hub whose requests end: bounded waits, progress, refusals."""
+"""The HTTP client for the Hub: bounded waits, progress, and no web pages as answers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx2
 from huggingface_hub import constants, get_session, set_client_factory
-from huggingface_hub.utils import parse_ratelimit_headers
+from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined, unused-ignore]
 
 from pipelines.errors import Problem, RecipeError
 
@@ -24,15 +24,15 @@ STEP = 64 * 1024  # bytes that count as progress
 
 
 class HubError(Exception):
-    """The Hub is silent, broken or not a Hub; the message says which."""
+    """The Hub does not answer, fails or is not a Hub; the message says which."""
 
 
 class HubSilentError(httpx2.TransportError):
-    """Nothing has arrived for a whole time-out; huggingface_hub does not retry this class."""
+    """No data for a whole time-out; huggingface_hub does not retry errors of this class."""
 
 
 class Progress:
-    """When data last moved between this process and the Hub. Threads share it."""
+    """Tracks when data last moved between this process and the Hub; shared by threads."""
 
     def __init__(self) -> None:
         self.last = time.monotonic()
@@ -41,11 +41,11 @@ class Progress:
         self._unreported = 0
 
     def touch(self, seconds: float = 0.0) -> None:
-        """Note progress; `seconds` more are granted when the server asks to wait."""
+        """Record progress now, or `seconds` ahead when the server requests a wait."""
         self.last = max(self.last, time.monotonic() + seconds)
 
     def move(self, num_bytes: int) -> None:
-        """Note bytes sent or received."""
+        """Record bytes sent or received."""
         self.num_bytes += num_bytes
         self._unreported += num_bytes
         if self._unreported >= STEP:
@@ -62,20 +62,20 @@ PROGRESS = Progress()
 
 
 @contextmanager
-def _silence_told(timeout: float) -> Iterator[None]:
-    """Raise HubSilentError for a time-out of a socket that used up the patience of a call."""
+def _raise_if_silent(timeout: float) -> Iterator[None]:
+    """Turn a time-out of a socket into HubSilentError if no data moved for `timeout` seconds."""
     started = time.monotonic()
     try:
         yield
     except httpx2.TimeoutException as error:
         silence = PROGRESS.silence if PROGRESS.watched else time.monotonic() - started
-        if silence >= 0.9 * timeout:  # it began when the request was on its way
-            raise HubSilentError(_no_answer(timeout)) from error
+        if silence >= 0.9 * timeout:  # less than `timeout`: it began after the request was sent
+            raise HubSilentError(no_answer_text(timeout)) from error
         raise
 
 
-class _Counted(httpx2.SyncByteStream):
-    """A body, of a request or a response, that reports its bytes as they move."""
+class _CountedStream(httpx2.SyncByteStream):
+    """The body of a request or response, which reports its bytes as they move."""
 
     def __init__(self, stream: Any):
         self.stream = stream
@@ -97,8 +97,8 @@ class _Counted(httpx2.SyncByteStream):
         return self.stream.elapsed
 
 
-class _Paced(_Counted):
-    """The body of a response, which ends when its bytes hardly move. Its reader may be slow."""
+class _PacedStream(_CountedStream):
+    """The body of a response; raises HubSilentError if the server is too slow, not its reader."""
 
     def __init__(self, stream: Any, timeout: float):
         super().__init__(stream)
@@ -109,7 +109,7 @@ class _Paced(_Counted):
         num_bytes, waited = 0, 0.0
         while True:
             started = time.monotonic()
-            with _silence_told(self.timeout):
+            with _raise_if_silent(self.timeout):
                 chunk = next(chunks, None)
             if chunk is None:
                 return
@@ -118,29 +118,29 @@ class _Paced(_Counted):
             if num_bytes >= STEP:
                 num_bytes, waited = 0, 0.0
             elif waited > self.timeout:
-                raise HubSilentError(_too_slow(self.timeout))
+                raise HubSilentError(_too_slow_text(self.timeout))
             yield chunk
 
 
 class HubClient(httpx2.Client):
-    """huggingface_hub's client with bounded waits; refuses web pages in place of answers."""
+    """huggingface_hub's client with bounded waits, which refuses web pages as answers."""
 
     def __init__(self, timeout: float, **options: Any):
         super().__init__(**options)
-        self.longest = timeout
+        self.max_wait = timeout
 
     def send(self, request: httpx2.Request, *, stream: bool = False, **options: Any) -> Any:
-        """Send a request with time-outs, also where the caller asked for none."""
-        wanted = request.extensions.get("timeout", {})
-        limits = {"connect": min(CONNECT_TIMEOUT, self.longest)}
-        limits |= dict.fromkeys(("read", "write", "pool"), self.longest)
-        bounded = {name: min(limits[name], wanted.get(name) or math.inf) for name in limits}
+        """Send a request with time-outs, even if the caller set none."""
+        requested = request.extensions.get("timeout", {})
+        limits = {"connect": min(CONNECT_TIMEOUT, self.max_wait)}
+        limits |= dict.fromkeys(("read", "write", "pool"), self.max_wait)
+        bounded = {name: min(limits[name], requested.get(name) or math.inf) for name in limits}
         request.extensions = {**request.extensions, "timeout": bounded}
-        request.stream = _Counted(request.stream)
-        with _silence_told(self.longest):
+        request.stream = _CountedStream(request.stream)
+        with _raise_if_silent(self.max_wait):
             response = super().send(request, stream=True, **options)
         PROGRESS.touch(retry_after(response) or 0.0)
-        response.stream = _Paced(response.stream, self.longest)
+        response.stream = _PacedStream(response.stream, self.max_wait)
         try:
             _refuse_web_page(request, response)
             if not stream:
@@ -152,7 +152,7 @@ class HubClient(httpx2.Client):
 
 
 def _refuse_web_page(request: httpx2.Request, response: httpx2.Response) -> None:
-    """Raise HubError for HTML where the Hub answers JSON, as a login page of a network does."""
+    """Raise HubError for HTML instead of JSON, as from the login page of a network."""
     path = request.url.path
     is_file = "/api/resolve-cache/" in path
     is_api = ("/api/" in path or "/info/lfs/" in path) and not is_file
@@ -163,14 +163,16 @@ def _refuse_web_page(request: httpx2.Request, response: httpx2.Response) -> None
         )
 
 
-def _no_answer(seconds: float) -> str:
+def no_answer_text(seconds: float) -> str:
+    """Return the message for a Hub that does not answer."""
     return (
         f"{constants.ENDPOINT} has not answered for {seconds:.0f} s. "
         f"{VARIABLE} sets how long to wait."
     )
 
 
-def _too_slow(seconds: float) -> str:
+def _too_slow_text(seconds: float) -> str:
+    """Return the message for a Hub that answers too slowly."""
     return (
         f"{constants.ENDPOINT} moved less than {STEP // 1024} KiB in {seconds:.0f} s. "
         f"{VARIABLE} sets how long to wait."
@@ -178,7 +180,10 @@ def _too_slow(seconds: float) -> str:
 
 
 def hub_timeout() -> float:
-    """Return the seconds without progress after which the Hub is given up."""
+    """Return the seconds without progress after which a request is abandoned.
+
+    Raise RecipeError for an environment variable that is not a positive number.
+    """
     text = os.environ.get(VARIABLE, "")
     try:
         seconds = float(text) if text else TIMEOUT
@@ -190,10 +195,10 @@ def hub_timeout() -> float:
 
 
 def bound_requests() -> None:
-    """Make every request of huggingface_hub in this process end; settings of Xet included."""
+    """Bound the waits of all requests of huggingface_hub in this process, Xet's included."""
     timeout = hub_timeout()
     current = get_session()
-    if isinstance(current, HubClient) and current.longest == timeout:
+    if isinstance(current, HubClient) and current.max_wait == timeout:
         return
     hooks = current.event_hooks
 
@@ -207,7 +212,10 @@ def bound_requests() -> None:
 
 
 def retry_after(response: httpx2.Response) -> float | None:
-    """Return the seconds that a server asks to wait: a number, a date, or a rate limit's reset."""
+    """Return the seconds that a server requests to wait, or None.
+
+    It sends a number, a date, or the reset of a rate limit.
+    """
     value = response.headers.get("Retry-After", "").strip()
     if value.isdigit():
         return float(value)

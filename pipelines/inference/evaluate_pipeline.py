@@ -7,7 +7,7 @@ from typing import Any
 
 from pipelines.data.rows import Examples
 from pipelines.errors import DataError
-from pipelines.hub.load import Loaded
+from pipelines.hub.load import LoadedResult
 from pipelines.inference.predict import predict_examples
 from pipelines.inference.upstream import restore_names_for_evaluate
 
@@ -19,7 +19,7 @@ class Pipeline:
     it as their `model_or_pipeline`.
     """
 
-    def __init__(self, loaded: Loaded):
+    def __init__(self, loaded: LoadedResult):
         """Raise DataError for a task that evaluate has no evaluator for."""
         name = loaded.recipe.task.evaluator_name
         if name is None:

@@ -10,7 +10,7 @@ from transformers import TextStreamer
 
 from pipelines.data.rows import Examples
 from pipelines.errors import Problem, RecipeError
-from pipelines.hub.load import Loaded, Precision, load_result
+from pipelines.hub.load import LoadedResult, Precision, load_result
 from pipelines.inference.resumable_jsonl import map_file
 from pipelines.models.generation import check_room, continue_prompts
 from pipelines.process import quiet_libraries
@@ -84,7 +84,7 @@ def generate_file(
 
 @quiet_libraries()
 def generate_examples(
-    loaded: Loaded,
+    loaded: LoadedResult,
     examples: Examples,
     options: GenerationOptions,
     *,

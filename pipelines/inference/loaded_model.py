@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
-from pipelines.hub.load import Loaded, Precision, load_result
+from pipelines.hub.load import LoadedResult, Precision, load_result
 from pipelines.inference.generate import generate_examples
 from pipelines.inference.input_rows import Rows, to_examples
 from pipelines.inference.predict import predict_examples
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
 
-class LoadedModel(Loaded):
+class LoadedModel(LoadedResult):
     """A result in memory: `recipe`, `model`, `tokenizer`, `labels` and `metrics` of its run.
 
     Rows are texts, dictionaries with the columns that the task names, or a datasets.Dataset. One

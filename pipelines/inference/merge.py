@@ -18,13 +18,13 @@ from pipelines.data.rows import Examples
 from pipelines.data.splits import check_splits
 from pipelines.errors import DataError, Problem, RecipeError
 from pipelines.hub.destination import check_destination
-from pipelines.hub.load import Loaded, load_result, result_folder
+from pipelines.hub.load import LoadedResult, load_result, result_folder
 from pipelines.hub.publish import publish_finished
 from pipelines.process import quiet_libraries
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.schema import to_json_value
 from pipelines.reporting.report import print_score
-from pipelines.results.files import FILES, unchanging, write_manifest
+from pipelines.results.files import FILES, consistent_read, write_manifest
 from pipelines.results.names import explicit, public_name
 from pipelines.training.score import score_result
 
@@ -112,7 +112,9 @@ def whole_recipe(recipe: Recipe) -> Recipe:
     )
 
 
-def write_merged(loaded: Loaded, whole: Recipe, folder: Path, stage: Path, *, repo: str) -> None:
+def write_merged(
+    loaded: LoadedResult, whole: Recipe, folder: Path, stage: Path, *, repo: str
+) -> None:
     """Merge the adapter of `folder` into its base, and write a whole result to `stage`.
 
     The adapter's layers are removed from `loaded.model`. Raise RecipeError where the files of
@@ -121,7 +123,7 @@ def write_merged(loaded: Loaded, whole: Recipe, folder: Path, stage: Path, *, re
     model = loaded.model.merge_and_unload()
     model.config.use_cache = True
     model.save_pretrained(stage)
-    with unchanging(folder, repo) as sidecar:
+    with consistent_read(folder, repo) as sidecar:
         if sidecar != loaded.sidecar:
             raise RecipeError([Problem(repo, "was replaced while it was merged.")])
         copy_rest(folder, stage)
@@ -145,7 +147,7 @@ def largest_difference(found: torch.Tensor, expected: torch.Tensor) -> float:
     return apart
 
 
-def rows_of_run(loaded: Loaded) -> Examples | None:
+def rows_of_run(loaded: LoadedResult) -> Examples | None:
     """Return the rows that the adapter was scored on, or None if they are not on this machine."""
     task = loaded.recipe.task
     try:
@@ -156,7 +158,7 @@ def rows_of_run(loaded: Loaded) -> Examples | None:
     return rows if same else None
 
 
-def some_inputs(loaded: Loaded, rows: Examples | None) -> dict[str, torch.Tensor]:
+def some_inputs(loaded: LoadedResult, rows: Examples | None) -> dict[str, torch.Tensor]:
     """Return a batch of the first rows, or of random tokens."""
     task, model = loaded.recipe.task, loaded.model
     if rows is None:
@@ -182,7 +184,7 @@ def logits_of(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     return torch.cat([value.flatten() for value in logits])
 
 
-def origin(loaded: Loaded, repo: str) -> dict[str, Any]:
+def origin(loaded: LoadedResult, repo: str) -> dict[str, Any]:
     """Return what a merged model was merged from, without paths of this machine."""
     recipe, recorded = loaded.recipe, loaded.sidecar["base"]
     return {
@@ -195,7 +197,7 @@ def origin(loaded: Loaded, repo: str) -> dict[str, Any]:
     }
 
 
-def with_own_score(merged: Loaded, rows: Examples) -> dict[str, Any]:
+def with_own_score(merged: LoadedResult, rows: Examples) -> dict[str, Any]:
     """Return the sidecar of a merged model with its own score, and the adapter's next to it."""
     of_adapter, metrics = merged.metrics, score_result(merged, rows)
     primary = of_adapter["primary"]
@@ -221,7 +223,7 @@ def copy_rest(folder: Path, stage: Path) -> None:
             shutil.copyfile(file, stage / file.name)
 
 
-def print_merged(loaded: Loaded, merged: Merged, out: Path) -> None:
+def print_merged(loaded: LoadedResult, merged: Merged, out: Path) -> None:
     """Print how far the logits moved, and the score."""
     lines = [
         f"merged: {out}",

@@ -10,14 +10,14 @@ import torch
 
 from pipelines.data.rows import Examples
 from pipelines.errors import DataError
-from pipelines.hub.load import Loaded, Precision, load_result
+from pipelines.hub.load import LoadedResult, Precision, load_result
 from pipelines.inference.resumable_jsonl import map_file
 from pipelines.process import quiet_libraries
 
 
 @quiet_libraries()
 def predict_examples(
-    loaded: Loaded, examples: Examples, *, batch_size: int = 32
+    loaded: LoadedResult, examples: Examples, *, batch_size: int = 32
 ) -> list[dict[str, Any]]:
     """Return a prediction for each row, in order. Raise DataError for a language model."""
     task = loaded.recipe.task
@@ -70,7 +70,7 @@ def predict_file(
 
 
 def predict_rows(
-    loaded: Loaded,
+    loaded: LoadedResult,
     file: Path,
     out: Path | None,
     settings: dict[str, Any],

@@ -1,4 +1,4 @@
-"""Say before the first step what would make a result other than it seems."""
+"""Cautions before the first step: what would make the score misleading or the run useless."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ from collections.abc import Iterator, Sequence
 
 from pipelines.data.splits import Splits
 from pipelines.recipe.recipe import Recipe
-from pipelines.reporting.labels import NUM_NAMED, count_labels, printable
+from pipelines.reporting.labels import NUM_LABELS_SHOWN, count_labels, short_label
 from pipelines.tasks.base import Features, Task
 
-FEW_ROWS = 10  # evaluation rows below which a score says little
-MOST = 0.5  # fraction of the rows that may be cut without a caution
+FEW_ROWS = 10  # fewer evaluation rows get a caution
+MAX_CUT_FRACTION = 0.5  # of rows that are cut, or whose answers are lost, without a caution
 
 
 def cautions(
     recipe: Recipe, splits: Splits, labels: Sequence[str], train: Features, held_out: Features
 ) -> Iterator[str]:
-    """Yield what a reader of the score should know, one line each."""
-    yield from of_rows(recipe.task, splits)
-    yield from of_splits(recipe.task, splits)
-    yield from of_labels(recipe.task, splits, labels)
+    """Yield cautions about rows, splits, labels, lengths and schedule, one line each."""
+    yield from row_cautions(recipe.task, splits)
+    yield from split_cautions(recipe.task, splits)
+    yield from class_cautions(recipe.task, splits, labels)
     yield from recipe.task.label_cautions(splits.train)
     for name, features in (("training", train), ("evaluation", held_out)):
-        yield from of_lengths(recipe.task, name, features)
-    yield from of_schedule(recipe, train)
+        yield from length_cautions(recipe.task, name, features)
+    yield from schedule_cautions(recipe, train)
     if held_out.num_rows < FEW_ROWS:
         yield f"only {held_out.num_rows} evaluation rows: the score says little"
 
 
-def of_rows(task: Task, splits: Splits) -> Iterator[str]:
-    """Yield what is wrong with single rows: unusable ones, equal ids, rows in both splits."""
+def row_cautions(task: Task, splits: Splits) -> Iterator[str]:
+    """Yield cautions about rows: unusable ones, duplicate ids, inputs in both splits."""
     for name, examples in (("training", splits.train), ("evaluation", splits.held_out)):
         if examples.rejected:
             yield (
@@ -40,8 +40,8 @@ def of_rows(task: Task, splits: Splits) -> Iterator[str]:
         if not examples.streamed:
             ids = [str(row["id"]) for row in examples.rows if "id" in row]
             if len(set(ids)) < len(ids):
-                yield f"{len(ids) - len(set(ids)):,} {name} rows have the id of another"
-    num_shared = count_shared(task, splits)
+                yield f"{len(ids) - len(set(ids)):,} {name} rows have the id of another row"
+    num_shared = count_shared_inputs(task, splits)
     if num_shared:
         yield (
             f"{num_shared:,} of {len(list(splits.held_out.rows)):,} evaluation rows have the input "
@@ -49,26 +49,26 @@ def of_rows(task: Task, splits: Splits) -> Iterator[str]:
         )
 
 
-def count_shared(task: Task, splits: Splits) -> int:
-    """Return how many evaluation rows have the input of a training row; 0 for a stream."""
+def count_shared_inputs(task: Task, splits: Splits) -> int:
+    """Return the number of evaluation rows with the input of a training row; 0 for a stream."""
     if splits.train.streamed:
         return 0
     inputs = {task.inputs(row) for row in splits.train.rows}
     return sum(task.inputs(row) in inputs for row in splits.held_out.rows)
 
 
-def of_splits(task: Task, splits: Splits) -> Iterator[str]:
-    """Yield where the evaluation rows are not what the recipe seems to ask for."""
+def split_cautions(task: Task, splits: Splits) -> Iterator[str]:
+    """Yield cautions about evaluation rows that differ from what the recipe requests."""
     source, scored = task.dataset, splits.record["eval"]
     if source.eval_split is not None and scored["split"] != source.eval_split:
         yield (
             f"{source.path} is one file, without a split {source.eval_split!r}: "
-            f"{scored['part']} are held out to score on"
+            f"{scored['part']} are held out for evaluation"
         )
     if scored["shares_inputs"]:
         yield (
             f"evaluation rows have the same {task.grouped_by} as training rows, since no rows can "
-            "be held out otherwise: the score does not measure others"
+            "be held out otherwise: the score does not measure generalisation"
         )
     if scored["part"].endswith("of the rows"):
         num_rows = scored["of"] + splits.record["train"]["of"]
@@ -80,34 +80,34 @@ def of_splits(task: Task, splits: Splits) -> Iterator[str]:
             )
 
 
-def of_labels(task: Task, splits: Splits, labels: Sequence[str]) -> Iterator[str]:
-    """Yield which labels a model cannot learn, or is not scored on."""
+def class_cautions(task: Task, splits: Splits, labels: Sequence[str]) -> Iterator[str]:
+    """Yield cautions about labels that a model cannot learn, or is not scored on."""
     in_train, in_eval = (count_labels(task, each) for each in (splits.train, splits.held_out))
     if not labels or not in_train:
         return
     for number, text in ((0, "no training row"), (1, "only one training row")):
-        found = [name for name in labels if in_train[name] == number]
-        if found:
-            yield f"{named(found, labels)} {text}"
+        affected = [name for name in labels if in_train[name] == number]
+        if affected:
+            yield f"{count_with_names(affected, labels)} {text}"
     absent = [name for name in labels if in_eval[name] == 0 and in_train[name] > 0]
     if absent:
-        yield f"{named(absent, labels)} no evaluation row"
+        yield f"{count_with_names(absent, labels)} no evaluation row"
 
 
-def named(found: Sequence[str], labels: Sequence[str]) -> str:
-    """Return how many labels, of how many, and the first of them."""
-    more = "" if len(found) <= NUM_NAMED else ", ..."
-    verb = "has" if len(found) == 1 else "have"
-    names = ", ".join(map(printable, found[:NUM_NAMED]))
-    return f"{len(found)} of {len(labels)} labels ({names}{more}) {verb}"
+def count_with_names(some: Sequence[str], labels: Sequence[str]) -> str:
+    """Return the number of some labels, of how many, with the names of the first."""
+    more = "" if len(some) <= NUM_LABELS_SHOWN else ", ..."
+    verb = "has" if len(some) == 1 else "have"
+    names = ", ".join(map(short_label, some[:NUM_LABELS_SHOWN]))
+    return f"{len(some)} of {len(labels)} labels ({names}{more}) {verb}"
 
 
-def of_lengths(task: Task, name: str, features: Features) -> Iterator[str]:
-    """Yield that most rows are cut, or that most answers are lost."""
+def length_cautions(task: Task, name: str, features: Features) -> Iterator[str]:
+    """Yield a caution where most rows are cut, and one where most answers are lost."""
     lengths = sorted(features.lengths)
     limit = getattr(task, task.cut_field) if lengths else 0
     num_cut = sum(length > limit for length in lengths)
-    if lengths and num_cut >= MOST * len(lengths):
+    if lengths and num_cut >= MAX_CUT_FRACTION * len(lengths):
         median, p95 = (lengths[math.ceil(q * len(lengths)) - 1] for q in (0.5, 0.95))
         yield (
             f"{num_cut:,} of {len(lengths):,} {name} rows are cut at {limit} tokens "
@@ -115,15 +115,15 @@ def of_lengths(task: Task, name: str, features: Features) -> Iterator[str]:
             f"at most {p95:,}"
         )
     num_lost = features.report.get("answers_lost", 0)
-    if num_lost and num_lost >= MOST * features.num_rows:
+    if num_lost and num_lost >= MAX_CUT_FRACTION * features.num_rows:
         yield (
             f"the answers of {num_lost:,} of {features.num_rows:,} {name} rows are in no window "
             "(--task.max-length)"
         )
 
 
-def of_schedule(recipe: Recipe, train: Features) -> Iterator[str]:
-    """Yield where a step or the run is shorter than the recipe seems to ask for."""
+def schedule_cautions(recipe: Recipe, train: Features) -> Iterator[str]:
+    """Yield cautions about a batch larger than the training rows, and warm-up without an end."""
     options = recipe.train
     size, num_rows = options.global_batch_size, train.num_rows
     num_steps = options.max_steps or 0
@@ -131,7 +131,7 @@ def of_schedule(recipe: Recipe, train: Features) -> Iterator[str]:
         if size > num_rows:
             yield (
                 f"a global batch of {size:,} (--train.global-batch-size) is more than the "
-                f"{num_rows:,} training rows: each step has no more than these"
+                f"{num_rows:,} training rows: each step has only these"
             )
         steps_per_epoch = math.ceil(num_rows / size)
         num_steps = num_steps or math.ceil(options.num_train_epochs * steps_per_epoch)

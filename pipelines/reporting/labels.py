@@ -1,4 +1,4 @@
-"""How many rows have each label, and how labels are shown."""
+"""Labels in reports: the number of rows of each, and their names on one line."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections import Counter
 from pipelines.data.rows import Examples
 from pipelines.tasks.base import Task
 
-NUM_NAMED = 6  # labels that a line names
+NUM_LABELS_SHOWN = 6  # labels whose names are in one line
 
 
 def count_labels(task: Task, examples: Examples) -> Counter[str]:
-    """Return how many rows have each label; nothing for a task without labels or a stream."""
+    """Return the number of rows with each label; none for a stream or a task without labels."""
     if examples.streamed or task.stratified_by is None:
         return Counter()
     return Counter(
@@ -21,7 +21,7 @@ def count_labels(task: Task, examples: Examples) -> Counter[str]:
     )
 
 
-def printable(name: str) -> str:
-    """Return a label short and on one line."""
+def short_label(name: str) -> str:
+    """Return a label on one line, cut to 40 characters."""
     name = name if name.isprintable() else repr(name)
     return name if len(name) <= 40 else f"{name[:37]}..."

@@ -7,7 +7,10 @@ from typing import Any
 
 
 def plot_training(log: list[dict[str, Any]], file: Path) -> None:
-    """Draw the loss over the steps, of training and of the evaluations in between, as a PNG."""
+    """Draw training and evaluation loss over the steps as a PNG.
+
+    `log` is the log history of a Trainer.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 3.5), layout="constrained")
@@ -15,7 +18,7 @@ def plot_training(log: list[dict[str, Any]], file: Path) -> None:
     for key, name in (("loss", "training"), ("eval_loss", "evaluation")):
         points = [(row["step"], row[key]) for row in log if key in row]
         if points:
-            # a line between the scores before and after training would claim what lies between
+            # no line between two scores, before and after training: it would suggest a curve
             line = "" if len(points) < 3 else "-"
             marker = "." if len(points) < 50 else ""
             axes.plot(*zip(*points, strict=True), label=name, linestyle=line, marker=marker)

@@ -11,7 +11,7 @@ from pipelines.console import console
 from pipelines.data.rows import Examples
 from pipelines.data.splits import Splits
 from pipelines.recipe.recipe import Recipe
-from pipelines.reporting.labels import NUM_NAMED, count_labels, printable
+from pipelines.reporting.labels import NUM_LABELS_SHOWN, count_labels, short_label
 from pipelines.tasks.base import Features, Task
 
 
@@ -23,22 +23,22 @@ def print_report(
     held_out: Features,
     cautions: Iterable[str],
 ) -> None:
-    """Print what runs where, the rows and labels of each split, and what encoding them cost."""
+    """Print name and device of a run, the rows and labels of each split, and the cautions."""
     state = PartialState()
     out = console()
     out.print(f"{recipe.name}: {world_size} process(es) on {state.device.type}", markup=False)
-    out.print(split_line(recipe.task, "train", splits.train, train), markup=False)
-    out.print(split_line(recipe.task, "eval", splits.held_out, held_out), markup=False)
+    out.print(describe_split(recipe.task, "train", splits.train, train), markup=False)
+    out.print(describe_split(recipe.task, "eval", splits.held_out, held_out), markup=False)
     for text in cautions:
         out.print(f"  {text}", style="yellow", markup=False)
 
 
-def split_line(task: Task, name: str, examples: Examples, features: Features) -> str:
-    """Return the rows of a split, of how many, what encoding them cost, and their labels."""
+def describe_split(task: Task, name: str, examples: Examples, features: Features) -> str:
+    """Return one line about a split: its rows, tokens and labels, and what was cut."""
     parts = [f"{value:,} {key.replace('_', ' ')}" for key, value in features.report.items()]
     if examples.streamed:
-        most = task.dataset.max_train_rows
-        parts = ["streamed" if most is None else f"streamed, the first {most:,} rows"]
+        num_rows = task.dataset.max_train_rows
+        parts = ["streamed" if num_rows is None else f"streamed, the first {num_rows:,} rows"]
     elif examples.total is not None:
         num_rows = len(list(examples.rows))
         parts[0] = f"{num_rows:,} of {examples.total:,} rows (max_{name}_rows)"
@@ -47,14 +47,16 @@ def split_line(task: Task, name: str, examples: Examples, features: Features) ->
     line = f"  {name}: {', '.join(parts)}"
     counts = count_labels(task, examples).most_common()
     if counts:
-        shown = [f"{printable(label)} {count:,}" for label, count in counts[:NUM_NAMED]]
-        more = [f"and {len(counts) - NUM_NAMED} more"] if len(counts) > NUM_NAMED else []
+        shown = [f"{short_label(label)} {count:,}" for label, count in counts[:NUM_LABELS_SHOWN]]
+        more = (
+            [f"and {len(counts) - NUM_LABELS_SHOWN} more"] if len(counts) > NUM_LABELS_SHOWN else []
+        )
         line += f"; labels: {', '.join(shown + more)}"
     return line
 
 
 def print_score(name: str, metrics: dict[str, Any]) -> None:
-    """Say the primary metric with its interval, rows and baseline."""
+    """Print the primary metric with its interval, rows and baseline."""
     primary = metrics["primary"]
     low, high = metrics["confidence_interval"]
     line = f"{name}: {primary} {metrics[primary]:.4f} (95 % {low:.4f} to {high:.4f}), "

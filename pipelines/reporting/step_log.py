@@ -1,4 +1,4 @@
-"""A line for each logged step and each evaluation."""
+"""Print a line for each logged step and each evaluation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipelines.console import console
 
 
 class StepLog(TrainerCallback):
-    """Say loss, gradient norm and learning rate of a step, and the metric of an evaluation."""
+    """Prints loss, gradient norm and learning rate of a step, and the metric of an evaluation."""
 
     def on_log(
         self,

@@ -1,4 +1,4 @@
-"""Hashes that identify the weights of an adapter's base."""
+"""Shape and hash that identify the base of an adapter."""
 
 from __future__ import annotations
 
@@ -11,24 +11,26 @@ from pipelines.data.local_files import is_path
 from pipelines.models.download import weight_files
 from pipelines.recipe.values import Model
 
+SHAPE = ("hidden_size", "num_hidden_layers", "vocab_size")
+
 
 def checkpoint_folder(model: Model) -> Path:
     """Return the folder that holds a checkpoint's files: its own, or that of the cache."""
     name = model.name_or_path
-    cached = None if is_path(name) else cached_file(name, "config.json", model.revision)
+    cached = None if is_path(name) else _cached_file(name, "config.json", model.revision)
     return Path(name) if cached is None else cached.parent
 
 
-def cached_file(name: str, file: str, revision: str | None) -> Path | None:
+def _cached_file(name: str, file: str, revision: str | None) -> Path | None:
     """Return a file of a repository in the cache, or None."""
-    found = try_to_load_from_cache(name, file, revision=revision)
-    return Path(found) if isinstance(found, str) else None
+    path = try_to_load_from_cache(name, file, revision=revision)
+    return Path(path) if isinstance(path, str) else None
 
 
 def weights_sha256(folder: Path) -> str | None:
-    """Return what tells the weights of a checkpoint from others: see `combined_sha256`.
+    """Return the hash of a checkpoint's weights, by `combined_sha256`; None if they are gone.
 
-    None where they are not there any more: a result that is trained is not lost for that.
+    A result that is trained is not lost because its base is gone.
     """
     hashes = {}
     try:
@@ -41,7 +43,7 @@ def weights_sha256(folder: Path) -> str | None:
 
 
 def combined_sha256(hashes: dict[str, str]) -> str:
-    """Return the hash of a checkpoint by those of its safetensors: of a single file, its own."""
+    """Return the hash of a checkpoint from those of its safetensors: of a single file, its own."""
     if len(hashes) == 1:
         return next(iter(hashes.values()))
     lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(hashes.items()))

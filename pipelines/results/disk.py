@@ -1,4 +1,4 @@
-"""Errors of the disk, and how much room it has."""
+"""Errors of the disk, and its free space."""
 
 from __future__ import annotations
 
@@ -13,18 +13,21 @@ from pipelines.errors import CheckpointError
 
 
 @contextmanager
-def explain_disk_errors(target: Path, num_bytes: int, message: str) -> Iterator[None]:
-    """Turn an error of the disk inside into CheckpointError: what is needed, free and still whole.
+def explain_disk_errors(target: Path, *, num_bytes: int, advice: str) -> Iterator[None]:
+    """Turn an error of the disk into a CheckpointError that says what is needed and what is free.
 
-    torch raises RuntimeError for a file that it cannot write, and safetensors an error of its own.
+    `num_bytes` is about what is written to `target`; `advice` ends the message: what is still whole
+    and what to do. torch raises RuntimeError for a file that it cannot write, and safetensors an
+    error of its own.
     """
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        text = f"{target} could not be written: {reason}. It needs about {megabytes(num_bytes)}; "
-        text += f"{megabytes(free_space(target))} are free there. {message}"
-        raise CheckpointError(text) from error
+        raise CheckpointError(
+            f"{target} could not be written: {reason}. It needs about {megabytes(num_bytes)}; "
+            f"{megabytes(free_space(target))} are free there. {advice}"
+        ) from error
 
 
 def free_space(path: Path) -> int:

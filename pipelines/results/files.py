@@ -1,8 +1,9 @@
-"""The files of a result on disk: which they are, whether they belong together, and the swap.
+"""The files of a result on disk: their names, their manifest and how they replace older ones.
 
 A result is complete when task.json is in its folder: it is written last and lists the size and
-SHA-256 of every other file. A new result is written to a folder of its own inside the run's folder
-and replaces the old one file by file, task.json first out and last in. Imports no torch.
+SHA-256 of every other file. A new result is written to its stage, a folder inside the run's folder,
+and then replaces the old one file by file: the old task.json is removed first, the new one is moved
+last. Imports no torch.
 """
 
 from __future__ import annotations
@@ -41,10 +42,10 @@ FILES = (  # all that a repository may hold; nothing else is ever uploaded or do
     "vocab.json",
     "vocab.txt",
 )
-# What transformers or peft would load too, where it is next to a result.
+# Files that transformers or peft would load as well if they are next to a result.
 LOADED = ("*.safetensors", "pytorch_model*.bin", "adapter_model.bin")
 NOT_LISTED = ("README.md", "task.json")  # `publish` writes the card; task.json holds the list
-STAGE = ".result"  # inside the run's folder: a new result, until it is swapped in
+STAGE = ".result"  # folder inside the run's folder: a new result until it replaces the old one
 PUBLISH_STAGE = ".publish-"  # prefix of the stages that earlier versions of `publish` made
 
 
@@ -68,27 +69,27 @@ def sha256(file: Path) -> str:
 
 def entries(folder: Path, *, without: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     """Return size and SHA-256 of each file in a folder, after it has reached the disk."""
-    found = {}
+    listed = {}
     for file in sorted(folder.iterdir()):
         if file.is_file() and file.name not in without:
             with file.open("rb") as written:
                 os.fsync(written.fileno())
-            found[file.name] = {"size": file.stat().st_size, "sha256": sha256(file)}
-    return found
+            listed[file.name] = {"size": file.stat().st_size, "sha256": sha256(file)}
+    return listed
 
 
 def write_whole(file: Path, value: Any) -> None:
-    """Write JSON to a file so that a kill leaves the old content or the new one."""
+    """Write JSON to a file atomically: a kill leaves the old content or the new one."""
     unfinished = file.with_name(f"{file.name}.tmp")
     with unfinished.open("w", encoding="utf-8") as out:
         out.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
         out.flush()
         os.fsync(out.fileno())
-    os.replace(unfinished, file)
-    sync(file.parent)
+    unfinished.replace(file)
+    sync_folder(file.parent)
 
 
-def sync(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Wait until the names in a folder have reached the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -109,7 +110,7 @@ def damage_of_file(file: Path, recorded: dict[str, Any]) -> str | None:
 
 
 def is_list_of_files(value: Any) -> bool:
-    """Tell whether a value read from JSON maps names in one folder to sizes and hashes."""
+    """Tell whether a value read from JSON maps file names to sizes and hashes."""
     return isinstance(value, dict) and all(
         Path(name).name == name
         and isinstance(entry, dict)
@@ -122,7 +123,7 @@ def is_list_of_files(value: Any) -> bool:
 def write_manifest(folder: Path, sidecar: dict[str, Any] | None = None) -> None:
     """Write task.json with the size and SHA-256 of every other file of a result.
 
-    The rest of its content is `sidecar`, or what it holds already.
+    The rest of its content is `sidecar`, or what task.json has already.
     """
     if sidecar is None:
         sidecar = json.loads((folder / "task.json").read_text(encoding="utf-8"))
@@ -131,7 +132,7 @@ def write_manifest(folder: Path, sidecar: dict[str, Any] | None = None) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Return the content of task.json. Raise ValueError where it is not what a run writes."""
+    """Return the content of task.json. Raise ValueError unless it is what a run writes."""
     try:
         value = json.loads((folder / "task.json").read_text(encoding="utf-8"))
     except (ValueError, RecursionError):
@@ -143,39 +144,39 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return value
 
 
-def damage(folder: Path) -> list[str]:
-    """Return how the files in a folder differ from the result that task.json describes."""
+def find_result_damage(folder: Path) -> list[str]:
+    """Return how the files in a folder differ from those that task.json lists."""
     if not (folder / "task.json").is_file():
         return ["has no task.json: no finished run left a result there."]
     try:
         listed = read_manifest(folder)["files"]
     except ValueError as error:
         return [f"{error}."]
-    found = [damage_of_file(folder / name, entry) for name, entry in listed.items()]
+    damaged = [damage_of_file(folder / name, entry) for name, entry in listed.items()]
     extra = [
         f"{file.name} does not belong to the result"
         for file in files_of(folder)
         if file.name not in listed
     ]
-    return [f"{text}." for text in (*found, *extra) if text is not None]
+    return [f"{text}." for text in (*damaged, *extra) if text is not None]
 
 
 def read_result(folder: Path, name: str) -> dict[str, Any]:
     """Return the content of task.json. Raise RecipeError, naming the files, for a damaged result.
 
-    `name` is what the result is called in messages, as the user typed it.
+    `name` is the result's name in messages, as the user typed it.
     """
-    if problems := [Problem(name, text) for text in damage(folder)]:
+    if problems := [Problem(name, text) for text in find_result_damage(folder)]:
         raise RecipeError(problems)
     return read_manifest(folder)
 
 
 @contextmanager
-def unchanging(folder: Path, name: str) -> Iterator[dict[str, Any]]:
-    """Yield the content of task.json of a whole result that is read inside.
+def consistent_read(folder: Path, name: str) -> Iterator[dict[str, Any]]:
+    """Yield the content of task.json, and check at the end that all was read from one result.
 
-    Raise RecipeError for a damaged result, and for one that a run replaced in the meantime: each
-    result has a task.json of its own, which the swap removes first.
+    Raise RecipeError for a damaged result, and for one that a run has replaced in the meantime:
+    each result has a task.json of its own, which is removed first. `name` is as in `read_result`.
     """
     before = read_result(folder, name)
     text = "was replaced by another result while it was read. Run the command again."
@@ -191,7 +192,7 @@ def unchanging(folder: Path, name: str) -> Iterator[dict[str, Any]]:
 
 
 def was_replaced(folder: Path, before: dict[str, Any]) -> bool:
-    """Tell whether task.json has another content, or is gone."""
+    """Tell whether task.json has changed or is gone."""
     try:
         return read_manifest(folder) != before
     except (OSError, ValueError):
@@ -199,14 +200,14 @@ def was_replaced(folder: Path, before: dict[str, Any]) -> bool:
 
 
 def digest(sidecar: dict[str, Any]) -> str:
-    """Return a hash of what a result computes with: weights, recipe, tokenizer and labels."""
+    """Return a hash of all that decides predictions: weights, recipe, tokenizer and labels."""
     used = {n: e["sha256"] for n, e in sidecar["files"].items() if n != "training_curve.png"}
     text = json.dumps([used, sidecar["labels"]], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def new_stage(folder: Path) -> Path:
-    """Return an empty folder to write a new result to, inside the run's folder."""
+def make_stage(folder: Path) -> Path:
+    """Make an empty stage, the folder to write a new result to; return it."""
     stage = folder / STAGE
     if stage.exists():
         shutil.rmtree(stage)
@@ -214,40 +215,40 @@ def new_stage(folder: Path) -> Path:
     return stage
 
 
-def swap_in(folder: Path) -> None:
+def install_staged_result(folder: Path) -> None:
     """Replace the result in a folder by the complete one in its stage.
 
-    Killed at any instant and called again, it ends in the same files.
+    Called again after a kill at any instant, it ends with the same files.
     """
     stage = folder / STAGE
     listed = read_manifest(stage)["files"]
     (folder / "task.json").unlink(missing_ok=True)
-    sync(folder)
+    sync_folder(folder)
     for file in files_of(folder):
         if file.name not in listed or (stage / file.name).exists():
             file.unlink()
     for name in listed:
         if (stage / name).exists():
-            os.replace(stage / name, folder / name)
-    sync(folder)
-    os.replace(stage / "task.json", folder / "task.json")
-    sync(folder)
+            (stage / name).replace(folder / name)
+    sync_folder(folder)
+    (stage / "task.json").replace(folder / "task.json")
+    sync_folder(folder)
     shutil.rmtree(stage)
 
 
-def settle(folder: Path) -> None:
-    """Finish the swap that a kill interrupted, or remove a stage that was not finished.
+def recover_interrupted_swap(folder: Path) -> None:
+    """Finish a replacement that a kill interrupted, or remove an unfinished stage.
 
-    The caller holds the folder's lock.
+    The caller has the folder locked.
     """
-    if is_ready(folder):
-        swap_in(folder)
+    if is_stage_whole(folder):
+        install_staged_result(folder)
     elif (folder / STAGE).exists():
         shutil.rmtree(folder / STAGE)
 
 
-def is_ready(folder: Path) -> bool:
-    """Tell whether a folder's stage, with what was moved out of it, is a whole result."""
+def is_stage_whole(folder: Path) -> bool:
+    """Tell whether a stage, with the files moved out of it already, is a whole result."""
     stage = folder / STAGE
     try:
         listed = read_manifest(stage)["files"]

@@ -15,14 +15,16 @@ from accelerate import PartialState
 from pipelines.errors import Problem, RecipeError
 from pipelines.results.files import PUBLISH_STAGE
 
-_held: set[Path] = set()  # folders that this process holds
+# fcntl, not filelock: of its locks with readers only ReadWriteLock is released by a kill, and that
+# is an SQLite database, which does not name its holder and does not work on network file systems.
+_locked: set[Path] = set()  # folders that this process has locked for a run
 
 
 @contextmanager
 def lock_run_folder(folder: Path) -> Iterator[None]:
-    """Hold a folder for this run. Raise RecipeError, naming the process, when another has it.
+    """Lock a folder for this run. Raise RecipeError, naming the process, if another has it locked.
 
-    Every rank makes the folder, since any may be the first to look at its disk; the first holds it.
+    Every rank makes the folder, since any may be the first to look at its disk; rank 0 locks it.
     What a killed `publish` left behind is removed.
     """
     try:
@@ -35,17 +37,17 @@ def lock_run_folder(folder: Path) -> Iterator[None]:
         if not PartialState().is_main_process:
             yield
             return
-        acquire(lock, fcntl.LOCK_EX, folder, "output_dir")
+        _acquire(lock, fcntl.LOCK_EX, folder, field="output_dir")
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
-        remove_leftovers(folder)
-        _held.add(folder.resolve())
+        _remove_leftovers(folder)
+        _locked.add(folder.resolve())
         try:
             yield
         finally:
-            _held.discard(folder.resolve())
-            with suppress(OSError):  # a full disk is told by what needed it
+            _locked.discard(folder.resolve())
+            with suppress(OSError):  # a full disk is reported by what needed it
                 lock.truncate(0)
 
 
@@ -53,23 +55,23 @@ def lock_run_folder(folder: Path) -> Iterator[None]:
 def lock_for_reading(folder: Path) -> Iterator[None]:
     """Keep runs out of a folder while its result is read; others may read it too.
 
-    Nothing is to be kept out of a folder where no run has been or may write, nor by the run itself.
+    A folder where no run has been or may write needs no lock, nor does the run itself.
     """
-    lock = folder / ".lock"
-    if folder.resolve() in _held or not lock.is_file() or not os.access(lock, os.W_OK):
+    file = folder / ".lock"
+    if folder.resolve() in _locked or not file.is_file() or not os.access(file, os.W_OK):
         yield
         return
-    with lock.open("a+") as held:
+    with file.open("a+") as lock:
         with suppress(RecipeError):
-            acquire(held, fcntl.LOCK_EX, folder, str(folder))
-            remove_leftovers(folder)
-            held.truncate(0)  # the number of a process that was killed
-        acquire(held, fcntl.LOCK_SH, folder, str(folder))
+            _acquire(lock, fcntl.LOCK_EX, folder, field=str(folder))
+            _remove_leftovers(folder)
+            lock.truncate(0)  # the id of a process that was killed
+        _acquire(lock, fcntl.LOCK_SH, folder, field=str(folder))
         yield
 
 
-def acquire(lock: IO[str], kind: int, folder: Path, name: str) -> None:
-    """Lock an open file. Raise RecipeError when another process has it."""
+def _acquire(lock: IO[str], kind: int, folder: Path, *, field: str) -> None:
+    """Lock an open file. Raise RecipeError when another process has it locked."""
     try:
         fcntl.flock(lock, kind | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -78,10 +80,10 @@ def acquire(lock: IO[str], kind: int, folder: Path, name: str) -> None:
         text = f"process {owner} is running in {folder}."
         if not owner:
             text = f"another command is reading the result in {folder}. Wait until it has ended."
-        raise RecipeError([Problem(name, text)]) from None
+        raise RecipeError([Problem(field, text)]) from None
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove what a killed `publish` of an earlier version left; nobody else holds the folder."""
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what a killed `publish` of an earlier version left; the folder is locked."""
     for stage in folder.glob(f"{PUBLISH_STAGE}*"):
         shutil.rmtree(stage, ignore_errors=True)

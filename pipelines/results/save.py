@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,72 +16,77 @@ from pipelines.data.splits import Splits
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import Model
 from pipelines.reporting.plots import plot_training
-from pipelines.results.base_weights import checkpoint_folder, weights_sha256
+from pipelines.results.base_weights import SHAPE, checkpoint_folder, weights_sha256
 from pipelines.results.disk import explain_disk_errors
-from pipelines.results.files import new_stage, swap_in, write_manifest
+from pipelines.results.files import install_staged_result, make_stage, write_manifest
 from pipelines.results.names import public_name
 
-SHAPE = ("hidden_size", "num_hidden_layers", "vocab_size")
 LIBRARIES = ("torch", "transformers", "datasets", "accelerate", "peft", "evaluate", "bitsandbytes")
 
 
-def save(
-    trainer: Trainer,
-    recipe: Recipe,
-    tokenizer: PreTrainedTokenizerBase,
-    labels: tuple[str, ...],
-    metrics: dict[str, Any],
-    splits: Splits,
-    *,
-    identity: dict[str, Any],
-) -> Path:
-    """Write a result and swap it in whole; rank 0 alone.
+@dataclass(frozen=True, kw_only=True)
+class FinishedRun:
+    """What a result is saved from, beside the trainer and its model.
 
-    It holds the adapter or the model, the tokenizer, recipe.json, task.json and the curve. Raise
-    CheckpointError when the disk does not take it; the result before it is then still whole.
+    `identity` identifies the run and its rows, and lists what changed when it was resumed.
     """
+
+    recipe: Recipe
+    tokenizer: PreTrainedTokenizerBase
+    labels: tuple[str, ...]
+    metrics: dict[str, Any]
+    splits: Splits
+    identity: dict[str, Any]
+
+
+def save(trainer: Trainer, finished: FinishedRun) -> Path:
+    """Write a result and put it in the place of the one before, whole; return its folder.
+
+    Rank 0 alone writes. The result has the adapter or the model, the tokenizer, recipe.json,
+    task.json and the curve. Raise CheckpointError for an error of the disk; the result before it
+    is then still whole.
+    """
+    recipe = finished.recipe
     folder = recipe.folder
     if trainer.accelerator.is_main_process:
         model = trainer.accelerator.unwrap_model(trainer.model)
         saved = [p for p in model.parameters() if recipe.lora is None or p.requires_grad]
-        size = sum(p.numel() * p.element_size() for p in saved)
-        told = "A result that was there before, and the last checkpoint, are whole. Make room and "
-        with explain_disk_errors(folder, size, f"{told}run the same command again to resume."):
-            stage = new_stage(folder)
-            write_result(
-                stage, trainer, recipe, tokenizer, labels, metrics, splits, identity=identity
-            )
-        with explain_disk_errors(folder, 0, "The same command puts the new result in place."):
-            swap_in(folder)
+        advice = (
+            "A result that was there before, and the last checkpoint, are whole. Make room and "
+            "run the same command again to resume."
+        )
+        num_bytes = sum(p.numel() * p.element_size() for p in saved)
+        with explain_disk_errors(folder, num_bytes=num_bytes, advice=advice):
+            write_result(make_stage(folder), trainer, finished)
+        advice = "The same command puts the new result in place."
+        with explain_disk_errors(folder, num_bytes=0, advice=advice):
+            install_staged_result(folder)
     trainer.accelerator.wait_for_everyone()
     return folder
 
 
-def write_result(
-    stage: Path,
-    trainer: Trainer,
-    recipe: Recipe,
-    tokenizer: PreTrainedTokenizerBase,
-    labels: tuple[str, ...],
-    metrics: dict[str, Any],
-    splits: Splits,
-    *,
-    identity: dict[str, Any],
-) -> None:
+def write_result(stage: Path, trainer: Trainer, finished: FinishedRun) -> None:
     """Write the files of a result to an empty folder, task.json last."""
+    recipe, tokenizer = finished.recipe, finished.tokenizer
     model = trainer.accelerator.unwrap_model(trainer.model)
     if recipe.lora is None:
         model.config.use_cache = True
     model.save_pretrained(stage)
     (stage / "README.md").unlink(missing_ok=True)  # PEFT's; `publish` writes the card
     tokenizer.save_pretrained(stage)
-    compact(tokenizer, stage)
+    compact_tokenizer_file(tokenizer, stage)
     text = replace(recipe, overwrite=False).to_json()
     (stage / "recipe.json").write_text(text, encoding="utf-8")
     plot_training(trainer.state.log_history, stage / "training_curve.png")
-    sidecar = {
+    write_manifest(stage, make_sidecar(trainer, model, finished))
+
+
+def make_sidecar(trainer: Trainer, model: Any, finished: FinishedRun) -> dict[str, Any]:
+    """Return the content of task.json, without its list of files."""
+    recipe, tokenizer, identity = finished.recipe, finished.tokenizer, finished.identity
+    return {
         "task": type(recipe.task).__name__,
-        "labels": list(labels),
+        "labels": list(finished.labels),
         "pad_token_id": tokenizer.pad_token_id,
         "max_length": tokenizer.model_max_length,
         "base": describe_base(recipe, model),
@@ -90,20 +95,19 @@ def write_result(
             "name": recipe.task.dataset.name,
             "revision": recipe.task.dataset.revision,
             "train_rows_sha256": identity["data"]["train"],
-            "eval_rows_sha256": splits.held_out.fingerprint(),
-            "splits": splits.record,
+            "eval_rows_sha256": finished.splits.held_out.fingerprint(),
+            "splits": finished.splits.record,
         },
         "run": identity["run"],
         "changed_on_resume": identity["changed"],
         "hardware": describe_hardware(trainer),
         "versions": {name: version(name) for name in LIBRARIES},
-        "metrics": metrics,
+        "metrics": finished.metrics,
     }
-    write_manifest(stage, sidecar)
 
 
-def compact(tokenizer: Any, folder: Path) -> None:
-    """Write tokenizer.json again without its indentation: GPT-2's shrinks from 3.6 to 1.6 MB.
+def compact_tokenizer_file(tokenizer: Any, folder: Path) -> None:
+    """Rewrite tokenizer.json without its indentation: GPT-2's shrinks from 3.6 to 1.6 MB.
 
     Slow tokenizers have no such file.
     """
@@ -112,21 +116,21 @@ def compact(tokenizer: Any, folder: Path) -> None:
 
 
 def describe_base(recipe: Recipe, model: Any) -> dict[str, Any] | None:
-    """Return what identifies an adapter's base: its name, revision and shape."""
+    """Return what identifies an adapter's base: its name, revision, hash and shape."""
     if recipe.lora is None:
         return None
     assert isinstance(recipe.model, Model)
     config = model.get_base_model().config
-    named: dict[str, Any] = {
+    identifiers: dict[str, Any] = {
         "name_or_path": recipe.model.name_or_path,
         "revision": recipe.model.revision,
         "sha256": weights_sha256(checkpoint_folder(recipe.model)),
     }
-    return named | {name: getattr(config, name) for name in SHAPE}
+    return identifiers | {name: getattr(config, name) for name in SHAPE}
 
 
 def describe_hardware(trainer: Trainer) -> str:
-    """Name what the run computed on."""
+    """Return the GPUs, or the CPU, that the run computed on."""
     device = trainer.accelerator.device
     if device.type == "cuda":
         return f"{trainer.accelerator.num_processes} x {torch.cuda.get_device_name(device)}"

@@ -1,4 +1,4 @@
-"""task.json, the sidecar of a result: its fields, read strictly. Imports no torch."""
+"""task.json, the sidecar of a result: its fields, checked when read. Imports no torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Count = Annotated[int, Ge(0)]
 Size = Annotated[int, Ge(1)]
 
 
-class Base(TypedDict):
+class BaseRecord(TypedDict):
     """The base of an adapter."""
 
     name_or_path: str
@@ -53,12 +53,12 @@ class Metrics(TypedDict):
     f1_per_class: NotRequired[dict[str, float]]
 
 
-class Origin(TypedDict):
+class MergeRecord(TypedDict):
     """What a merged model was merged from."""
 
     adapter: str
     adapter_sha256: str
-    base: Base
+    base: BaseRecord
     lora: dict[str, Any]
     quantization: dict[str, Any] | None
     score_of: str
@@ -67,21 +67,21 @@ class Origin(TypedDict):
 
 
 class Sidecar(TypedDict):
-    """What is needed to use a result, and where its score comes from.
+    """What is needed to use a result, and how its score was computed.
 
-    Fields that are not listed here are of a later version, and are left alone.
+    Fields that are not listed here are of a later version, and are ignored.
     """
 
     task: str
     labels: list[str]
     pad_token_id: Count
     max_length: Size
-    base: Base | None
+    base: BaseRecord | None
     dataset: ScoredRows
     hardware: str
     versions: dict[str, str]
     metrics: Metrics
-    merged: NotRequired[Origin]
+    merged: NotRequired[MergeRecord]
     run: str
     changed_on_resume: list[dict[str, Any]]
     files: dict[str, Any]
@@ -90,35 +90,35 @@ class Sidecar(TypedDict):
 def read_json(file: Path, *, limit: int) -> dict[str, Any]:
     """Read a JSON object of at most `limit` bytes. Raise RecipeError that names the file."""
 
-    def pairs_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
+    def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        fields = dict(pairs)
+        if len(fields) < len(pairs):
             raise ValueError("a field is duplicated")
-        return found
+        return fields
 
     size = file.stat().st_size
     if size > limit:
-        raise wrong(file.name, f"has {size:,} bytes; at most {limit:,} are read.")
+        raise file_error(file.name, f"has {size:,} bytes; at most {limit:,} are read.")
     try:
-        value = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=pairs_of)
+        value = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=without_duplicates)
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
-        raise wrong(file.name, f"is not JSON: {shortened(str(error))}") from None
+        raise file_error(file.name, f"is not JSON: {shortened(str(error))}") from None
     if not isinstance(value, dict):
-        raise wrong(file.name, "is not a JSON object.")
+        raise file_error(file.name, "is not a JSON object.")
     return value
 
 
 def read_sidecar(file: Path) -> dict[str, Any]:
     """Read a task.json. Raise RecipeError with every field of the wrong type."""
     value = read_json(file, limit=1 << 26)
-    problems = list(wrong_fields(value, Sidecar, "")) or list(wrong_values(value))
+    problems = list(field_problems(value, Sidecar, "")) or list(value_problems(value))
     if problems:
         lines = [f"{p.path}: {shortened(p.message)}" for p in problems]
         raise RecipeError([Problem(file.name, line) for line in lines])
     return value
 
 
-def wrong_fields(value: Any, hint: Any, path: str) -> Iterator[Problem]:
+def field_problems(value: Any, hint: Any, path: str) -> Iterator[Problem]:
     """Yield the fields that are missing or of the wrong type, inside objects too."""
     kinds = [hint]
     if typing.get_origin(hint) in (Union, types.UnionType):
@@ -135,17 +135,17 @@ def wrong_fields(value: Any, hint: Any, path: str) -> Iterator[Problem]:
         optional = typing.get_origin(field) is NotRequired
         if name in value:
             inner = typing.get_args(field)[0] if optional else field
-            yield from wrong_fields(value[name], inner, f"{path}.{name}".lstrip("."))
+            yield from field_problems(value[name], inner, f"{path}.{name}".lstrip("."))
         elif not optional:
             yield Problem(f"{path}.{name}".lstrip("."), "is missing.")
 
 
-def wrong_values(sidecar: dict[str, Any]) -> Iterator[Problem]:
-    """Yield what the types of the fields cannot say."""
+def value_problems(sidecar: dict[str, Any]) -> Iterator[Problem]:
+    """Yield the values that are wrong though their types are right."""
     labels, metrics = sidecar["labels"], sidecar["metrics"]
-    twice = sorted({label for label in labels if labels.count(label) > 1})
-    if twice:
-        yield Problem("labels", f"{twice[0]!r} is duplicated.")
+    duplicated = sorted({label for label in labels if labels.count(label) > 1})
+    if duplicated:
+        yield Problem("labels", f"{duplicated[0]!r} is duplicated.")
     if unreadable := [label for label in labels if not is_utf8(label)]:
         yield Problem("labels", f"{unreadable[0]!r} is not UTF-8.")
     score = metrics.get(metrics["primary"])
@@ -163,10 +163,15 @@ def wrong_values(sidecar: dict[str, Any]) -> Iterator[Problem]:
 
 
 def is_utf8(text: str) -> bool:
-    """Tell a text from one with halves of surrogate pairs, which no file can hold."""
+    """Tell whether a text can be encoded: it has no half of a surrogate pair."""
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def wrong(file: str, message: str) -> RecipeError:
-    """Return the error for one file of a result."""
+def file_error(file: str, message: str) -> RecipeError:
+    """Return the error of one file of a result."""
     return RecipeError([Problem(file, message)])
+
+
+def is_list_of_strings(value: Any) -> bool:
+    """Tell whether a value is a list or a set of strings."""
+    return isinstance(value, list | set) and all(isinstance(each, str) for each in value)

@@ -7,12 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 from pipelines.data.rows import Examples
-from pipelines.hub.load import Loaded
+from pipelines.hub.load import LoadedResult
 from pipelines.training.build import build_trainer
 from pipelines.training.trainer import score_of
 
 
-def score_result(loaded: Loaded, rows: Examples) -> dict[str, Any]:
+def score_result(loaded: LoadedResult, rows: Examples) -> dict[str, Any]:
     """Return the metrics of a result on rows."""
     recipe, tokenizer, labels = loaded.recipe, loaded.tokenizer, loaded.labels
     held_out = recipe.task.features(rows, tokenizer, labels, training=False)

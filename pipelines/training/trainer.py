@@ -104,7 +104,7 @@ class RecipeTrainer(HookedTrainer):
         unwrapped: Any = self.model
         num_trained = sum(p.numel() for p in unwrapped.parameters() if p.requires_grad)
         message = "The checkpoint before it is whole; run the same command again to resume from it."
-        with explain_disk_errors(checkpoint, 3 * 4 * num_trained, message):
+        with explain_disk_errors(checkpoint, num_bytes=3 * 4 * num_trained, advice=message):
             if self.accelerator.is_main_process:
                 (checkpoint / MARKER).unlink(missing_ok=True)
             self.accelerator.wait_for_everyone()

@@ -695,10 +695,10 @@ def test_a_hub_id_that_is_not_found_names_a_local_path(tmp_path, monkeypatch):
     from pipelines.recipe.recipe import Recipe
     from pipelines.recipe.values import Scratch
 
-    def not_found(hub, name, revision, kind, path, problems):
-        problems.append(Problem(path, f"{name!r} is no folder and no {kind} on the Hub."))
+    def not_found(hub, name, revision, *, kind, path, problems):
+        problems.append(Problem(path, f"{name!r} is not a folder, nor a {kind} on the Hub."))
 
-    monkeypatch.setattr(hub, "commit_of", not_found)
+    monkeypatch.setattr(hub, "resolve_commit", not_found)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data" / "helpdesk").mkdir(parents=True)
     task = CausalLM(dataset=DatasetSource(path="dta/helpdesk"))

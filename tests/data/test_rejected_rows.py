@@ -12,7 +12,7 @@ from pipelines.errors import DataError
 from pipelines.flow import run
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import Model, Scratch, Train
-from pipelines.reporting.cautions import of_rows
+from pipelines.reporting.cautions import row_cautions
 from pipelines.tasks.causal_lm import CausalLM
 from pipelines.tasks.question_answering import QuestionAnswering
 from pipelines.tasks.text_classification import TextClassification
@@ -146,7 +146,7 @@ def test_evaluation_labels_that_were_never_trained_are_left_out_of_the_score(tmp
     splits, _ = checked(tmp_path, lines_of(GOOD, OTHER), test, on_bad_row="skip")
     assert splits.held_out.rows == [GOOD]
     task = TextClassification(dataset=DatasetSource(path="a"))
-    assert any("1 evaluation rows cannot be used" in line for line in of_rows(task, splits))
+    assert any("1 evaluation rows cannot be used" in line for line in row_cautions(task, splits))
 
 
 QUESTIONS = {
@@ -167,8 +167,8 @@ def test_an_unusable_question_is_named_or_skipped(kind, tmp_path):
         checked(tmp_path, data, task=task)
     splits, _ = checked(tmp_path, data, task=task, on_bad_row="skip")
     assert splits.train.rows == [QUESTION, QUESTION]
-    found = list(of_rows(task, splits))
-    assert "1 training rows have the id of another" in found
+    found = list(row_cautions(task, splits))
+    assert "1 training rows have the id of another row" in found
     assert "2 of 2 evaluation rows have the input of a training row: the score is too good" in found
 
 

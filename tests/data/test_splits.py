@@ -18,7 +18,7 @@ from pipelines.data.splits import check_splits
 from pipelines.errors import DataError, RecipeError
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import Lora, Model, Train
-from pipelines.reporting.cautions import cautions, count_shared
+from pipelines.reporting.cautions import cautions, count_shared_inputs
 from pipelines.tasks.base import Features
 from pipelines.tasks.causal_lm import CausalLM
 from pipelines.tasks.instruction import InstructionTuning
@@ -272,13 +272,13 @@ def test_nothing_that_a_model_reads_is_in_both_splits(kind, tmp_path):
     assert not sides[0] & sides[1]
     assert len(splits.train.rows) + len(splits.held_out.rows) == 90
     assert 8 <= len(splits.held_out.rows) <= 10
-    assert count_shared(task, splits) == 0
+    assert count_shared_inputs(task, splits) == 0
     assert splits.held_out.rows != rows[-9:]
     # as two files, each evaluation row that reads what a training row reads counts
     write_rows(tmp_path / "train.jsonl", rows)
     write_rows(tmp_path / "test.jsonl", [make(0), make(3), make(300)])
     splits, _ = split(task, tmp_path, eval_split="test")
-    assert count_shared(task, splits) == 2
+    assert count_shared_inputs(task, splits) == 2
 
 
 def test_all_references_of_a_prompt_stay_together_up_to_the_maximum(tmp_path):
@@ -475,7 +475,7 @@ def test_one_file_in_place_of_an_eval_split_is_cautioned(tmp_path):
     splits, labels = check_splits(task, load_splits(task.dataset))
     (line,) = told(splits, labels, task=task)
     assert line == (
-        f"{file} is one file, without a split 'test': 10 % of the rows are held out to score on"
+        f"{file} is one file, without a split 'test': 10 % of the rows are held out for evaluation"
     )
 
 
@@ -533,15 +533,15 @@ def test_batches_and_warm_up_longer_than_the_run_are_cautioned(tmp_path):
 
 
 def test_the_report_names_the_numbers_of_rows_and_the_labels(tmp_path):
-    from pipelines.reporting.report import split_line
+    from pipelines.reporting.report import describe_split
 
     splits, _ = split(CLASSIFY, write_rows(tmp_path / "rows.jsonl", SORTED), max_train_rows=100)
     features = Features([], {"rows": 100, "rows_cut": 2}, num_rows=100)
-    assert split_line(CLASSIFY, "train", splits.train, features) == (
+    assert describe_split(CLASSIFY, "train", splits.train, features) == (
         "  train: 100 of 180 rows (max_train_rows), 2 rows cut; labels: neg 60, pos 40"
     )
     features = Features([], {"rows": 20, "rows_cut": 0}, num_rows=20)
-    assert split_line(CLASSIFY, "eval", splits.held_out, features) == (
+    assert describe_split(CLASSIFY, "eval", splits.held_out, features) == (
         "  eval: 20 rows, 0 rows cut; labels: neg 12, pos 8"
     )
 
@@ -613,17 +613,17 @@ def test_a_run_records_what_was_drawn_and_evaluate_draws_it_again(tmp_path, chec
 
 
 def test_a_stream_reports_that_it_takes_the_first_rows(tmp_path):
-    from pipelines.reporting.report import split_line
+    from pipelines.reporting.report import describe_split
 
     file = write_rows(tmp_path / "rows.jsonl", [{"text": f"row {i}"} for i in range(40)])
     options = {"path": str(file), "streaming": True, "max_eval_rows": 4}
     for most, line in ((None, "streamed"), (10, "streamed, the first 10 rows")):
         task = CausalLM(dataset=DatasetSource(**options, max_train_rows=most))
         splits, _ = check_splits(task, load_splits(task.dataset))
-        train = split_line(task, "train", splits.train, Features([], {}, num_rows=-1))
+        train = describe_split(task, "train", splits.train, Features([], {}, num_rows=-1))
         assert train == f"  train: {line}"
         held_out = Features([], {"documents": 4}, num_rows=1)
-        found = split_line(task, "eval", splits.held_out, held_out)
+        found = describe_split(task, "eval", splits.held_out, held_out)
         assert found == "  eval: 4 documents, the first of the stream"
         assert splits.record["eval"]["part"] == "the first 4 rows"
         assert splits.record["train"]["rows"] is None

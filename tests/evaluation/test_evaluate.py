@@ -160,7 +160,7 @@ def test_files_and_hubs_that_are_not_there_are_told_without_a_trace(results, tmp
     said = command("predict", results / "causal_lm", "nothing.jsonl", cwd=tmp_path, code=3)
     assert "nothing.jsonl: No such file or directory." in said
     said = command("evaluate", "local/x", cwd=tmp_path, code=2, HF_ENDPOINT="http://127.0.0.1:9")
-    assert "'local/x' is no folder here, and http://127.0.0.1:9 does not answer" in said
+    assert "'local/x' is not a folder here, and http://127.0.0.1:9 does not answer" in said
 
 
 def test_a_base_that_is_gone_is_named_and_a_copy_of_it_serves(results, checkpoint, tmp_path):
@@ -172,7 +172,7 @@ def test_a_base_that_is_gone_is_named_and_a_copy_of_it_serves(results, checkpoin
         (folder / name).write_text(text.replace(str(checkpoint), "./runs/gone"))
     write_manifest(folder)
     said = command("evaluate", folder, cwd=tmp_path, code=2, HF_HUB_OFFLINE="1")
-    assert "--base: the adapter's base, './runs/gone', is no folder here" in said
+    assert "--base: the adapter's base, './runs/gone', is not a folder here" in said
     command("evaluate", folder, "--base", checkpoint, cwd=tmp_path)
 
 

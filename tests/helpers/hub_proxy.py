@@ -1,4 +1,4 @@
-"""A proxy in front of a Hub that answers, stalls or changes what a test wants, over real HTTP."""
+"""A proxy in front of a Hub that forwards, stalls or changes answers, over real HTTP."""
 
 import http.client
 import threading

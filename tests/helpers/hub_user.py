@@ -69,10 +69,10 @@ def publish_all(data: str, folder: str) -> dict:
     noted = {}
     real_save = pipelines.flow.save
 
-    def save_and_note(trainer, recipe, tokenizer, labels, metrics, rows_scored, **options):
-        logits = logits_of((recipe, trainer.model.eval(), tokenizer, labels))
-        noted[recipe.push_to] = (logits, labels, metrics)
-        return real_save(trainer, recipe, tokenizer, labels, metrics, rows_scored, **options)
+    def save_and_note(trainer, run):
+        logits = logits_of((run.recipe, trainer.model.eval(), run.tokenizer, run.labels))
+        noted[run.recipe.push_to] = (logits, run.labels, run.metrics)
+        return real_save(trainer, run)
 
     pipelines.flow.save = save_and_note
     pipelines.flow.run(base(data, folder))

@@ -1,4 +1,4 @@
-"""The local Hub as tests want it: it records requests, and faults happen as scripted."""
+"""The local Hub for tests: it records requests, and faults happen as scripted."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Seen:
 
 
 class LocalHub(local_hub.LocalHub):
-    """A Hub with scripted faults that records what it is asked."""
+    """A Hub with scripted faults that records its requests."""
 
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options)

@@ -1,4 +1,4 @@
-"""Model cards: metadata that the Hub takes, and names that break out of nothing."""
+"""Model cards: metadata that the Hub accepts, and escaped names."""
 
 import ast
 import re
@@ -12,7 +12,7 @@ import yaml
 from helpers.factories import CASES, ROOT, make_tasks, method
 from pipelines.data.source import DatasetSource
 from pipelines.hub.card import model_card
-from pipelines.hub.contents import portable
+from pipelines.hub.contents import make_portable
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import Int8, Lora, Model, Scratch
 from pipelines.tasks.base import Task
@@ -164,9 +164,9 @@ def test_a_card_of_each_task_by_each_method_is_whole(name, how):
     assert (front["base_model_relation"], front["library_name"]) == (relation, library)
     for snippet in re.findall(r"```python\n(.*?)```", body, re.DOTALL):
         ast.parse(snippet)
-    told = {"8bit": "</code> in 8 bits.", "4bit": "</code> in 4 bits (NF4).", "lora": "</code>."}
-    assert told.get(how, "A GPT-2-style model that") in body
-    assert ("BitsAndBytesConfig(" in body) == (how in told and how != "lora")
+    bases = {"8bit": "</code> in 8 bits.", "4bit": "</code> in 4 bits (NF4).", "lora": "</code>."}
+    assert bases.get(how, "A GPT-2-style model that") in body
+    assert ("BitsAndBytesConfig(" in body) == (how in bases and how != "lora")
     assert "\n\n\n" not in body
 
 
@@ -227,7 +227,7 @@ def test_the_pair_and_answer_snippets_are_python():
             ast.parse(snippet)
 
 
-def test_a_portable_recipe_names_no_place_of_this_machine(tmp_path, monkeypatch):
+def test_a_portable_recipe_has_no_path_of_this_machine(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
     inside = DatasetSource(path="./data")
@@ -242,14 +242,14 @@ def test_a_portable_recipe_names_no_place_of_this_machine(tmp_path, monkeypatch)
         output_dir=str(tmp_path / "out"),
         push_to="user/a",
     )
-    found = portable(recipe)
+    found = make_portable(recipe)
     assert found.task.dataset.path == "./data"
     assert found.output_dir is None
     assert found.model.tokenizer.name_or_path == f"./{elsewhere.name}"
-    found = portable(replace(recipe, task=replace(task, dataset=outside)))
+    found = make_portable(replace(recipe, task=replace(task, dataset=outside)))
     assert found.task.dataset.path == f"./{elsewhere.name}"
     assert str(tmp_path) not in found.to_json()
-    assert portable(RECIPE).task.dataset == RECIPE.task.dataset
+    assert make_portable(RECIPE).task.dataset == RECIPE.task.dataset
 
 
 def test_an_adapter_of_gpt2_small_is_below_5_mb(tmp_path):
@@ -257,7 +257,7 @@ def test_an_adapter_of_gpt2_small_is_below_5_mb(tmp_path):
     from peft import LoraConfig, get_peft_model
     from transformers import GPT2Config, GPT2ForSequenceClassification
 
-    from pipelines.results.save import compact
+    from pipelines.results.save import compact_tokenizer_file
 
     model = GPT2ForSequenceClassification(GPT2Config(num_labels=2, pad_token_id=0))
     adapter = get_peft_model(
@@ -267,7 +267,7 @@ def test_an_adapter_of_gpt2_small_is_below_5_mb(tmp_path):
     tokenizer = large_tokenizer()
     tokenizer.save_pretrained(tmp_path)
     before = (tmp_path / "tokenizer.json").stat().st_size
-    compact(tokenizer, tmp_path)
+    compact_tokenizer_file(tokenizer, tmp_path)
     assert (tmp_path / "tokenizer.json").stat().st_size < before / 2
     size = sum(file.stat().st_size for file in tmp_path.iterdir())
     assert 3_500_000 < size < 4_900_000  # which leaves 100 kB for curve, card, recipe, sidecar

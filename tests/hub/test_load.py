@@ -1,4 +1,4 @@
-"""The round trip over HTTP: publish, load by id in a new process, find the same score."""
+"""The round trip over HTTP: publish, load by id in a new process, get the same score."""
 
 import json
 import sys
@@ -19,7 +19,7 @@ TUNED = [repo for repo in REPOS if repo != "local/base"]
 
 @pytest.fixture(scope="module")
 def published(hub, place):
-    """Every task by every method, trained and published; and what the process said."""
+    """Every task by every method, trained and published; and the output of the process."""
     script = ROOT / "tests" / "helpers" / "hub_user.py"
     out = place / "published.pt"
     said = client(

@@ -79,7 +79,7 @@ def client(served):
     return Client(served.port, served.token)
 
 
-def test_the_token_is_random_for_each_folder_and_its_users_alone(served, tmp_path):
+def test_the_token_is_random_for_each_folder_and_readable_by_its_user_alone(served, tmp_path):
     file = served.folder / "token"
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert file.read_text() == served.token
@@ -283,7 +283,7 @@ def test_a_hub_that_is_killed_has_every_commit_that_it_confirmed(tmp_path):
     assert process.wait(10) == 0
 
 
-def test_a_port_or_a_folder_that_is_taken_is_said(served):
+def test_a_port_or_a_folder_that_is_taken_is_reported(served):
     for flags in (["--port", str(served.port)], ["--folder", str(served.folder)], ["--port", "-1"]):
         flags = flags if "--folder" in flags else [*flags, "--folder", str(served.folder / "new")]
         done = subprocess.run([*COMMAND, *flags], capture_output=True, text=True, cwd=ROOT)

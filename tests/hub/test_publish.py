@@ -154,7 +154,7 @@ def sent(hub) -> list[str]:
     return [seen.path for seen in hub.seen if any(kind in seen.path for kind in kinds)]
 
 
-def test_a_public_repository_is_refused_when_private_was_asked(hub, publisher, result):
+def test_a_public_repository_is_refused_unless_public_is_requested(hub, publisher, result):
     assert publisher.publish(result, "local/seen") == (0, "")
     hub.repos["models", "local/seen"].private = False
     hub.seen.clear()
@@ -179,7 +179,9 @@ def test_a_public_repository_is_refused_when_private_was_asked(hub, publisher, r
         ("hf_stranger", "x", "'x' is not of the form USER/NAME"),
     ],
 )
-def test_who_may_not_publish_is_told_why(hub, publisher, result, token, repo, message):
+def test_an_account_that_may_not_publish_gets_the_reason(
+    hub, publisher, result, token, repo, message
+):
     hub.seen.clear()
     code, said = publisher.publish(result, repo, token=token)
     assert code == 2
@@ -255,7 +257,7 @@ def test_a_base_that_others_cannot_load_is_refused(hub, publisher, result, check
     assert "the base local/hidden is private" in said
 
 
-def test_a_token_in_a_result_is_found_before_it_leaves(hub, publisher, result, tmp_path):
+def test_a_token_in_a_result_is_detected_before_it_is_sent(hub, publisher, result, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(result, copy)
     sidecar = json.loads((copy / "task.json").read_text())
@@ -264,7 +266,7 @@ def test_a_token_in_a_result_is_found_before_it_leaves(hub, publisher, result, t
     hub.seen.clear()
     code, said = publisher.publish(copy, "local/leak")
     assert code == 2
-    assert "task.json: holds a token" in said
+    assert "task.json: has a token" in said
     assert not sent(hub)
     sidecar["hardware"] = "x"
     sidecar["metrics"]["accuracy"] = float("nan")
@@ -278,7 +280,7 @@ def test_a_token_in_a_result_is_found_before_it_leaves(hub, publisher, result, t
     assert "has no adapter_model.safetensors" in said
 
 
-def test_files_of_an_earlier_result_go_and_others_stay(hub, publisher, result):
+def test_files_of_an_earlier_result_are_deleted_and_others_stay(hub, publisher, result):
     repo = hub.repos["models", "local/plain"]
     files = dict(repo.commit("main")["files"])
     files |= {"vocab.json": hub.blob(b"{}", lfs=False), "notes.md": hub.blob(b"mine", lfs=False)}

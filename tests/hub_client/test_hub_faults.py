@@ -1,7 +1,7 @@
 """Publishing and loading over a Hub that is silent, slow, wrong or changed by others."""
 
+import contextlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -36,12 +36,8 @@ def run_here(recipe, folder):
     """Run a recipe in a folder."""
     from pipelines.flow import run
 
-    before = os.getcwd()
-    os.chdir(folder)
-    try:
+    with contextlib.chdir(folder):
         run(recipe)
-    finally:
-        os.chdir(before)
     return (folder / recipe.folder).resolve()
 
 
@@ -258,7 +254,7 @@ def test_a_download_that_another_process_makes_is_waited_for(tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("value", ["soon", "0", "-1", "inf", "nan"])
-def test_a_timeout_that_is_no_number_of_seconds_is_refused(monkeypatch, value):
+def test_a_timeout_that_is_not_a_positive_number_is_refused(monkeypatch, value):
     from pipelines.errors import RecipeError
     from pipelines.hub_client.client import Hub
     from pipelines.hub_client.transport import hub_timeout
@@ -282,7 +278,7 @@ def test_a_timeout_that_is_no_number_of_seconds_is_refused(monkeypatch, value):
         (200, {"ratelimit": '"api";r=0;t=55'}, None),
     ],
 )
-def test_the_time_that_a_server_asks_for_is_read_in_every_form(status, headers, seconds):
+def test_the_time_that_a_server_requests_is_read_in_every_form(status, headers, seconds):
     import httpx2
 
     from pipelines.hub_client.transport import retry_after
@@ -331,7 +327,7 @@ def test_rows_of_the_hub_are_read_after_a_passing_failure_or_refused(
     assert "has not answered for 2 s" in done.said
 
 
-def test_a_hub_that_asks_to_wait_is_given_the_time(client, proxy, base):
+def test_a_hub_that_requests_a_wait_gets_the_time(client, proxy, base):
     busy = (503, {"Retry-After": "4"}, b"{}")  # longer than the time-out of 2 s
     proxy.reset(failing_once("/commit/", busy))
     done = client("publish", folder=base, repo="local/busy")
@@ -368,7 +364,7 @@ def test_a_hub_that_asks_to_wait_is_given_the_time(client, proxy, base):
         ("/lfs/", (507, {}, b'{"error": "Disk full"}'), "Disk full"),
     ],
 )
-def test_the_reason_of_the_hub_is_told(client, proxy, hub, base, path, answer, words):
+def test_the_reason_of_the_hub_is_reported(client, proxy, hub, base, path, answer, words):
     for blob in (hub.folder / "blobs").iterdir():
         blob.unlink()
     proxy.reset(lambda method, url: answer if path in url else None)
@@ -392,7 +388,7 @@ def test_a_web_page_in_place_of_an_answer_is_recognised(client, proxy, base):
 @pytest.mark.parametrize(
     "answer", [(200, {}, b"{}"), (200, {}, b"null"), (200, {}, b'{"orgs": 3}'), (204, {}, b"")]
 )
-def test_an_answer_of_another_form_is_told_without_a_trace(client, proxy, base, answer):
+def test_a_malformed_answer_is_reported_without_a_traceback(client, proxy, base, answer):
     proxy.reset(lambda method, path: answer)
     assert client("publish", folder=base, repo="local/form").code == 6
     assert client("evaluate", repo="local/form").code == 2
@@ -402,7 +398,7 @@ def test_a_token_that_is_revoked_during_the_run_leaves_the_finishing_command(cli
     revoked = (401, {"X-Error-Message": "Invalid credentials in Authorization header"}, b"{}")
     proxy.reset(lambda method, path: revoked)
     done = client("publish", folder=base, repo="local/revoked")
-    assert done.code == 2  # asked by hand: nothing was computed
+    assert done.code == 2  # the command was typed: nothing was computed
     done = client("publish_finished", folder=base, repo="local/revoked", public=False)
     assert done.code == 6
     assert "Invalid credentials" in done.said
@@ -422,7 +418,6 @@ def after_the_commit(change):
         elif made and "/tree/" in path and len(made) == 1:
             made.append(path)
             change()
-        return None
 
     return script
 
@@ -438,7 +433,9 @@ def test_a_repository_made_public_meanwhile_is_private_again(client, proxy, hub,
     assert hub.repos["models", "local/opened"].private
 
 
-def test_a_repository_that_stays_public_gated_renamed_or_deleted_is_told(client, proxy, hub, base):
+def test_a_repository_that_stays_public_gated_renamed_or_deleted_is_reported(
+    client, proxy, hub, base
+):
     def change(**fields):
         info = {"id": "local/changed", "private": True, "gated": False, "sha": "0" * 40} | fields
         return 200, {"Content-Type": "application/json"}, json.dumps(info).encode()
@@ -537,7 +534,7 @@ def test_a_base_with_other_weights_is_refused_with_both_hashes(client, hub, adap
         ({"folder": base, "base": "local/other-base"}, "is a whole model"),
         ({"folder": adapter, "base": "local/nowhere"}, "is not on the Hub"),
         ({"folder": adapter, "base": "./runs/base"}, "is not on the Hub"),
-        ({"folder": adapter, "base": "a/b", "with_base": "a/b"}, "either now or already"),
+        ({"folder": adapter, "base": "a/b", "with_base": "a/b"}, "excludes --base"),
     ):
         done = client("publish", repo="local/wrong", **options)
         assert (done.code, words in done.said) == (2, True), done.said
@@ -576,22 +573,18 @@ def test_local_data_at_a_path_like_a_hub_id_is_not_named_as_a_hub_dataset(hub, a
 
 
 @pytest.mark.parametrize("path", ["a/b/c", "../data", "data", "./x y/z"])
-def test_data_at_any_path_gives_a_card_that_the_hub_takes(client, hub, base, tmp_path, path):
+def test_data_at_any_path_gives_a_card_that_the_hub_accepts(client, hub, base, tmp_path, path):
     from pipelines.results.names import explicit, public_name
 
     work = tmp_path / "work"
     (work / path).mkdir(parents=True)
-    before = os.getcwd()
-    os.chdir(work)
-    try:
+    with contextlib.chdir(work):
         named = explicit(path)
         assert named.startswith(".")
         assert public_name(named) == (
             "./data" if path == "../data" else f"./{path}".replace("././", "./")
         )
         shown = public_name(named)
-    finally:
-        os.chdir(before)
     copy = shutil.copytree(base, tmp_path / "result")
     recipe = Recipe.from_file(copy / "recipe.json")
     source = replace(recipe.task.dataset, path=named)
@@ -631,7 +624,7 @@ def test_leftovers_of_a_killed_publication_are_cleared(client, base, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "place", "found"),
+    ("text", "path", "expected"),
     [
         ("local/app-reviews", "/app", False),
         ("./data/mine", "/data", False),
@@ -649,13 +642,13 @@ def test_leftovers_of_a_killed_publication_are_cleared(client, base, tmp_path):
         ("/home/jürgen/x", "/home/jürgen", True),
     ],
 )
-def test_a_path_of_this_machine_is_found_as_a_path(text, place, found):
-    from pipelines.hub.contents import names_path
+def test_a_path_of_this_machine_is_recognised(text, path, expected):
+    from pipelines.hub.contents import contains_path
 
-    assert names_path(text, place) is found
+    assert contains_path(text, path) is expected
 
 
-def test_paths_are_looked_for_in_values_and_not_in_vocabularies(monkeypatch):
+def test_paths_are_searched_in_values_and_not_in_vocabularies(monkeypatch):
     from pipelines.errors import RecipeError
     from pipelines.hub.contents import check_contents
 
@@ -673,5 +666,5 @@ def test_paths_are_looked_for_in_values_and_not_in_vocabularies(monkeypatch):
         "README.md": b"| base | <code>/app/base</code> |",
         "tokenizer_config.json": b'{"name_or_path": "/app"}',
     }.items():
-        with pytest.raises(RecipeError, match="holds a path of here, /app"):
+        with pytest.raises(RecipeError, match="has a path of this machine, /app"):
             check_contents(good | {name: content})

@@ -178,16 +178,16 @@ def test_a_merged_model_may_have_another_task_than_its_adapter(merged, tmp_path,
 
 def test_without_its_rows_its_score_is_said_to_be_the_adapters(merged, tmp_path):
     from pipelines.hub.card import model_card
-    from pipelines.hub.publish import read_result
+    from pipelines.hub.publish import read_publishable_result
 
     folder, _ = merged
     adapter = folder / "text_classification-8bit"
     merge(adapter, tmp_path / "a", rescore=False)
-    recipe, sidecar = read_result(tmp_path / "a")
+    recipe, sidecar = read_publishable_result(tmp_path / "a")
     assert sidecar["metrics"] == load_result(adapter).metrics
     card = model_card(recipe, sidecar, "me/merged")
     assert "These are the scores of the adapter; the merged model was not scored." in card
-    recipe, sidecar = read_result(folder / "merged" / "text_classification-8bit")
+    recipe, sidecar = read_publishable_result(folder / "merged" / "text_classification-8bit")
     before = sidecar["merged"]["adapter_score"]
     card = model_card(recipe, sidecar, "me/merged")
     assert f"On the base as it was trained on, the adapter's accuracy was {before:.4f}." in card
@@ -222,7 +222,7 @@ def test_what_cannot_be_merged_is_told_and_leaves_nothing(merged, tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(RecipeError, match=r"OUT: .*file is not empty"):
         merge(adapter, tmp_path / "file")
-    with pytest.raises(RecipeError, match="no folder"):
+    with pytest.raises(RecipeError, match="not a folder"):
         merge(adapter, tmp_path / "out", base="nowhere/at-all")
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
 

@@ -364,11 +364,11 @@ def test_a_named_tokenizer_is_pinned_and_travels_in_recipe_json(checkpoint, task
 
     asked = []
 
-    def commit_of(hub, name, revision, *arguments, **options):
+    def resolve_commit(hub, name, revision, **options):
         asked.append((name, revision))
         return f"commit of {name}"
 
-    monkeypatch.setattr(pipelines.hub.pin, "commit_of", commit_of)
+    monkeypatch.setattr(pipelines.hub.pin, "resolve_commit", resolve_commit)
     model = Model(
         name_or_path=str(checkpoint), tokenizer="local/tokenizer", tokenizer_revision="v1"
     )

@@ -66,7 +66,7 @@ def use(folder: Path):
 
 @contextmanager
 def bounded(seconds: int, memory: int):
-    """End what takes longer, or more memory than it had and `memory`."""
+    """Raise TimeoutError after `seconds`, and MemoryError beyond `memory` more bytes than now."""
 
     def stop(*arguments):
         raise TimeoutError(f"more than {seconds} s")
@@ -84,7 +84,7 @@ def bounded(seconds: int, memory: int):
 
 
 def outcome(folder: Path, original) -> str:
-    """Return what becomes of a damaged result."""
+    """Return what using a damaged result leads to."""
     from pipelines.errors import DataError
     from pipelines.evaluation.evaluate import evaluate as evaluate_result
 
@@ -94,13 +94,12 @@ def outcome(folder: Path, original) -> str:
     except NonFiniteError:
         return "refused, 4"
     except RecipeError as error:
-        assert 0 < len(str(error)) < 5000
-        return "refused, 2"
+        return "refused, 2" if 0 < len(str(error)) < 5000 else "BAD MESSAGE"
     except DataError:
         return "refused, 3"
-    if labels == original[1] and logits.shape == original[0].shape:
-        if torch.allclose(logits, original[0], rtol=1e-5, atol=1e-5):
-            return "equal"
+    same_form = labels == original[1] and logits.shape == original[0].shape
+    if same_form and torch.allclose(logits, original[0], rtol=1e-5, atol=1e-5):
+        return "equal"
     if sha256 != original[2]:
         return "other hash"
     try:
@@ -111,7 +110,7 @@ def outcome(folder: Path, original) -> str:
 
 @pytest.mark.parametrize("number", [60, pytest.param(500, marks=pytest.mark.slow)])
 @pytest.mark.timeout(900)
-def test_damage_is_refused_harmless_or_told(originals, tmp_path, number):
+def test_damage_is_refused_harmless_or_reported(originals, tmp_path, number):
     canary, counts, seconds = tmp_path / "canary", Counter(), []
     used = {name: use(originals / name) for name in KINDS}
     for seed in range(number):
@@ -119,7 +118,7 @@ def test_damage_is_refused_harmless_or_told(originals, tmp_path, number):
         name = KINDS[seed % 3]
         folder = shutil.copytree(originals / name, tmp_path / "copy")
         file, how = mutate(folder, originals / KINDS[(seed + 1) % 3], random, canary)
-        if seed % 4:  # the others are told by their hashes already
+        if seed % 4:  # the hashes of the others reveal the damage already
             list_files_again(folder)
         began = time.perf_counter()
         try:
@@ -132,6 +131,7 @@ def test_damage_is_refused_harmless_or_told(originals, tmp_path, number):
         # a tokenizer whose hash was replaced too may give other tokens and the same score
         unknowable = seed % 4 and file.startswith("tokenizer")
         assert found != "WRONG" or unknowable, (seed, name, file, how)
+        assert found != "BAD MESSAGE", (seed, name, file, how)
         assert not canary.exists()
         shutil.rmtree(folder)
     print(number, dict(counts), f"longest {max(seconds):.1f} s")
@@ -331,14 +331,14 @@ def test_shards_are_files_of_the_result(copy):
 
 
 @pytest.mark.parametrize("template", BOMBS)
-def test_a_chat_template_ends(copy, template):
+def test_a_chat_template_must_end(copy, template):
     folder = copy("replies")
     (folder / "chat_template.jinja").write_text(template)
     assert "its chat template cannot be used" in refusal(folder)
 
 
-def test_a_chat_template_of_others_that_ends_is_taken():
-    from pipelines.results.check import failure_of
+def test_a_chat_template_of_others_that_ends_is_accepted():
+    from pipelines.results.check_tokenizer import template_error
 
     chatml = (
         "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + "
@@ -350,8 +350,8 @@ def test_a_chat_template_of_others_that_ends_is_taken():
         "{% for m in messages %}{% generation %}{{ m | tojson(indent=4) }}{% endgeneration %}"
         "{% if loop.last %}{% break %}{% endif %}{% endfor %}{{ strftime_now('%d') }}"
     )
-    assert failure_of(chatml) is None
-    assert failure_of(strict) is None
+    assert template_error(chatml) is None
+    assert template_error(strict) is None
 
 
 def test_a_tokenizer_of_another_model_is_refused(copy):

@@ -1,4 +1,4 @@
-"""A result is written whole, never mixed and never overwritten in silence; stops lose nothing."""
+"""A result is written whole, never mixed and never overwritten unasked; stops lose nothing."""
 
 import os
 import pty
@@ -15,18 +15,18 @@ from helpers.resumable_runs import cut, flip
 from pipelines.errors import CheckpointError, RecipeError
 from pipelines.flow import run
 from pipelines.hub.load import load_result
-from pipelines.hub.publish import read_result as read_published
+from pipelines.hub.publish import read_publishable_result as read_published
 from pipelines.inference.merge import merge
 from pipelines.log import FILE, LOG, log_to_folder
 from pipelines.recipe.recipe import Recipe
 from pipelines.results.files import (
     STAGE,
-    damage,
+    consistent_read,
     files_of,
+    find_result_damage,
+    install_staged_result,
     read_manifest,
-    settle,
-    swap_in,
-    unchanging,
+    recover_interrupted_swap,
     write_manifest,
 )
 from pipelines.results.lock import lock_for_reading, lock_run_folder
@@ -112,21 +112,21 @@ ACTS = {
 
 @dataclass(frozen=True)
 class KillAt:
-    """The process is killed at the nth rename or removal of a file while a result is swapped in."""
+    """The process is killed at the nth rename or removal of a file while a result is replaced."""
 
     count: int
 
     def arrange(self) -> None:
-        """Watch the renames and removals inside `swap_in`."""
+        """Watch the renames and removals inside `install_staged_result`."""
         import pipelines.results.save
 
-        real = pipelines.results.save.swap_in
+        real = pipelines.results.save.install_staged_result
 
-        def swap_in(folder):
+        def install_staged_result(folder):
             kill_at(self.count)
             real(folder)
 
-        pipelines.results.save.swap_in = swap_in
+        pipelines.results.save.install_staged_result = install_staged_result
 
 
 def kill_at(count: int) -> None:
@@ -164,15 +164,14 @@ def names(folder: Path) -> set[str]:
 
 def same_result(folder: Path, other: Path) -> bool:
     """Tell whether two results have the same weights and the same files, and are whole."""
-    assert damage(folder) == []
+    assert find_result_damage(folder) == []
     [weights], [wanted] = (list(f.glob("*model.safetensors")) for f in (folder, other))
     return weights.read_bytes() == wanted.read_bytes() and names(folder) == names(other)
 
 
 def copy_of(bench: Bench, source: str, name: str) -> Path:
     """Copy a finished result to a folder of its own, as if a run of that name had left it."""
-    folder = shutil.copytree(bench.folder / source, bench.folder / name)
-    return folder
+    return shutil.copytree(bench.folder / source, bench.folder / name)
 
 
 def test_full_tuning_after_lora_under_one_name_leaves_no_adapter(bench):
@@ -244,7 +243,7 @@ OLD = {"recipe.json": "a", "adapter_model.safetensors": "b", "adapter_config.jso
 NEW = {"recipe.json": "d", "model.safetensors": "e", "config.json": "f"}
 
 
-def test_killed_at_each_instant_of_the_swap_it_is_the_old_or_the_new_result(tmp_path):
+def test_a_kill_at_any_instant_of_the_replacement_leaves_the_old_or_the_new_result(tmp_path):
     states = []
     for count in range(1, 100):
         folder = tmp_path / str(count)
@@ -252,16 +251,16 @@ def test_killed_at_each_instant_of_the_swap_it_is_the_old_or_the_new_result(tmp_
         write_result(folder / STAGE, NEW, "new")
         if (child := os.fork()) == 0:
             kill_at(count)
-            swap_in(folder)
+            install_staged_result(folder)
             os._exit(0)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         if (folder / "task.json").exists():
-            assert damage(folder) == []
+            assert find_result_damage(folder) == []
             states.append(read_manifest(folder)["run"])
         else:
             states.append("none")
-        settle(folder)
-        assert damage(folder) == []
+        recover_interrupted_swap(folder)
+        assert find_result_damage(folder) == []
         assert read_manifest(folder)["run"] == "new"
         assert {file.name for file in folder.iterdir()} == {*NEW, "task.json"}
         if status == 0:
@@ -283,17 +282,17 @@ def test_a_stage_that_is_not_whole_is_removed_and_the_old_result_stays(tmp_path)
         write_result(tmp_path / "run", OLD, "old")
         write_result(tmp_path / "run" / STAGE, NEW, "new")
         spoil(tmp_path / "run" / STAGE)
-        settle(tmp_path / "run")
-        assert damage(tmp_path / "run") == []
+        recover_interrupted_swap(tmp_path / "run")
+        assert find_result_damage(tmp_path / "run") == []
         assert {file.name for file in (tmp_path / "run").iterdir()} == {*OLD, "task.json"}
         shutil.rmtree(tmp_path / "run")
 
 
-def test_a_run_killed_in_its_swap_or_after_it_is_finished_by_the_same_command(bench):
+def test_a_run_killed_while_it_replaces_a_result_or_after_is_finished_by_the_same_command(bench):
     folder = copy_of(bench, "uninterrupted", "swap")
     recipe = replace(full(bench, "swap"), overwrite=True)
     bench.expect(recipe, KillAt(4), -signal.SIGKILL)
-    assert damage(folder) == ["has no task.json: no finished run left a result there."]
+    assert find_result_damage(folder) == ["has no task.json: no finished run left a result there."]
     code, said = bench.wait(bench.start(Scoring(folder)))
     assert code == 2
     assert "has no task.json" in said
@@ -342,16 +341,22 @@ def other_recipe(folder: Path) -> str:
     )
 
 
-def test_a_result_that_is_replaced_while_it_is_read_is_told(tmp_path):
+def read_during_replacement(folder: Path, act) -> None:
+    """Read a result, replace it in the middle, and read on by `act`."""
+    with consistent_read(folder, "x"):
+        install_staged_result(folder)
+        act()
+
+
+def test_a_result_that_is_replaced_while_it_is_read_is_reported(tmp_path):
     write_result(tmp_path / "run", OLD, "old")
-    with unchanging(tmp_path / "run", "x") as sidecar:
+    with consistent_read(tmp_path / "run", "x") as sidecar:
         assert sidecar["run"] == "old"
     for act in (lambda: None, lambda: (tmp_path / "run" / "gone").read_text()):
         write_result(tmp_path / "run" / STAGE, NEW, "new" * random.randint(1, 99))
-        with pytest.raises(RecipeError, match="was replaced"), unchanging(tmp_path / "run", "x"):
-            swap_in(tmp_path / "run")
-            act()
-    with pytest.raises(FileNotFoundError), unchanging(tmp_path / "run", "x"):
+        with pytest.raises(RecipeError, match="was replaced"):
+            read_during_replacement(tmp_path / "run", act)
+    with pytest.raises(FileNotFoundError), consistent_read(tmp_path / "run", "x"):
         (tmp_path / "run" / "gone").read_text()
 
 
@@ -390,10 +395,12 @@ def test_a_signal_before_the_first_step_ends_the_run_at_once(module, name, act, 
 
 
 def test_a_signal_while_the_result_is_written_lets_it_be_finished(bench):
-    for number, (name, act) in enumerate((("write_result", "SIGTERM"), ("swap_in", "SIGHUP"))):
+    for number, (name, act) in enumerate(
+        (("write_result", "SIGTERM"), ("install_staged_result", "SIGHUP"))
+    ):
         recipe = bench.adapter(f"saving-{number}")
         bench.expect(recipe, Calling("pipelines.results.save", name, act), 0)
-        assert damage(bench.folder / recipe.name) == []
+        assert find_result_damage(bench.folder / recipe.name) == []
         assert not bench.checkpoints(recipe.name).exists()
 
 
@@ -460,7 +467,7 @@ ERRORS = [
         "MB are free there. A result that was there",
     ),
     ("pipelines.results.save", "write_result", "fsync", "Input/output error"),
-    ("pipelines.results.save", "swap_in", "rename", "puts the new result in place"),
+    ("pipelines.results.save", "install_staged_result", "rename", "puts the new result in place"),
 ]
 
 
@@ -487,7 +494,7 @@ def test_an_error_of_the_disk_at_a_marker_leaves_the_checkpoint_before(bench):
 
 
 @pytest.mark.parametrize(("name", "count"), [("mark_complete", 2), ("save", 1)])
-def test_a_folder_that_vanishes_is_made_again_or_told(name, count, bench):
+def test_a_folder_that_vanishes_is_made_again_or_reported(name, count, bench):
     module = "pipelines.training.trainer" if name == "mark_complete" else "pipelines.flow"
     for act, code in (("vanish", 0 if name == "save" else 5), ("no folder", 5)):
         recipe = bench.adapter(f"{name}-{act}".replace(" ", "-"))
@@ -497,11 +504,17 @@ def test_a_folder_that_vanishes_is_made_again_or_told(name, count, bench):
             assert same_result(recipe.folder, bench.folder / "uninterrupted")
 
 
+def log_and_fail(folder: Path) -> None:
+    """Log a line to a folder and raise an error."""
+    with log_to_folder(folder):
+        LOG.info("a line that does not fit on the disk")
+        raise CheckpointError("what ended it")
+
+
 def test_a_full_disk_under_the_log_hides_no_error(tmp_path):
     (tmp_path / FILE).symlink_to("/dev/full")
-    with pytest.raises(CheckpointError, match="what ended it"), log_to_folder(tmp_path):
-        LOG.info("a line that the disk does not take")
-        raise CheckpointError("what ended it")
+    with pytest.raises(CheckpointError, match="what ended it"):
+        log_and_fail(tmp_path)
     (tmp_path / "other" / FILE).mkdir(parents=True)
     with pytest.raises(RecipeError, match="cannot be written"), log_to_folder(tmp_path / "other"):
         pass
@@ -536,7 +549,7 @@ def test_a_score_that_is_not_finite_says_how_to_score_again(bench):
     bench.expect(allowed, None, 0, "resuming from checkpoint-6", "data.eval changes from")
 
 
-def test_publish_and_runs_keep_out_of_each_others_way(tmp_path):
+def test_publish_and_runs_exclude_each_other(tmp_path):
     folder = tmp_path / "run"
     write_result(folder, OLD, "old")
     with lock_run_folder(folder):

@@ -152,4 +152,4 @@ def test_the_selftest_holds_and_tells_what_does_not(capfd, monkeypatch):
     said = capfd.readouterr().out
     assert said.count("failed") == 2
     assert "Find a run that never was." in said
-    assert "is no folder" in said  # the base was not trained
+    assert "is not a folder" in said  # the base was not trained
