@@ -1,7 +1,7 @@
-"""Break runs on purpose, on this machine: signals, kills, damaged files, bad rows.
+"""Inject faults into small runs on this machine: signals, kills, damaged files, bad rows.
 
-A tiny model is made on the spot; nothing is fetched. Each run is a process of its own, forked from
-a server that has imported everything once, so that a kill is a kill and costs a second or two.
+The model is tiny and made here; nothing is downloaded. Each run is a process of its own, so that it
+can be killed; it is forked from a server that has imported everything, and so starts at once.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing import forkserver
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.console import Console
 
@@ -29,13 +29,16 @@ from pipelines.tasks.causal_lm import CausalLM
 from pipelines.tasks.text_classification import TextClassification
 from pipelines.terminal import report_errors
 
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
+
 OFFLINE = {
     "ACCELERATE_USE_CPU": "true",
     "HF_HUB_OFFLINE": "1",
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
-IMPORTED = [
+PRELOADED = [
     "pipelines.flow",
     "pipelines.evaluation.evaluate",
     "pipelines.selftest",
@@ -46,128 +49,136 @@ IMPORTED = [
 WEIGHTS = "*model.safetensors"
 
 
-class Failed(Exception):  # noqa: N818 - the word that is printed
-    """A check that did not hold."""
+class CheckError(Exception):
+    """A check of the self-test that failed."""
 
 
-def require(held: bool, otherwise: str) -> None:
-    """Raise Failed unless something held."""
-    if not held:
-        raise Failed(otherwise)
+def require(condition: bool, message: str) -> None:
+    """Raise CheckError with a message unless a condition holds."""
+    if not condition:
+        raise CheckError(message)
 
 
 class Fault(Protocol):
     """Something that goes wrong in a run's process."""
 
-    def arrange(self) -> None:
-        """Make it go wrong later on."""
+    def inject(self) -> Sequence[TrainerCallback]:
+        """Prepare the fault in this process; return the callbacks of the run that cause it."""
 
 
 @dataclass(frozen=True)
-class SignalAt:
+class SignalBefore:
     """The process gets a signal before a step."""
 
     step: int
     number: int = signal.SIGTERM
 
-    def arrange(self) -> None:
-        """Send it from within."""
-        before_step(self.step, lambda model: os.kill(os.getpid(), self.number))
+    def inject(self) -> Sequence[TrainerCallback]:
+        """Return a callback that sends the signal."""
+        return before_step(self.step, lambda model: os.kill(os.getpid(), self.number))
 
 
 @dataclass(frozen=True)
-class NaNAt:
-    """A weight is no number before a step."""
+class NaNBefore:
+    """A trainable weight is NaN before a step."""
 
     step: int
 
-    def arrange(self) -> None:
-        """Put a NaN among the weights that are trained."""
+    def inject(self) -> Sequence[TrainerCallback]:
+        """Return a callback that fills the first trainable tensor with NaN."""
 
-        def spoil(model: Any) -> None:
+        def fill(model: Any) -> None:
             next(p for p in model.parameters() if p.requires_grad).data.fill_(float("nan"))
 
-        before_step(self.step, spoil)
+        return before_step(self.step, fill)
 
 
 @dataclass(frozen=True)
-class KillAtWrite:
-    """The process is killed when half of a file has been written, named by its path's end."""
+class KillInWrite:
+    """The process is killed in the middle of writing a file whose path has this end."""
 
     end: str
 
-    def arrange(self) -> None:
+    def inject(self) -> Sequence[TrainerCallback]:
         """Wrap the three ways in which the libraries write."""
         import safetensors.torch
         import torch
 
-        def half(write: Callable[..., Any], place: int) -> Callable[..., Any]:
-            def written(*arguments: Any, **options: Any) -> Any:
+        def cut_in_half(write: Callable[..., Any], path_index: int) -> Callable[..., Any]:
+            def write_half(*arguments: Any, **options: Any) -> Any:
                 result = write(*arguments, **options)
-                if str(arguments[place]).endswith(self.end):
-                    os.truncate(arguments[place], os.path.getsize(arguments[place]) // 2)
+                path = str(arguments[path_index])
+                if path.endswith(self.end):
+                    os.truncate(path, Path(path).stat().st_size // 2)
                     os.kill(os.getpid(), signal.SIGKILL)
                 return result
 
-            return written
+            return write_half
 
-        def opened(event: str, arguments: tuple[Any, ...]) -> None:
+        def kill_at_open(event: str, arguments: tuple[Any, ...]) -> None:
             if event != "open" or "w" not in str(arguments[1]):
                 return
             if str(arguments[0]).endswith(self.end):
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        setattr(torch, "save", half(torch.save, 1))  # noqa: B010 - on purpose
+        setattr(torch, "save", cut_in_half(torch.save, 1))  # noqa: B010 - on purpose
         module: Any = safetensors.torch
-        module.serialize_file = half(module.serialize_file, 1)
-        sys.addaudithook(opened)
+        module.serialize_file = cut_in_half(module.serialize_file, 1)
+        sys.addaudithook(kill_at_open)
+        return ()
 
 
-def before_step(step: int, act: Callable[[Any], None]) -> None:
-    """Let the runs of this process do something before a step."""
-    from pipelines.training import build as training
+def before_step(step: int, act: Callable[[Any], None]) -> Sequence[TrainerCallback]:
+    """Return a callback that does something with the model before a step."""
+    from transformers import TrainerCallback
 
-    class Faulty(training.StepLog):
+    class BeforeStep(TrainerCallback):
         def on_step_begin(
             self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
         ) -> None:
             if state.global_step == step:
                 act(model)
 
-    setattr(training, "StepLog", Faulty)  # noqa: B010 - on purpose
+    return (BeforeStep(),)
 
 
-def in_process(target: Callable[[], None], fault: Fault | None, output: Path) -> None:
-    """Do something with a fault arranged; what it says goes to a file."""
+class Target(Protocol):
+    """What a process of the self-test does, with the callbacks of a fault."""
+
+    def __call__(self, callbacks: Sequence[TrainerCallback]) -> None:
+        """Do it."""
+
+
+def in_process(target: Target, fault: Fault | None, output: Path) -> None:
+    """Do something in this process with a fault; its output goes to a file."""
     with output.open("w", encoding="utf-8") as out:
         os.dup2(out.fileno(), 1)
         os.dup2(out.fileno(), 2)
-    if fault is not None:
-        fault.arrange()
+    callbacks = () if fault is None else fault.inject()
     with report_errors():
-        target()
+        target(callbacks)
 
 
 @dataclass(frozen=True)
-class Running:
+class RunRecipe:
     """Run a recipe; a value that can be sent to another process."""
 
     recipe: str
 
-    def __call__(self) -> None:
+    def __call__(self, callbacks: Sequence[TrainerCallback]) -> None:
         """Run it."""
         from pipelines.flow import run
 
-        run(Recipe.from_json(self.recipe))
+        run(Recipe.from_json(self.recipe), callbacks)
 
 
 @dataclass(frozen=True)
-class Scoring:
-    """Score a result again, and end with 1 if the score is another."""
+class ScoreAgain:
+    """Score a result again, and exit with 1 if the score differs."""
 
     folder: Path
 
-    def __call__(self) -> None:
+    def __call__(self, callbacks: Sequence[TrainerCallback]) -> None:
         """Score it."""
         from pipelines.evaluation.evaluate import evaluate
 
@@ -176,7 +187,7 @@ class Scoring:
 
 
 @dataclass(frozen=True)
-class Bench:
+class Sandbox:
     """A folder with a little data and a base, and processes that run recipes in it."""
 
     folder: Path
@@ -221,8 +232,8 @@ class Bench:
             output_dir=str(self.folder / name),
         )
 
-    def start(self, target: Callable[[], None], fault: Fault | None = None) -> Any:
-        """Start a process; what another has said before it is gone."""
+    def start(self, target: Target, fault: Fault | None = None) -> Any:
+        """Start a process; the output of the one before it is discarded."""
         self.output.write_text("")
         context = multiprocessing.get_context("forkserver")
         process = context.Process(target=in_process, args=(target, fault, self.output))
@@ -231,45 +242,46 @@ class Bench:
 
     @property
     def output(self) -> Path:
-        """What the last process said."""
+        """File with the output of the last process."""
         return self.folder / "output"
 
     def run(self, recipe: Recipe, fault: Fault | None = None) -> tuple[int, str]:
-        """Run a recipe; return how its process ended, and what it said."""
-        return self.wait(self.start(Running(recipe.to_json()), fault))
+        """Run a recipe; return the exit code of its process, and its output."""
+        return self.wait(self.start(RunRecipe(recipe.to_json()), fault))
 
     def wait(self, process: Any) -> tuple[int, str]:
-        """Return how a process ended, and what it said."""
+        """Return the exit code of a process, and its output."""
         process.join(60)
-        process.kill()  # which does nothing, unless it hangs
+        process.kill()  # only a process that hangs is still there
         process.join()
         return process.exitcode, self.output.read_text(encoding="utf-8")
 
-    def expect(self, recipe: Recipe, fault: Fault | None, code: int, *said: str) -> None:
-        """Run a recipe that should end with a code, and say something."""
-        found, output = self.run(recipe, fault)
-        for text in said:
-            require(text in output, f"{text!r} was not said, but: {output[-800:]}")
-        require(found == code, f"ended with {found}, not {code}: {output[-800:]}")
+    def expect(self, recipe: Recipe, fault: Fault | None, code: int, *texts: str) -> None:
+        """Run a recipe; require an exit code, and texts in its output."""
+        exit_code, output = self.run(recipe, fault)
+        for text in texts:
+            require(text in output, f"{text!r} is not in the output: {output[-800:]}")
+        require(exit_code == code, f"exit code {exit_code}, not {code}: {output[-800:]}")
 
     def checkpoints(self, name: str) -> Path:
         """Return the folder of a run's checkpoints."""
         return self.folder / name / "checkpoints"
 
-    def same_bytes(self, name: str) -> None:
-        """Check that a run has the weights of the one that nothing interrupted."""
-        [found], [wanted] = (
+    def require_same_weights(self, name: str) -> None:
+        """Require that a run has the same weights, to the byte, as the uninterrupted one."""
+        [weights], [expected] = (
             list((self.folder / each).glob(WEIGHTS)) for each in (name, "uninterrupted")
         )
-        require(found.read_bytes() == wanted.read_bytes(), f"{found} is not {wanted}")
+        same = weights.read_bytes() == expected.read_bytes()
+        require(same, f"{weights} differs from {expected}")
 
 
 def start_server() -> None:
     """Start the process that all others are forked from.
 
-    What the libraries say while they are imported, of kernels that are not installed, goes nowhere.
+    Discards what the libraries print while they are imported, about kernels not installed.
     """
-    multiprocessing.get_context("forkserver").set_forkserver_preload(IMPORTED)
+    multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
     stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:
@@ -287,105 +299,118 @@ def ticket(number: int) -> str:
     return json.dumps({"text": f"Ticket {number}: my {thing} is late.", "label": thing})
 
 
-def trains(bench: Bench) -> None:
-    """Train a base and an 8-bit adapter, and find their scores again."""
-    bench.expect(bench.base(), None, 0, "perplexity")
-    bench.expect(bench.adapter("uninterrupted"), None, 0, "accuracy")
+def trains_and_scores(sandbox: Sandbox) -> None:
+    """Train a base and an 8-bit adapter, and reproduce their scores."""
+    sandbox.expect(sandbox.base(), None, 0, "perplexity")
+    sandbox.expect(sandbox.adapter("uninterrupted"), None, 0, "accuracy")
     for name in ("base", "uninterrupted"):
-        code, said = bench.wait(bench.start(Scoring(bench.folder / name)))
-        require(code == 0, said[-800:])
+        code, output = sandbox.wait(sandbox.start(ScoreAgain(sandbox.folder / name)))
+        require(code == 0, output[-800:])
 
 
-def stops(bench: Bench) -> None:
-    """Go on to the same bytes after SIGTERM."""
-    recipe = bench.adapter("stopped")
-    bench.expect(recipe, SignalAt(2), 75, "stopped at step 3", "run the same command again")
-    bench.expect(recipe, None, 0, "resuming from checkpoint-3")
-    bench.same_bytes("stopped")
+def resumes_after_signal(sandbox: Sandbox) -> None:
+    """Resume to the same bytes after SIGTERM."""
+    recipe = sandbox.adapter("stopped")
+    texts = ("stopped at step 3", "run the same command again")
+    sandbox.expect(recipe, SignalBefore(2), 75, *texts)
+    sandbox.expect(recipe, None, 0, "resuming from checkpoint-3")
+    sandbox.require_same_weights("stopped")
 
 
-def dies(bench: Bench) -> None:
-    """Go on to the same bytes after kill -9 in a step, and in the middle of a checkpoint."""
-    recipe = bench.adapter("killed")
-    bench.expect(recipe, SignalAt(3, signal.SIGKILL), -signal.SIGKILL)
-    bench.expect(recipe, KillAtWrite("checkpoint-4/optimizer.pt"), -signal.SIGKILL)
-    bench.expect(recipe, None, 0, "checkpoint-4 passed over", "resuming from checkpoint-2")
-    bench.same_bytes("killed")
+def resumes_after_kill(sandbox: Sandbox) -> None:
+    """Resume to the same bytes after kill -9 in a step, and in the middle of a checkpoint."""
+    recipe = sandbox.adapter("killed")
+    sandbox.expect(recipe, SignalBefore(3, signal.SIGKILL), -signal.SIGKILL)
+    sandbox.expect(recipe, KillInWrite("checkpoint-4/optimizer.pt"), -signal.SIGKILL)
+    texts = ("checkpoint-4 passed over", "resuming from checkpoint-2")
+    sandbox.expect(recipe, None, 0, *texts)
+    sandbox.require_same_weights("killed")
 
 
-def is_damaged(bench: Bench) -> None:
-    """Pass over a checkpoint with a flipped bit, and go on to the same bytes."""
-    recipe = bench.adapter("damaged")
-    bench.expect(recipe, SignalAt(4), 75)
-    flip(next((bench.checkpoints("damaged") / "checkpoint-5").glob(WEIGHTS)))
-    bench.expect(recipe, None, 0, "checkpoint-5 passed over", "resuming from checkpoint-4")
-    bench.same_bytes("damaged")
+def passes_over_damage(sandbox: Sandbox) -> None:
+    """Pass over a checkpoint with a flipped bit, and resume to the same bytes."""
+    recipe = sandbox.adapter("damaged")
+    sandbox.expect(recipe, SignalBefore(4), 75)
+    flip_bit(next((sandbox.checkpoints("damaged") / "checkpoint-5").glob(WEIGHTS)))
+    texts = ("checkpoint-5 passed over", "resuming from checkpoint-4")
+    sandbox.expect(recipe, None, 0, *texts)
+    sandbox.require_same_weights("damaged")
 
 
-def flip(file: Path) -> None:
+def flip_bit(file: Path) -> None:
     """Change one bit in the middle of a file."""
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
 
 
-def is_no_number(bench: Bench) -> None:
-    """Stop before an update that is no number, and name the rows."""
-    bench.expect(bench.adapter("nan"), NaNAt(3), 4, "step 4: the gradient norm is nan", "jsonl:")
-    names = sorted(c.name for c in bench.checkpoints("nan").iterdir())
-    require(names == ["checkpoint-2"], f"there are {names}")
+def stops_at_nan(sandbox: Sandbox) -> None:
+    """Stop before an update that is not finite, and name the rows."""
+    recipe = sandbox.adapter("nan")
+    sandbox.expect(recipe, NaNBefore(3), 4, "step 4: the gradient norm is nan", "jsonl:")
+    names = sorted(file.name for file in sandbox.checkpoints("nan").iterdir())
+    require(names == ["checkpoint-2"], f"the checkpoints are {names}")
 
 
-def is_locked(bench: Bench) -> None:
+def refuses_second_run(sandbox: Sandbox) -> None:
     """Refuse a second run in a folder."""
-    recipe = bench.adapter("twice")
+    recipe = sandbox.adapter("twice")
     long = replace(recipe, train=replace(recipe.train, max_steps=100_000, logging_steps=1))
-    first = bench.start(Running(long.to_json()))
+    first = sandbox.start(RunRecipe(long.to_json()))
     try:
-        while first.is_alive() and not list((bench.folder / "twice").glob("checkpoints/*")):
+        while first.is_alive() and not list((sandbox.folder / "twice").glob("checkpoints/*")):
             time.sleep(0.05)
-        bench.expect(recipe, None, 2, f"process {first.pid} is running in")
+        sandbox.expect(recipe, None, 2, f"process {first.pid} is running in")
         require(first.is_alive(), "the first run ended")
     finally:
         first.kill()
         first.join()
 
 
-def has_bad_rows(bench: Bench) -> None:
-    """Name the rows that cannot be used, or leave them out and count them."""
-    data = bench.folder / "rows"
+def names_bad_rows(sandbox: Sandbox) -> None:
+    """Name the rows that cannot be used, or skip and count them."""
+    data = sandbox.folder / "rows"
     data.mkdir()
-    shutil.copy(bench.folder / "test.jsonl", data / "test.jsonl")
-    lines = (bench.folder / "train.jsonl").read_text(encoding="utf-8")
+    shutil.copy(sandbox.folder / "test.jsonl", data / "test.jsonl")
+    lines = (sandbox.folder / "train.jsonl").read_text(encoding="utf-8")
     (data / "train.jsonl").write_text(lines + '{"text": "no label"}\n{"text": "half a li')
-    recipe = bench.adapter("bad-rows")
-    source = replace(bench.source, path=str(data))
+    recipe = sandbox.adapter("bad-rows")
+    source = replace(sandbox.source, path=str(data))
     stopping = replace(recipe, task=replace(recipe.task, dataset=source))
-    bench.expect(stopping, None, 3, "train.jsonl:49: no value", "train.jsonl:50: not JSON")
+    texts = ("train.jsonl:49: no value", "train.jsonl:50: not JSON")
+    sandbox.expect(stopping, None, 3, *texts)
     source = replace(source, on_bad_row="skip")
     skipping = replace(recipe, task=replace(recipe.task, dataset=source))
-    bench.expect(skipping, None, 0, "2 training rows cannot be used and were left out")
+    sandbox.expect(skipping, None, 0, "2 training rows cannot be used and were left out")
 
 
-CHECKS = (trains, stops, dies, is_damaged, is_no_number, is_locked, has_bad_rows)
+CHECKS = (
+    trains_and_scores,
+    resumes_after_signal,
+    resumes_after_kill,
+    passes_over_damage,
+    stops_at_nan,
+    refuses_second_run,
+    names_bad_rows,
+)
 
 
 def selftest() -> bool:
-    """Do all checks in a temporary folder; say of each whether it held. Return whether all did."""
+    """Run all checks in a temporary folder, and print each result. Return whether all passed."""
     out = Console(highlight=False, soft_wrap=True)
-    all_held = True
+    all_passed = True
     with tempfile.TemporaryDirectory(prefix="gpt2-recipes-") as folder:
-        bench = Bench(Path(folder))
+        sandbox = Sandbox(Path(folder))
         for check in CHECKS:
             start = time.perf_counter()
             problem = None
             try:
-                check(bench)
-            except (Failed, OSError, ValueError) as error:
-                problem, all_held = error, False
+                check(sandbox)
+            except (CheckError, OSError, ValueError) as error:
+                problem, all_passed = error, False
             seconds = time.perf_counter() - start
             word = "ok    " if problem is None else "failed"
             out.print(f"{word} {seconds:5.1f} s  {check.__doc__}", markup=False)
             if problem is not None:
                 out.print(f"  {problem}", markup=False)
-    return all_held
+    return all_passed

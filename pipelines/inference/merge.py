@@ -70,9 +70,7 @@ def merge(
         raise RecipeError([Problem("OUT", f"{out} is not empty. Give another folder.")])
     folder = result_folder(repo, revision)
     recipe = Recipe.from_json((folder / "recipe.json").read_text(encoding="utf-8"))
-    if recipe.lora is None:
-        raise RecipeError([Problem(str(repo), "is not an adapter, but already a whole model.")])
-    whole = whole_recipe(recipe)
+    whole = whole_recipe(recipe, repo=str(repo))
     if publish_to:
         check_destination(whole, publish_to, public=public)
     loaded = load_result(folder, base=base, precision="fp32")
@@ -88,19 +86,24 @@ def merge(
         if rows is not None and rescore:
             write_manifest(stage, with_own_score(again, rows))
         stage.replace(out)
-    moved_from_quantized = None
+    quantized = None
     if recipe.quantization:
         trained = logits_of(load_result(folder, base=base).model, batch)
-        moved_from_quantized = (trained - logits).abs().max().item()
-    merged = Merged(moved, moved_from_quantized, logits.abs().max().item())
+        quantized = (trained - logits).abs().max().item()
+    merged = Merged(moved, moved_from_quantized=quantized, of=logits.abs().max().item())
     print_merged(loaded, merged, out)
     if publish_to:
         publish_finished(out, publish_to, public=public)
     return merged
 
 
-def whole_recipe(recipe: Recipe) -> Recipe:
-    """Return the recipe of a merged model: without adapter, quantisation and destination."""
+def whole_recipe(recipe: Recipe, *, repo: str) -> Recipe:
+    """Return the recipe of a merged model: without adapter, quantisation and destination.
+
+    Raise RecipeError, which names `repo`, for a recipe without an adapter.
+    """
+    if recipe.lora is None:
+        raise RecipeError([Problem(repo, "is not an adapter, but already a whole model.")])
     return replace(
         recipe,
         task=recipe.task.merged(),

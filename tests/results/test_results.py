@@ -30,7 +30,7 @@ from pipelines.results.files import (
     write_manifest,
 )
 from pipelines.results.lock import lock_for_reading, lock_run_folder
-from pipelines.selftest import Bench, Scoring, SignalAt
+from pipelines.selftest import Sandbox, ScoreAgain, SignalBefore
 from pipelines.training.checkpoints import all_checkpoints, find_damage, step_of
 
 
@@ -44,7 +44,7 @@ class Calling:
     count: int = 1
     folder: Path | None = None
 
-    def arrange(self) -> None:
+    def inject(self):
         """Wrap it."""
         import importlib
 
@@ -61,6 +61,7 @@ class Calling:
             return inner(*arguments, **options)
 
         setattr(owner, name, wrapped)
+        return ()
 
 
 def fill_disk() -> None:
@@ -116,7 +117,7 @@ class KillAt:
 
     count: int
 
-    def arrange(self) -> None:
+    def inject(self):
         """Watch the renames and removals inside `install_staged_result`."""
         import pipelines.results.save
 
@@ -127,6 +128,7 @@ class KillAt:
             real(folder)
 
         pipelines.results.save.install_staged_result = install_staged_result
+        return ()
 
 
 def kill_at(count: int) -> None:
@@ -143,16 +145,16 @@ def kill_at(count: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory) -> Bench:
+def bench(tmp_path_factory) -> Sandbox:
     """A bench with a base, an adapter and a fully tuned classifier that nothing interrupted."""
-    bench = Bench(tmp_path_factory.mktemp("bench"))
+    bench = Sandbox(tmp_path_factory.mktemp("bench"))
     bench.expect(bench.base(), None, 0)
     bench.expect(bench.adapter("uninterrupted"), None, 0)
     bench.expect(full(bench, "full"), None, 0)
     return bench
 
 
-def full(bench: Bench, name: str):
+def full(bench: Sandbox, name: str):
     """Return a recipe that tunes all weights."""
     return replace(bench.adapter(name), lora=None, quantization=None)
 
@@ -169,7 +171,7 @@ def same_result(folder: Path, other: Path) -> bool:
     return weights.read_bytes() == wanted.read_bytes() and names(folder) == names(other)
 
 
-def copy_of(bench: Bench, source: str, name: str) -> Path:
+def copy_of(bench: Sandbox, source: str, name: str) -> Path:
     """Copy a finished result to a folder of its own, as if a run of that name had left it."""
     return shutil.copytree(bench.folder / source, bench.folder / name)
 
@@ -293,7 +295,7 @@ def test_a_run_killed_while_it_replaces_a_result_or_after_is_finished_by_the_sam
     recipe = replace(full(bench, "swap"), overwrite=True)
     bench.expect(recipe, KillAt(4), -signal.SIGKILL)
     assert find_result_damage(folder) == ["has no task.json: no finished run left a result there."]
-    code, said = bench.wait(bench.start(Scoring(folder)))
+    code, said = bench.wait(bench.start(ScoreAgain(folder)))
     assert code == 2
     assert "has no task.json" in said
     bench.expect(recipe, None, 0, "holds the finished result of this run")
@@ -373,7 +375,7 @@ def test_a_signal_in_the_last_evaluation_costs_only_that(save_steps, bench):
     assert code == 0, said
     assert "resuming from checkpoint-6" in said
     assert "step 6 of 6" not in said  # no step was trained again
-    bench.same_bytes(recipe.name)
+    bench.require_same_weights(recipe.name)
 
 
 @pytest.mark.parametrize(
@@ -445,17 +447,17 @@ def test_a_terminal_that_is_closed_stops_the_run_with_a_checkpoint(bench):
 class Nohup:
     """SIGHUP is ignored, as under nohup, and arrives before a step."""
 
-    def arrange(self) -> None:
+    def inject(self):
         """Ignore it and send it."""
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        SignalAt(2, signal.SIGHUP).arrange()
+        return SignalBefore(2, signal.SIGHUP).inject()
 
 
 def test_a_hangup_stops_with_a_checkpoint_unless_it_is_ignored(bench):
     recipe = bench.adapter("hangup")
-    bench.expect(recipe, SignalAt(2, signal.SIGHUP), 75, "stopped at step 3 with a checkpoint")
+    bench.expect(recipe, SignalBefore(2, signal.SIGHUP), 75, "stopped at step 3 with a checkpoint")
     bench.expect(recipe, None, 0, "resuming from checkpoint-3")
-    bench.same_bytes("hangup")
+    bench.require_same_weights("hangup")
     bench.expect(bench.adapter("nohup"), Nohup(), 0)
 
 
@@ -490,7 +492,7 @@ def test_an_error_of_the_disk_at_a_marker_leaves_the_checkpoint_before(bench):
     fault = Calling("pipelines.training.trainer", "mark_complete", "fsync", 2)
     bench.expect(recipe, fault, 5, "checkpoint-4 could not be written: Input/output error")
     bench.expect(recipe, None, 0, "resuming from checkpoint-2")
-    bench.same_bytes("marker")
+    bench.require_same_weights("marker")
 
 
 @pytest.mark.parametrize(("name", "count"), [("mark_complete", 2), ("save", 1)])
@@ -526,12 +528,13 @@ class ScoreOf:
 
     accuracy: float
 
-    def arrange(self) -> None:
+    def inject(self):
         """Change what the run reads of the evaluation."""
         import pipelines.flow
 
         real = pipelines.flow.score_of
         pipelines.flow.score_of = lambda found: real(found) | {"accuracy": self.accuracy}
+        return ()
 
 
 def test_a_score_that_is_not_finite_says_how_to_score_again(bench):

@@ -13,7 +13,7 @@ from pipelines import selftest
 from pipelines.data.source import DatasetSource
 from pipelines.recipe.values import Model
 from pipelines.results.files import STAGE
-from pipelines.selftest import Bench, KillAtWrite, Running
+from pipelines.selftest import KillInWrite, RunRecipe, Sandbox
 from pipelines.training.checkpoints import MARKER, all_checkpoints, find_damage
 
 CHECKPOINT = (
@@ -34,7 +34,7 @@ class KillAtDelete:
 
     count: int
 
-    def arrange(self) -> None:
+    def inject(self):
         seen = []
 
         def removed(event, arguments):
@@ -44,12 +44,13 @@ class KillAtDelete:
                     os.kill(os.getpid(), signal.SIGKILL)
 
         sys.addaudithook(removed)
+        return ()
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory) -> Bench:
+def bench(tmp_path_factory) -> Sandbox:
     """A bench with a base and a run that nothing interrupted."""
-    bench = Bench(tmp_path_factory.mktemp("bench"))
+    bench = Sandbox(tmp_path_factory.mktemp("bench"))
     bench.expect(bench.base(), None, 0)
     bench.expect(bench.adapter("uninterrupted"), None, 0)
     return bench
@@ -58,18 +59,18 @@ def bench(tmp_path_factory) -> Bench:
 def test_killed_in_the_middle_of_each_file_it_goes_on_to_the_same_bytes(bench):
     recipe = bench.adapter("files")
     for name in CHECKPOINT:
-        bench.expect(recipe, KillAtWrite(f"checkpoint-4/{name}"), -signal.SIGKILL)
+        bench.expect(recipe, KillInWrite(f"checkpoint-4/{name}"), -signal.SIGKILL)
         newest, older = all_checkpoints(bench.checkpoints("files"))
         assert find_damage(newest) == "its writing was interrupted", name
         assert find_damage(older) is None, name
-    bench.expect(recipe, KillAtWrite(f"checkpoint-4/{MARKER}.tmp"), -signal.SIGKILL)
+    bench.expect(recipe, KillInWrite(f"checkpoint-4/{MARKER}.tmp"), -signal.SIGKILL)
     assert sorted(f.name for f in newest.iterdir()) == sorted(CHECKPOINT)
     said = "resuming from checkpoint-2"
-    bench.expect(recipe, KillAtWrite("checkpoint-6/optimizer.pt"), -signal.SIGKILL, said)
+    bench.expect(recipe, KillInWrite("checkpoint-6/optimizer.pt"), -signal.SIGKILL, said)
     for name in ("adapter_model.safetensors", "recipe.json", "task.json.tmp"):
-        bench.expect(recipe, KillAtWrite(f"files/{STAGE}/{name}"), -signal.SIGKILL)
+        bench.expect(recipe, KillInWrite(f"files/{STAGE}/{name}"), -signal.SIGKILL)
     bench.expect(recipe, None, 0, "resuming from checkpoint-6")
-    bench.same_bytes("files")
+    bench.require_same_weights("files")
 
 
 @pytest.mark.parametrize(
@@ -84,7 +85,7 @@ def test_killed_while_it_deletes_a_checkpoint_it_goes_on_to_the_same_bytes(count
     bench.expect(recipe, KillAtDelete(count), -signal.SIGKILL)
     bench.expect(recipe, None, 0, said)
     assert not bench.checkpoints(recipe.name).exists()
-    bench.same_bytes(recipe.name)
+    bench.require_same_weights(recipe.name)
 
 
 def test_bad_rows_of_a_stream_in_a_worker_are_told_without_a_trace(bench):
@@ -118,7 +119,7 @@ def test_killed_at_random_moments_it_ends_in_the_same_bytes(num_kills, bench):
     generator = random.Random(num_kills)
     num_resumed = kills = 0
     while kills < num_kills:
-        process = bench.start(Running(recipe.to_json()))
+        process = bench.start(RunRecipe(recipe.to_json()))
         if kills % 5:  # every fifth before training begins, or soon after
             while process.is_alive() and "step " not in bench.output.read_text():
                 time.sleep(0.01)
@@ -140,14 +141,14 @@ def test_killed_at_random_moments_it_ends_in_the_same_bytes(num_kills, bench):
 def test_the_selftest_holds_and_tells_what_does_not(capfd, monkeypatch):
     def breaks(bench):
         """Find a run that never was."""
-        bench.same_bytes("nowhere")
+        bench.require_same_weights("nowhere")
 
     start = time.monotonic()
     assert selftest.selftest()
     assert time.monotonic() - start < 90
     said = capfd.readouterr().out.splitlines()
     assert [line.split()[0] for line in said] == ["ok"] * len(selftest.CHECKS)
-    monkeypatch.setattr(selftest, "CHECKS", (breaks, selftest.is_no_number))
+    monkeypatch.setattr(selftest, "CHECKS", (breaks, selftest.stops_at_nan))
     assert not selftest.selftest()
     said = capfd.readouterr().out
     assert said.count("failed") == 2
