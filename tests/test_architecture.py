@@ -208,9 +208,9 @@ def patches(tree: ast.Module) -> set[str]:
             if is_import(owner, bound):
                 found.add(f"{dotted(owner)}.{ast.literal_eval(name)}")
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
-            if is_import(node.value, bound):
-                found.add(dotted(node))
+        stored = isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
+        if stored and is_import(node.value, bound):
+            found.add(dotted(node))
     return found
 
 

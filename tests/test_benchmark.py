@@ -84,7 +84,8 @@ def test_rows_of_a_gpu_are_not_measured_without_one(data, tmp_path):
 def test_wrong_arguments_are_refused(data, arguments, said):
     done = run(*(data if argument == "DATA" else argument for argument in arguments))
     assert done.returncode == 2
-    assert said in done.stderr and "Traceback" not in done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -236,6 +236,7 @@ def main() -> None:
         report(rate=spent["own_seconds"] / total)
     else:
         clock.report(recipe.train.global_batch_size)
+    return None
 
 
 if __name__ == "__main__":

@@ -185,6 +185,7 @@ def main() -> None:
         callbacks=[clock],
     ).train()
     clock.report(batch)
+    return None
 
 
 if __name__ == "__main__":

@@ -56,7 +56,8 @@ def test_a_plan_leads_every_token_there_and_back(lengths, more):
         return
     packed, back = found
     assert packed.numel() < len(lengths) * width
-    assert packed.shape[1] % 8 == 0 and back.shape == (len(lengths), width)
+    assert packed.shape[1] % 8 == 0
+    assert back.shape == (len(lengths), width)
     padded = torch.arange(len(lengths) * width).view(-1, width)
     returned = padded.flatten()[packed].flatten()[back]
     for row, length in enumerate(lengths):
