@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import torch
 import yaml
 
 from pipelines.errors import Problem, RecipeError
@@ -152,6 +151,8 @@ def engine_request(
 
 def check_request(request: LaunchRequest) -> None:
     """Raise RecipeError for what this project or this machine cannot do."""
+    import torch
+
     problems = []
     if request.engine is not None:
         source, engine = request.engine
