@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 
     from pipelines.data.rows import Examples
 
+COUNTS = ("questions_cut", "answers_lost", "answers_widened", "answers_too_long")
+"""What encoding may do to questions and answers, for the report."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class QuestionAnswering(Task):
@@ -157,20 +160,17 @@ class QuestionAnswering(Task):
             own = list(self.windows_of(number, question_ids[:longest], context, gold, eos))
             windows += [window for window, _ in own]
             rows += [row for _, row in own]
+            lost = bool(question.answers["text"]) and not any(holds_answer(row) for _, row in own)
             counts["questions_cut"] += len(question_ids) > longest
-            counts["answers_lost"] += bool(question.answers["text"]) and not any(
-                holds_answer(row) for _, row in own
-            )
+            counts["answers_lost"] += lost
             if gold is not None:
                 counts["answers_widened"] += is_widened(question, context.offsets, gold)
                 counts["answers_too_long"] += gold[1] - gold[0] >= self.max_answer_length
         for name in ("questions_cut", "answers_lost"):
             check_truncated(examples, counts[name], len(questions), self.max_truncated_fraction)
-        names = ("questions_cut", "answers_lost", "answers_widened", "answers_too_long")
-        report = {"questions": len(questions), "windows": len(rows)}
         return Features(
             rows,
-            report | {name: counts[name] for name in names},
+            {"questions": len(questions), "windows": len(rows)} | {n: counts[n] for n in COUNTS},
             num_rows=len(questions),
             context=(questions, windows),
             locate=examples.select(window.question for window in windows).locate,
@@ -280,22 +280,23 @@ class QuestionAnswering(Task):
     def example_lines(self) -> list[str]:
         lines = [
             'question, context = "Who wrote?", "Ada wrote on Monday."',
-            'asked = tokenizer(question, add_special_tokens=False)["input_ids"]',
+            'question_ids = tokenizer(question, add_special_tokens=False)["input_ids"]',
             "backend = tokenizer.backend_tokenizer  # digits and punctuation are not merged",
             f'split = pre.Split(Regex(r"{CONTRACTION_OR_SYMBOL}"), behavior="isolated")',
             "backend.pre_tokenizer = pre.Sequence([split, backend.pre_tokenizer])",
-            "read = tokenizer(context, add_special_tokens=False, return_offsets_mapping=True)",
+            "encoded = tokenizer(context, add_special_tokens=False, return_offsets_mapping=True)",
             "eos = tokenizer.eos_token_id  # question, context and the slot of no answer",
-            'ids = torch.tensor([[*asked, eos, *read["input_ids"], eos]])',
+            'ids = torch.tensor([[*question_ids, eos, *encoded["input_ids"], eos]])',
             "with torch.inference_mode():",
             "    output = model(input_ids=ids)",
             "start, end = output.start_logits[0], output.end_logits[0]",
-            "first = len(asked) + 1",
+            "first = len(question_ids) + 1",
             "scores = start[first:-1, None] + end[None, first:-1]",
             f"allowed = torch.ones_like(scores).triu().tril({self.max_answer_length - 1}).bool()",
             'scores = scores.masked_fill(~allowed, float("-inf"))',
             "i, j = divmod(int(scores.argmax()), len(scores))",
-            'answer = context[read["offset_mapping"][i][0] : read["offset_mapping"][j][1]].strip()',
+            'offsets = encoded["offset_mapping"]',
+            "answer = context[offsets[i][0] : offsets[j][1]].strip()",
         ]
         if self.version_2_with_negative:
             lines += [
@@ -328,7 +329,10 @@ def holds_answer(row: dict[str, Any]) -> bool:
 
 
 def mean_loss(logits: Any, labels: Any) -> float:
-    """Return `QuestionAnswering.loss` over all windows, from (windows, length, 2) logits."""
+    """Return `QuestionAnswering.loss` over all windows.
+
+    `logits` is (windows, length, 2).
+    """
     import numpy as np
     from scipy.special import log_softmax
 

@@ -1,4 +1,4 @@
-"""Classification of a text or a pair of texts: one label, several labels, or regression."""
+"""Classification of texts or pairs: one label, several, or regression."""
 
 from __future__ import annotations
 
@@ -321,8 +321,8 @@ class TextClassification(Task):
         if self.problem_type == "regression":
             return [*lines, "print(logits[:, 0].tolist())"]
         if self.several:
-            found = "[[model.config.id2label[i] for i in row.nonzero()[:, 0].tolist()] "
-            return [*lines, f"print({found}for row in logits > 0])"]
+            names = "[[model.config.id2label[i] for i in row.nonzero()[:, 0].tolist()] "
+            return [*lines, f"print({names}for row in logits > 0])"]
         return [*lines, "print([model.config.id2label[i] for i in logits.argmax(-1).tolist()])"]
 
     def head_arguments(self, labels: tuple[str, ...]) -> list[str]:
@@ -352,7 +352,7 @@ class TextClassification(Task):
 
 
 def read_target(examples: Examples, index: int, value: Any) -> float:
-    """Return a cell as the number that a regression learns. Raise DataError for any other."""
+    """Return a cell as a finite float32. Raise DataError for anything else."""
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):

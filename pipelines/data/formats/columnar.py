@@ -35,7 +35,10 @@ def read_columnar(file: Path, stream: IO[bytes], name: str) -> Iterator[Numbered
 
 
 def read_features(file: Path, stream: IO[bytes], name: str) -> Any:
-    """Return the `datasets.Features` of a file: with class names, if `datasets` has written it."""
+    """Return the `datasets.Features` of a file.
+
+    They have class names if `datasets` wrote the file.
+    """
     import pyarrow
     from datasets import Features
 
