@@ -1,1 +1,1 @@
-"""Rows: where they come from, how files are read, and which rows train and which are scored."""
+"""Rows: their sources, file formats, and splits."""

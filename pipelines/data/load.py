@@ -40,7 +40,7 @@ def load_splits(source: DatasetSource) -> RawSplits:
 
 
 def separate_split(source: DatasetSource) -> str | None:
-    """Return the evaluation split, or None if rows of the training split are to be held out.
+    """Return the evaluation split, or None to hold out training rows.
 
     A single file has no splits: rows of it are held out even if `eval_split` is given.
     """
@@ -104,7 +104,10 @@ def load_split(source: DatasetSource, split: str, max_rows: int | None = None) -
 
 
 def describe_formats(source: DatasetSource) -> Iterator[str]:
-    """Yield the detected format of each split's first local file, if its suffix does not tell."""
+    """Yield the formats of local files that their suffixes do not tell.
+
+    Only the first file of each split is read.
+    """
     if is_local(source):
         splits = (source.train_split, separate_split(source))
         files = {split_files(source, split)[0]: None for split in splits if split is not None}

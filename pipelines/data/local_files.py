@@ -113,7 +113,7 @@ def _candidates(folder: Path, split: str) -> Iterator[tuple[Path, ...]]:
 
 
 def _unnamed(folder: Path) -> tuple[Path, ...]:
-    """Return the files of a folder without splits: text documents, or one set of shards."""
+    """Return the documents or the one set of shards in a folder."""
     files = _data_files(folder)
     if files and all(suffix_of(file) == ".txt" for file in files):
         return tuple(files)
@@ -136,7 +136,7 @@ def _stem(file: Path) -> str:
 
 
 def _complete(files: list[Path]) -> tuple[Path, ...]:
-    """Return shards in the order of their numbers. Raise DataError if some are missing."""
+    """Return shards in order. Raise DataError if some are missing."""
     shards = {file: SHARD.fullmatch(_stem(file)) for file in files}
     counts = {int(shard["count"]) for shard in shards.values() if shard and shard["count"]}
     if len(counts) > 1 or (counts and {len(files)} != counts):
@@ -148,5 +148,5 @@ def _complete(files: list[Path]) -> tuple[Path, ...]:
 
 
 def is_path(name: str) -> bool:
-    """Tell an explicit local path from a Hub id, which starts with neither "." nor "/"."""
+    """Tell whether a name is an explicit path: it starts with "." or "/"."""
     return name.startswith((".", "/"))

@@ -30,7 +30,10 @@ def pad_right(rows: Sequence[Sequence[int]], value: int, multiple: int) -> torch
 
 
 def pad_inputs(rows: list[dict[str, Any]], pad_token_id: int, multiple: int) -> Batch:
-    """Pad `input_ids` on the right; the mask comes from lengths, so a true EOS stays visible."""
+    """Pad `input_ids` on the right, with an attention mask.
+
+    The mask comes from lengths, so that a true EOS, also the pad token, is not masked.
+    """
     import torch
 
     ids = [row["input_ids"] for row in rows]
@@ -42,7 +45,7 @@ def pad_inputs(rows: list[dict[str, Any]], pad_token_id: int, multiple: int) -> 
 
 @dataclass(frozen=True)
 class PaddingCollator:
-    """Pad `input_ids` on the right to a batch; stack `labels` of one length, if rows have any.
+    """Pad `input_ids` to a batch, and stack `labels`, if rows have any.
 
     Collators are dataclasses and not closures, so that DataLoader workers can unpickle them.
     """

@@ -1,4 +1,4 @@
-"""Read rows from a file in the format that its content shows, and list unreadable lines.
+"""Read rows from a file in the format that its content shows.
 
 A suffix is a hint. Compression and columnar formats are detected by a file's first bytes, the
 encoding by its byte order mark, JSON and delimited text by the first lines. `describe_format`
@@ -55,7 +55,7 @@ class Opened:
 
 
 def read_records(file: Path) -> Iterator[Numbered]:
-    """Yield line numbers and rows of a file; a line that cannot be read as a row is Unreadable.
+    """Yield line numbers and rows of a file, or Unreadable for a bad line.
 
     Rows of a JSON document, of Parquet and of Arrow are numbered by position. Raise DataError for
     a format without rows, and for a file that is damaged.
@@ -65,7 +65,10 @@ def read_records(file: Path) -> Iterator[Numbered]:
 
 
 def read_files(files: Sequence[Path]) -> Iterator[Numbered]:
-    """Yield the numbered rows of a split's files; with several files, numbers are `Line`s."""
+    """Yield the numbered rows of a split's files.
+
+    With several files, the numbers are `Line`s.
+    """
     if len(files) == 1:
         yield from read_records(files[0])
         return
@@ -117,7 +120,7 @@ def is_accepted(file: Path) -> bool:
 
 @contextmanager
 def _errors_named(file: Path) -> Iterator[None]:
-    """Raise errors of decoding, decompressing and reading a file as DataError with its name."""
+    """Turn errors of reading and decoding a file into DataError."""
     try:
         yield
     except UnicodeDecodeError as error:
@@ -156,7 +159,7 @@ def _opened(file: Path) -> Iterator[Opened]:
 
 
 def _read_text(file: Path, lines: TextLines, suffix: str) -> tuple[list[str], Iterator[Numbered]]:
-    """Return notes on the format of a text that its suffix does not tell, and its rows."""
+    """Return the rows of a text, after notes that its suffix does not tell."""
     if suffix == ".txt":
         two = lines.first_non_blank(2)
         as_json = len(two) == 2 and all(map(is_object, two))
@@ -173,7 +176,7 @@ def _read_text(file: Path, lines: TextLines, suffix: str) -> tuple[list[str], It
 
 
 def _is_delimited(lines: TextLines, hint: str | None) -> bool:
-    """Tell delimited text from JSON by the first line or, if that is unclear, by the others."""
+    """Tell delimited text from JSON, by the first line or by more lines."""
     first = "".join(lines.first_non_blank(1))
     if hint is not None:
         return not starts_json(first)

@@ -31,10 +31,11 @@ class Group:
 def hold_out_rows(
     inputs: Sequence[Hashable], labels: Sequence[Sequence[str]], fraction: float, seed: int
 ) -> list[int]:
-    """Return the indices of the rows to hold out, ascending; [] if none can be held out.
+    """Return the indices of the rows to hold out, ascending.
 
-    Rows with equal inputs stay together. As far as groups allow, each label has its fraction to
-    within one row, and at least one row if the total allows. One row of each label always remains.
+    Return [] if no row can be held out. Rows with equal inputs stay together. As far as groups
+    allow, each label has its fraction to within one row, and at least one row if the total allows.
+    One row of each label always remains.
     """
     groups = random_groups(inputs, labels, seed)
     sizes = num_rows_by_label(groups)
@@ -67,7 +68,10 @@ def draw_rows(
 
 
 def shuffled(items: Sequence[T], seed: int) -> list[T]:
-    """Return items in random order; Python guarantees the values of `random()`, not a shuffle."""
+    """Return items in random order.
+
+    Python guarantees the values of `random()` across versions, not those of a shuffle.
+    """
     generator = Random(seed)
     return sorted(items, key=lambda _: generator.random())
 
@@ -75,10 +79,10 @@ def shuffled(items: Sequence[T], seed: int) -> list[T]:
 def random_groups(
     inputs: Sequence[Hashable], labels: Sequence[Sequence[str]], seed: int
 ) -> list[Group]:
-    """Return the rows grouped by input, in random order, groups with the rarest labels first.
+    """Return the rows grouped by input, in random order.
 
-    With several labels a row, frequent labels would otherwise use up the few rows that rare labels
-    can be drawn from.
+    Groups with the rarest labels come first. With several labels a row, frequent labels would
+    otherwise use up the few rows that rare labels can be drawn from.
     """
     groups: dict[Hashable, Group] = {}
     for index, (value, names) in enumerate(zip(inputs, labels, strict=True)):
@@ -101,10 +105,11 @@ def num_rows_by_label(groups: Sequence[Group]) -> Counter[Label]:
 
 
 def allot(sizes: Mapping[Label, int], fraction: float, *, num_left: int) -> Counter[Label]:
-    """Return the number of rows to choose of each label, leaving at least `num_left` of each.
+    """Return the number of rows to choose of each label.
 
-    Each label has its fraction, rounded by the largest remainder method. A label with a fraction
-    below one row has one row, unless there are more labels than rows.
+    At least `num_left` rows of each label are left. Each label has its fraction, rounded by the
+    largest remainder method. A label with a fraction below one row has one row, unless there are
+    more labels than rows.
     """
     total = max(1, round(fraction * sum(sizes.values())))
     exact = {label: fraction * size for label, size in sizes.items()}
@@ -122,7 +127,7 @@ def allot(sizes: Mapping[Label, int], fraction: float, *, num_left: int) -> Coun
 def choose(
     groups: Sequence[Group], wanted: Counter[Label], most: Counter[Label], limit: int
 ) -> tuple[list[Group], list[Group]]:
-    """Return the groups that bring the counts closer to `wanted`, in order, and the others.
+    """Split groups into those that bring counts closer to `wanted`, and others.
 
     The chosen groups have at most `limit` rows, and at most `most` of each label.
     """

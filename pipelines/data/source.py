@@ -10,7 +10,7 @@ from annotated_types import Ge, Gt, Lt
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetSource:
-    """Rows from the Hub, or from a file or folder of JSON, CSV, Parquet, Arrow or text."""
+    """Rows from the Hub, or from JSON, CSV, Parquet, Arrow or text files."""
 
     path: str
     """Hub id, a local file, or a local folder with a file, shards or a subfolder for each split."""

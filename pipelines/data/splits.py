@@ -69,7 +69,7 @@ def check_splits(
 
 
 def check_stream(task: RowReader, train: Examples) -> None:
-    """Raise DataError if the first rows of a stream that skips unusable rows lack a column.
+    """Raise DataError if the first rows of a skipping stream lack a column.
 
     Such a stream would skip every row, and training would never end.
     """
@@ -105,7 +105,10 @@ def draw_splits(task: RowReader, train: Examples, held_out: Examples | None) -> 
 
 
 def num_drawn(examples: Examples) -> dict[str, int | None]:
-    """Return the number of rows, and of the rows they were drawn from; None for a stream."""
+    """Return the numbers of rows, and of those they were drawn from.
+
+    Both are None for a stream.
+    """
     if isinstance(examples.rows, Stream):
         return {"rows": None, "of": None}
     num_rows = len(list(examples.rows))
@@ -145,7 +148,7 @@ def hold_out(task: RowReader, examples: Examples) -> tuple[Examples, Examples, d
 
 
 def draw_at_most(task: RowReader, examples: Examples, count: int | None) -> Examples:
-    """Return `count` rows drawn by seed, in their order, or all rows if there are no more."""
+    """Return at most `count` rows, drawn by seed, in their order."""
     rows = list(examples.rows)
     if count is None or len(rows) <= count:
         return examples

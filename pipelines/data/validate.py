@@ -1,4 +1,4 @@
-"""Split rows into those that a task can use and unusable ones, listed by file and line."""
+"""Split rows into usable ones, and unusable ones with their reasons."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from pipelines.metrics import base
 
 
 class Accuracy(base.LabelMetric):
-    """Fraction of rows whose prediction, or in config `multilabel` whole list, is right."""
+    """Fraction of right predictions; in config `multilabel`, of right lists."""
 
     def _compute(
         self,

@@ -45,7 +45,10 @@ class Metric(evaluate.Metric):
         )
 
     def add_batch(self, *, predictions: Any = None, references: Any = None, **options: Any) -> None:
-        """Add rows. Raise ValueError for no rows, unequal numbers of rows, and wrong values."""
+        """Add rows.
+
+        Raise ValueError for no rows, unequal numbers of rows, and wrong values.
+        """
         guesses, gold = self.convert_rows(predictions, references)
         super().add_batch(predictions=guesses, references=gold, **options)
 
@@ -54,7 +57,10 @@ class Metric(evaluate.Metric):
         self.add_batch(predictions=[prediction], references=[reference], **options)
 
     def convert_rows(self, predictions: Any, references: Any) -> tuple[list[Any], list[Any]]:
-        """Return the rows in the form of `feature_types`. Raise ValueError as `add_batch` does."""
+        """Return the rows in the form of `feature_types`.
+
+        Raise ValueError as `add_batch` does.
+        """
         guesses = convert_column("predictions", predictions, self.prediction)
         gold = convert_column("references", references, self.reference)
         self.check_pairs(guesses, gold)
@@ -69,7 +75,10 @@ class Metric(evaluate.Metric):
 
 
 def convert_column(name: str, column: Any, convert: Callable[[Any], Any]) -> list[Any]:
-    """Return a column with each value converted. Raise ValueError with the row, from 0."""
+    """Return a column with each value converted.
+
+    Raise ValueError with the number of the row, from 0.
+    """
     if column is None or isinstance(column, str | dict):
         raise ValueError(f"{name}: {column!r} is not a list of rows.")
     values = []
@@ -115,7 +124,7 @@ def whole(value: Any) -> int:
 
 
 class LabelMetric(Metric):
-    """A metric of classes by name or by id; in config `multilabel`, of lists of 0 and 1."""
+    """A metric of class names or ids, or of 0/1 lists (config `multilabel`)."""
 
     inputs = "Names or ids of classes, or for config `multilabel` a list of 0 and 1 for each row."
 

@@ -1,4 +1,4 @@
-"""Exact match and F1 of answers, by the rules of the official SQuAD v1 and v2 scripts.
+"""Exact match and F1 of answers, by the official SQuAD v1 and v2 rules.
 
 Source of the rules: https://rajpurkar.github.io/SQuAD-explorer.
 """
@@ -20,7 +20,10 @@ class Threshold(NamedTuple):
 
 
 def normalize_answer(text: str) -> str:
-    """Lower the case, drop ASCII punctuation and the articles, and join words by one space."""
+    """Return a text in lower case without punctuation and articles.
+
+    Words are joined by one space.
+    """
     words = "".join(c for c in text.lower() if c not in string.punctuation)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", words).split())
 
@@ -53,7 +56,10 @@ def word_f1(guess: Sequence[str], gold: Sequence[str]) -> float:
 def best_over_answers(
     score: Callable[[str, str], float], prediction: str, answers: Sequence[str]
 ) -> float:
-    """Return the best score over the gold answers; without any but empty ones, that of ""."""
+    """Return the best score over the gold answers.
+
+    If all of them are empty, the gold answer is "".
+    """
     gold = [answer for answer in answers if normalize_answer(answer)]
     return max(score(prediction, answer) for answer in (gold or [""]))
 

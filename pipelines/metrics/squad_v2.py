@@ -14,7 +14,7 @@ from pipelines.metrics.squad_scoring import (
 
 
 class SquadV2(base.AnswerMetric):
-    """Exact match and F1 of SQuAD v2, in percent, also by answerable and unanswerable rows."""
+    """Exact match and F1 of SQuAD v2, in percent, also by answerability."""
 
     inputs = (
         'predictions: {"id", "prediction_text", "no_answer_probability"}; references: {"id", '

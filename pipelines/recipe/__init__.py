@@ -1,1 +1,1 @@
-"""A recipe: a frozen value that says what to train, on what and how. Imports no torch."""
+"""A recipe: what to train, on what and how. Imports no torch."""

@@ -1,4 +1,4 @@
-"""A recipe: a frozen value that says what to train, on what and how. Imports no torch."""
+"""A recipe: what to train, on what and how. Imports no torch."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Recipe:
     public: bool = False
     """Make the published repository public."""
     license: str | None = None
-    """Licence id of the published result, as the Hub spells it; default: the base's, or other."""
+    """Licence id on the Hub of the published result; without one, the base's, or "other"."""
     allow_changed: tuple[str, ...] = ()
     """Fields that may have other values than in the run whose checkpoint is resumed."""
     overwrite: bool = False

@@ -97,7 +97,7 @@ def wrong_optimizer(train: Train, model: Model | Scratch) -> Iterator[Problem]:
 
 
 def wrong_scratch(model: Model | Scratch, lora: Lora | None, task: Task) -> Iterator[Problem]:
-    """Yield what does not fit a model with random weights: adapters, widths, long rows."""
+    """Yield what does not fit a model with random weights."""
     if not isinstance(model, Scratch):
         return
     if lora is not None:

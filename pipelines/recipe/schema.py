@@ -1,4 +1,4 @@
-"""The fields of frozen values: to JSON and back, and what is wrong with them. Imports no torch."""
+"""Convert frozen values to JSON and back, and check them. Imports no torch."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def wrong_values(value: Any, path: str) -> Iterator[Problem]:
 
 
 def wrong_value(item: Any, hint: Any, path: str) -> Iterator[Problem]:
-    """Yield a problem for a value of wrong type, and one for each bound that it breaks."""
+    """Yield problems for a value of wrong type or out of bounds."""
     try:
         check_type(item, hint, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
         # True is an int, for Python
@@ -134,7 +134,7 @@ def wrong_value(item: Any, hint: Any, path: str) -> Iterator[Problem]:
 
 
 def allowed_values(hint: Any, item: Any) -> str:
-    """Return a sentence with the values or types that a field takes, the nearest one first."""
+    """Return a sentence with the values or types that a field takes."""
     literals = [a for c in union_members(hint) for a in typing.get_args(c) if isinstance(a, str)]
     if literals:
         return suggest(str(item), literals) + f" Allowed: {', '.join(literals)}."

@@ -1,4 +1,4 @@
-"""Read the answers to a question, in the forms that datasets have, as SQuAD's flat rows."""
+"""Read the answers to a question in the forms of common datasets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The interface of a task: options, reading rows, features, loss, score and predictions."""
+"""The interface of a task: rows, features, loss, score and predictions."""
 
 from __future__ import annotations
 
@@ -42,7 +42,10 @@ class Features:
 
 @dataclass(frozen=True)
 class Score:
-    """Metrics of one evaluation. `interval` is the 95 % confidence interval of `primary`."""
+    """Metrics of one evaluation.
+
+    `interval` is the 95 % confidence interval of the metric `primary`.
+    """
 
     metrics: dict[str, Any]
     primary: str
@@ -99,7 +102,10 @@ class Task:
 
     @property
     def pad_to_multiple_of(self) -> int:
-        """Return the divisor of the length of every training batch, and of the longest row."""
+        """Return the number of which training batches' lengths are multiples.
+
+        It divides the longest row, so that padding never exceeds that.
+        """
         return math.gcd(MULTIPLE, self.length)
 
     @property
@@ -164,7 +170,7 @@ class Task:
         return ()
 
     def resolved(self, train: Examples) -> Task:
-        """Return the task with the options that the training rows decide, for `recipe.json`."""
+        """Return the task with the options that the training rows decide."""
         return self
 
     def label_cautions(self, train: Examples) -> Iterator[str]:
@@ -183,9 +189,10 @@ class Task:
         *,
         labelled: bool = True,
     ) -> Any:
-        """Return the part of a row that `features` encodes. Raise DataError if it is unusable.
+        """Return the part of a row that `features` encodes.
 
-        The message begins with `examples.locate(index)`. `labels` is None before they are known.
+        Raise DataError for an unusable row. The message begins with `examples.locate(index)`.
+        `labels` is None before they are known.
         """
         return row
 
@@ -216,7 +223,10 @@ class Task:
         return PaddingCollator(pad_token_id, multiple)
 
     def loss(self, outputs: Any, labels: torch.Tensor, num_items: torch.Tensor) -> torch.Tensor:
-        """Return the summed loss divided by `num_items`, the labels of the whole global batch."""
+        """Return the summed loss divided by `num_items`.
+
+        `num_items` is the number of labels of the whole global batch.
+        """
         raise NotImplementedError
 
     def reduce_logits(self, logits: Any, labels: torch.Tensor | None) -> Any:
@@ -279,7 +289,10 @@ class Task:
         raise NotImplementedError
 
     def baseline(self, train: Features, held_out: Features) -> dict[str, float] | None:
-        """Return the primary metric of a trivial predictor; None if that is the untuned model."""
+        """Return the primary metric of a trivial predictor.
+
+        None means that the untuned model is the baseline.
+        """
         return None
 
     def merged(self) -> Task:
@@ -303,7 +316,10 @@ def text_of(examples: Examples, index: int, row: dict[str, Any], column: str) ->
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    """Return the ids of whole texts, without special tokens or a warning about their length."""
+    """Return the token ids of texts, without special tokens.
+
+    Texts are not truncated, and long ones cause no warning.
+    """
     if tokenizer.is_fast:  # transformers would also compute the offsets of each token
         backend = tokenizer.backend_tokenizer
         backend.no_truncation()

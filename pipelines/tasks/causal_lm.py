@@ -25,10 +25,16 @@ CHUNK = 1000  # documents that are encoded together, and in a stream packed toge
 
 @dataclass(frozen=True)
 class LanguageModelingCollator(PaddingCollator):
-    """Pad blocks to a batch; every token is a label but a document's first and the padding."""
+    """Pad blocks to a batch of language modelling.
+
+    Every token is a label, except padding and the first token of an isolated document.
+    """
 
     def __call__(self, rows: list[dict[str, Any]]) -> Batch:
-        """Return the batch of some blocks; position ids isolate the documents of one block."""
+        """Return the batch of some blocks.
+
+        Position ids isolate the documents of a block that has `seq_lengths`.
+        """
         inputs = pad_inputs(rows, self.pad_token_id, self.multiple)
         mask = inputs["attention_mask"]
         inputs["labels"] = inputs["input_ids"].masked_fill(mask == 0, -100)
@@ -135,7 +141,7 @@ class CausalLM(Task):
     def wrapped_rows(
         self, documents: list[Any], eos: int, *, training: bool
     ) -> tuple[list[dict[str, Any]], dict[str, int]]:
-        """Return blocks of the documents in one sequence, and how many tokens were left out."""
+        """Return blocks of the concatenated documents, and the tokens left out."""
         import numpy as np
 
         rows = [{"input_ids": block} for block in self.cut(np.concatenate([[eos], *documents]))]
@@ -155,14 +161,20 @@ class CausalLM(Task):
         return rows, {"positions_empty": len(rows) * self.block_size - num_tokens}
 
     def cut(self, tokens: Any) -> list[Any]:
-        """Cut tokens into blocks, each with the last token of the one before, and a shorter one."""
+        """Cut tokens into blocks; the last one may be shorter.
+
+        Each block begins with the last token of the block before.
+        """
         return [
             tokens[start : start + self.block_size]
             for start in range(0, len(tokens) - 1, self.block_size - 1)
         ]
 
     def best_fit(self, documents: list[Any], eos: int, *, together: bool) -> list[dict[str, Any]]:
-        """Return a row for each document, or piece of a long one; or `together` as many as fit."""
+        """Return rows of whole documents, or pieces of long ones.
+
+        A row is one of them, or, `together`, as many as fit.
+        """
         import numpy as np
 
         from pipelines.data.bin_packing import best_fit
@@ -235,7 +247,10 @@ def encode_documents(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> li
 
 
 def pack(task: CausalLM, examples: Examples, tokenizer: Any) -> Iterator[dict[str, list[int]]]:
-    """Yield full blocks while documents are read; with `bfd_split`, the blocks of each chunk."""
+    """Yield blocks while documents are read.
+
+    With `bfd_split`, the documents of each chunk are packed together.
+    """
     eos = tokenizer.eos_token_id
     tokens = [eos]
     texts = task.texts(examples)

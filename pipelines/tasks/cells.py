@@ -1,4 +1,4 @@
-"""Values of a cell as plain Python: arrays as lists, and texts that hold a list as that list."""
+"""Convert the values of a cell to plain Python, also lists in texts."""
 
 from __future__ import annotations
 

@@ -33,11 +33,11 @@ NO_TOOLS = "Calls of tools are not supported: leave the row out, or write the ca
 
 
 def read_turns(value: Any, role: str) -> list[dict[str, str]]:
-    """Return the messages in a cell as {"role", "content"}; [] for None and empty lists.
+    """Return the messages in a cell as {"role", "content"}.
 
-    Reads messages with `role` and `content`, ShareGPT's with `from` and `value`, contents that are
-    lists of text parts, a single message, Anthropic HH's texts, and any other text as a message of
-    `role`. Raise ValueError for anything else.
+    Return [] for None and empty lists. Reads messages with `role` and `content`, ShareGPT's with
+    `from` and `value`, contents that are lists of text parts, a single message, Anthropic HH's
+    texts, and any other text as a message of `role`. Raise ValueError for anything else.
     """
     value = to_python(value)
     if value is None:
@@ -80,7 +80,10 @@ def begins_with_turn(text: str) -> bool:
 
 
 def _read_turn(turn: Any) -> dict[str, str]:
-    """Return a message as role and content. Raise ValueError if it has no role or no text."""
+    """Return a message as role and content.
+
+    Raise ValueError if it has no known role, no text, or calls a tool.
+    """
     role = (turn.get("role") or turn.get("from")) if isinstance(turn, dict) else None
     name = role.strip().lower() if isinstance(role, str) else role
     if name in TOOL_ROLES or (isinstance(turn, dict) and _calls(turn)):
@@ -102,7 +105,10 @@ def _calls(turn: dict[str, Any]) -> bool:
 
 
 def _text_of(content: Any) -> str | None:
-    """Return a content as one text, as chat templates do; None unless it is a text or a list."""
+    """Return a content as one text, as chat templates do.
+
+    Return None for anything but a text or a list of parts.
+    """
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
@@ -118,9 +124,10 @@ def _text_of(content: Any) -> str | None:
 
 
 def _hh_turns(text: str) -> list[dict[str, str]]:
-    """Return the messages of a text that begins with Human: or Assistant:; [] for any other text.
+    """Return the messages of a text of Human: and Assistant: turns.
 
-    An empty `Assistant:` at the end is the prompt for a reply, and left out.
+    Return [] for any other text. An empty `Assistant:` at the end is the prompt for a reply, and
+    left out.
     """
     if not begins_with_turn(text):
         return []

@@ -11,7 +11,10 @@ from pipelines.tasks.base import Score
 
 
 def score_classes(logits: Any, truth: Any, labels: Sequence[str]) -> Score:
-    """Score one class a row by accuracy, from (rows, labels) logits and the rows' class ids."""
+    """Score one class a row by accuracy.
+
+    `logits` is (rows, labels), `truth` the rows' class ids.
+    """
     import numpy as np
     from scipy.special import logsumexp
     from scipy.stats import binomtest
@@ -40,7 +43,10 @@ def score_classes(logits: Any, truth: Any, labels: Sequence[str]) -> Score:
 
 
 def score_label_sets(logits: Any, truth: Any) -> Score:
-    """Score several labels a row by micro F1, from (rows, labels) logits and 0/1 targets."""
+    """Score several labels a row by micro F1.
+
+    `logits` and the 0/1 targets `truth` are (rows, labels).
+    """
     import numpy as np
 
     from pipelines import metrics
@@ -59,7 +65,7 @@ def score_label_sets(logits: Any, truth: Any) -> Score:
 
 
 def score_numbers(predictions: Any, truth: Any) -> Score:
-    """Score a regression by Pearson's correlation, from (rows,) predictions and targets."""
+    """Score a regression by Pearson's correlation; both are (rows,)."""
     import numpy as np
 
     from pipelines import metrics
@@ -77,11 +83,11 @@ def score_numbers(predictions: Any, truth: Any) -> Score:
 
 
 def correlations(predictions: Any, references: Any) -> dict[str, Any]:
-    """Return Pearson's and Spearman's correlation, 0.0 where all predictions are equal.
+    """Return Pearson's and Spearman's correlation.
 
-    scipy returns NaN there, or the correlation of float32 rounding errors. A model that predicts
-    one number for all rows explains none of the variance of the targets, hence 0; its mean squared
-    error is still defined.
+    Both are 0.0 if all predictions are equal. scipy returns NaN there, or the correlation of
+    float32 rounding errors. A model that predicts one number for all rows explains none of the
+    variance of the targets, hence 0; its mean squared error is still defined.
     """
     import numpy as np
 
@@ -97,9 +103,10 @@ def correlations(predictions: Any, references: Any) -> dict[str, Any]:
 
 
 def correlation_of_moments(means: Any) -> Any:
-    """Return Pearson's r from mean moments (x, y, xx, yy, xy), 0 where x or y does not vary.
+    """Return Pearson's r from mean moments (x, y, xx, yy, xy).
 
-    Rounding leaves a variance of about 1e-16 of the second moment where there is none.
+    It is 0 if x or y does not vary. Rounding leaves a variance of about 1e-16 of the second moment
+    where there is none.
     """
     import numpy as np
 

@@ -10,7 +10,10 @@ from annotated_types import Ge, Gt, Le
 
 @dataclass(frozen=True)
 class Continuation:
-    """Text that a model generated after a prompt; `ended` if EOS, not in `text`, followed it."""
+    """Text that a model generated after a prompt.
+
+    `ended` tells whether EOS, which is not in `text`, followed it.
+    """
 
     text: str
     ended: bool
@@ -18,7 +21,7 @@ class Continuation:
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """How texts are generated; options have the names of transformers' GenerationConfig."""
+    """How texts are generated, by the names of transformers' GenerationConfig."""
 
     max_new_tokens: Annotated[int, Ge(1)] = 128
     """Most tokens to generate; a text with EOS ends before."""

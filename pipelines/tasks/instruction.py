@@ -99,7 +99,10 @@ class InstructionTuning(ReplyTask):
         return exchanges[0][0], [reply for _, reply in exchanges]
 
     def label_cautions(self, train: Examples) -> Iterator[str]:
-        """Add a caution if ROUGE-L, which counts Latin letters and digits, ignores most replies."""
+        """Add a caution if ROUGE-L ignores most replies.
+
+        It counts only Latin letters and digits.
+        """
         yield from super().label_cautions(train)
         replies = [
             reply
@@ -156,7 +159,10 @@ class InstructionTuning(ReplyTask):
     def score(
         self, prediction: EvalPrediction, held_out: Features, labels: tuple[str, ...]
     ) -> Score:
-        """Score the likelihood of the replies, from (rows, 2): summed loss and learned tokens."""
+        """Score the replies' likelihood.
+
+        Predictions are (rows, 2): summed loss and number of learned tokens.
+        """
         import numpy as np
 
         rows = np.asarray(prediction.predictions, dtype=np.float64)

@@ -1,4 +1,4 @@
-"""Cautions about the names of labels: likely misspellings, missing values, lists and scales."""
+"""Cautions about label names: misspellings, missing values, lists, scales."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def name_cautions(counts: Mapping[str, int]) -> Iterator[str]:
 
 
 def list_cautions(counts: Mapping[str, int]) -> Iterator[str]:
-    """Yield a caution about names that hold several labels: lists, or other labels joined."""
+    """Yield a caution about names that look like several labels."""
 
     def joins_others(name: str) -> bool:
         parts = [[part.strip() for part in name.split(each)] for each in SEPARATORS if each in name]

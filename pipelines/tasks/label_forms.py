@@ -1,4 +1,4 @@
-"""The forms in which rows hold several labels: lists of names or ids, and 0/1 vectors.
+"""The forms of several labels in a row: names, ids, and 0/1 vectors.
 
 `[0, 1]` is either: the form of a column is decided once, from all training rows.
 """
@@ -15,7 +15,7 @@ Form = Literal["list", "multi_hot"]
 
 
 def list_of(value: Any, separator: str | None) -> list[Any] | None:
-    """Return the list in a cell, also one written as a text, or None for any other value."""
+    """Return the list in a cell, also in a text; None for other values."""
     value = to_python(value)
     if isinstance(value, str):
         if separator is not None:
@@ -30,7 +30,7 @@ def usual_length(lists: Sequence[Sequence[Any]]) -> int:
 
 
 def find_form(lists: Sequence[Sequence[Any]], *, declared_ids: bool) -> Form | None:
-    """Return the form of a column's lists, or None for lists that can be read in both ways.
+    """Return the form of a column's lists, or None if both are possible.
 
     An id occurs once in a list, so that a list of only 0 and 1 with a repeated value is a vector.
     Lists that show nothing are ids if the dataset declares ids.
@@ -56,7 +56,10 @@ def is_vector(values: Sequence[Any]) -> bool:
 
 
 def read_vector(values: Sequence[Any], names: Sequence[str]) -> list[str]:
-    """Return the names of a vector's ones. Raise ValueError unless it has a 0 or 1 for each."""
+    """Return the names of a vector's ones.
+
+    Raise ValueError unless it has a 0 or 1 for each name.
+    """
     if len(values) != len(names):
         raise ValueError(f"{values!r} has {len(values)} values for {len(names)} labels.")
     for value in values:

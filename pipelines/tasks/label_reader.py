@@ -1,4 +1,4 @@
-"""Read the names of a row's labels: from one column, or from a 0/1 column for each label."""
+"""Read the names of a row's labels from one or several columns."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DECIMAL = re.compile(r"[+-]?(?:\d+\.\d*|\.\d+)")
 
 @dataclass(frozen=True, kw_only=True)
 class LabelReader:
-    """Where and how rows hold their labels; the fields are `TextClassification`'s options."""
+    """How rows hold their labels, by `TextClassification`'s options."""
 
     column: str
     columns: tuple[str, ...] = ()
@@ -116,7 +116,7 @@ class LabelReader:
         return values
 
     def _read_name(self, examples: Examples, index: int, value: Any) -> str:
-        """Return the name of a label that is written in the rows: a text or a whole number.
+        """Return the name of a label that is a text or a whole number.
 
         1, 1.0 and "1.0" are the label "1". Refused are 0.5, which needs a regression, -1, which
         means "no label" on the Hub, and the text "3" where other rows have the number 3.
@@ -147,7 +147,10 @@ class LabelReader:
 
 
 def declared_name(examples: Examples, index: int, value: Any, names: tuple[str, ...]) -> str:
-    """Return the name of a class id. Raise DataError for an id that the dataset does not have."""
+    """Return the name of a class id.
+
+    Raise DataError for an id that the dataset does not declare.
+    """
     number = whole_number(value)
     if number is None or not 0 <= number < len(names):
         location = examples.locate(index)

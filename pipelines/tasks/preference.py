@@ -1,4 +1,4 @@
-"""Preference tuning by DPO: make the chosen of two replies to a prompt more likely."""
+"""Preference tuning by DPO: make the chosen of two replies more likely."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ class ChosenReplyCollator(PaddingCollator):
 
 @dataclass(frozen=True, kw_only=True)
 class PreferenceTuning(ReplyTask):
-    """Prefer one reply to another; the reference model is the base with the adapter off."""
+    """Prefer one reply to another.
+
+    The reference model is the base with the adapter off.
+    """
 
     chosen_column: str = "chosen"
     """Column of the better reply."""
@@ -70,7 +73,10 @@ class PreferenceTuning(ReplyTask):
         return prompt, chosen, rejected
 
     def merged(self) -> InstructionTuning:
-        """Return instruction tuning on the chosen replies: a merged model has no reference."""
+        """Return instruction tuning on the chosen replies.
+
+        A merged model has no reference.
+        """
         return InstructionTuning(
             dataset=self.dataset,
             prompt_format=self.prompt_format,
@@ -124,7 +130,11 @@ class PreferenceTuning(ReplyTask):
     def score(
         self, prediction: EvalPrediction, held_out: Features, labels: tuple[str, ...]
     ) -> Score:
-        """Score (pairs, 4) log-probabilities: chosen, rejected, and both under the reference."""
+        """Score the replies' rewards.
+
+        Predictions are (pairs, 4) log-probabilities: chosen, rejected, and both under the
+        reference.
+        """
         import numpy as np
         from scipy.stats import binomtest
 

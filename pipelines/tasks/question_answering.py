@@ -49,6 +49,9 @@ if TYPE_CHECKING:
 
     from pipelines.data.rows import Examples
 
+COUNTS = ("questions_cut", "answers_lost", "answers_widened", "answers_too_long")
+"""What encoding may do to questions and answers, for the report."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class QuestionAnswering(Task):
@@ -157,20 +160,17 @@ class QuestionAnswering(Task):
             own = list(self.windows_of(number, question_ids[:longest], context, gold, eos))
             windows += [window for window, _ in own]
             rows += [row for _, row in own]
+            lost = bool(question.answers["text"]) and not any(holds_answer(row) for _, row in own)
             counts["questions_cut"] += len(question_ids) > longest
-            counts["answers_lost"] += bool(question.answers["text"]) and not any(
-                holds_answer(row) for _, row in own
-            )
+            counts["answers_lost"] += lost
             if gold is not None:
                 counts["answers_widened"] += is_widened(question, context.offsets, gold)
                 counts["answers_too_long"] += gold[1] - gold[0] >= self.max_answer_length
         for name in ("questions_cut", "answers_lost"):
             check_truncated(examples, counts[name], len(questions), self.max_truncated_fraction)
-        names = ("questions_cut", "answers_lost", "answers_widened", "answers_too_long")
-        report = {"questions": len(questions), "windows": len(rows)}
         return Features(
             rows,
-            report | {name: counts[name] for name in names},
+            {"questions": len(questions), "windows": len(rows)} | {n: counts[n] for n in COUNTS},
             num_rows=len(questions),
             context=(questions, windows),
             locate=examples.select(window.question for window in windows).locate,
@@ -335,7 +335,10 @@ def holds_answer(row: dict[str, Any]) -> bool:
 
 
 def mean_loss(logits: Any, labels: Any) -> float:
-    """Return `QuestionAnswering.loss` over all windows, from (windows, length, 2) logits."""
+    """Return `QuestionAnswering.loss` over all windows.
+
+    `logits` is (windows, length, 2).
+    """
     import numpy as np
     from scipy.special import log_softmax
 

@@ -1,4 +1,4 @@
-"""Prompts and replies as tokens: from a format with columns, or from the turns of a chat.
+"""Prompts and replies as tokens, from columns or from messages of a chat.
 
 A reply is encoded separately from its prompt, so that training reads the same tokens as generation.
 It ends in EOS, which is learned although it is the pad token too.
@@ -45,9 +45,10 @@ CHAT_TEMPLATE = """\
 
 @dataclass(frozen=True)
 class Exchange:
-    """A prompt and its reply: `labels` are `input_ids` where a reply is learned, else -100.
+    """Tokens of a prompt and its reply.
 
-    `start` is the position of the last reply; all tokens before it are the prompt.
+    `labels` are `input_ids` where a reply is learned, else -100. `start` is the position of the
+    last reply; all tokens before it are the prompt.
     """
 
     input_ids: list[int]
@@ -126,7 +127,10 @@ class ReplyTask(Task):
         return prompt.rstrip(" ") if isinstance(prompt, str) else json.dumps(prompt)
 
     def row(self, text: str) -> dict[str, Any]:
-        """Return the row of a prompt that a user types. Raise DataError if it needs two columns."""
+        """Return the row of a prompt that a user types.
+
+        Raise DataError if a prompt has several columns.
+        """
         if self.chat:
             return {self.reply_column: [{"role": "user", "content": text}]}
         columns = columns_of(self.prompt_format)
@@ -137,9 +141,10 @@ class ReplyTask(Task):
         return {columns[0]: text}
 
     def turns(self, row: dict[str, Any], column: str, location: str) -> list[dict[str, str]]:
-        """Return the messages in a column, after those in the prompt's if they begin with a reply.
+        """Return the messages in a column.
 
-        Raise DataError if neither column holds messages.
+        If they begin with a reply, those in the prompt's column come first. Raise DataError if
+        neither column holds messages.
         """
         before = columns_of(self.prompt_format)[0]
         name = column
@@ -158,7 +163,7 @@ class ReplyTask(Task):
         return turns
 
     def hint_at_messages(self, row: dict[str, Any], column: str) -> str:
-        """Return a hint at the columns of a row that hold messages, if its `column` holds none."""
+        """Return a hint at the columns of a row that hold messages, or ""."""
         names = [name for name, value in row.items() if looks_like_turns(value)]
         option = next(f.name for f in fields(self) if getattr(self, f.name) == column)
         flag = f"--task.{option.replace('_', '-')}"
@@ -173,7 +178,10 @@ class ReplyTask(Task):
         return turns[:-1] if answered else turns
 
     def read_exchange(self, row: dict[str, Any], column: str, location: str) -> tuple[Prompt, str]:
-        """Return a row's prompt and the reply in a column. Raise DataError if either is missing."""
+        """Return a row's prompt and the reply in a column.
+
+        Raise DataError if either is missing.
+        """
         reply = row.get(column)
         if self.chat:
             turns = self.turns(row, column, location)
@@ -255,7 +263,10 @@ def fill_format(prompt_format: str, row: dict[str, Any], location: str) -> str:
 
 
 def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
-    """Return the tokens of a prompt, without a space at its end, which begins the reply."""
+    """Return the tokens of a prompt, without a space at its end.
+
+    The reply begins with that space.
+    """
     if isinstance(prompt, str):
         return token_ids(tokenizer, [prompt.rstrip(" ")])[0]
     encoded = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)

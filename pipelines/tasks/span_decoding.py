@@ -1,4 +1,4 @@
-"""Turn the logits of windows into ranked answers, with "" for no answer in SQuAD v2."""
+"""Turn the logits of windows into ranked answers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from pipelines.tasks.spans import Question, Window, trim
 
 @dataclass(frozen=True)
 class Answer:
-    """A span of a context, `context[start:end] == text`; "" without offsets is no answer."""
+    """A span of a context, or "" without offsets for no answer.
+
+    `context[start:end] == text`.
+    """
 
     text: str
     score: float
@@ -70,7 +73,10 @@ class SpanDecoder:
         return [(float(scores[i, j]), int(starts[i]), int(ends[j])) for i, j in best]
 
     def rank(self, answers: Sequence[Answer], null_score: float) -> list[Answer]:
-        """Return the n best answers of all windows, each span once, with "" first or second."""
+        """Return the n best spans, each once, with "" first or second.
+
+        "" is added in v2, and if there is no span.
+        """
         by_span: dict[tuple[int | None, int | None], Answer] = {}
         for answer in sorted(answers, key=lambda answer: -answer.score):
             by_span.setdefault((answer.start, answer.end), answer)
@@ -88,7 +94,10 @@ def probability_of_first(answers: Sequence[Answer]) -> float:
 
 
 def span_and_margin(identity: str, answers: Sequence[Answer]) -> dict[str, Any]:
-    """Return the best span, and by how much "" scores above it, in the form of `squad_v2`."""
+    """Return a prediction for the metric `squad_v2`.
+
+    It holds the best span, and by how much "" scores above it.
+    """
     null = next(answer for answer in answers if answer.start is None)
     span = next((answer for answer in answers if answer.start is not None), None)
     return {

@@ -1,4 +1,4 @@
-"""Contexts as tokens with character offsets, their windows, and the spans of answers."""
+"""Contexts as tokens with character offsets, windows and answer spans."""
 
 from __future__ import annotations
 
@@ -57,10 +57,11 @@ def encode_contexts(tokenizer: Any, contexts: Iterable[str]) -> dict[str, Encode
 
 
 def splitting_tokenizer(tokenizer: Any) -> Any:
-    """Return a copy that never merges digits, punctuation or characters of UNSPACED scripts.
+    """Return a copy of a tokenizer that splits digits and punctuation.
 
-    Spans can then end between them. 1 % of SQuAD's answers end inside tokens of byte-level BPE such
-    as `",` and `700`; Chinese words can be single tokens.
+    It never merges them, nor characters of UNSPACED scripts. Spans can then end between them. 1 %
+    of SQuAD's answers end inside tokens of byte-level BPE such as `",` and `700`; Chinese words can
+    be single tokens.
     """
     from tokenizers import Regex
     from tokenizers.pre_tokenizers import Sequence as Steps

@@ -1,4 +1,4 @@
-"""Classification of a text or a pair of texts: one label, several labels, or regression."""
+"""Classification of texts or pairs: one label, several, or regression."""
 
 from __future__ import annotations
 
@@ -361,7 +361,7 @@ class TextClassification(Task):
 
 
 def read_target(examples: Examples, index: int, value: Any) -> float:
-    """Return a cell as the number that a regression learns. Raise DataError for any other."""
+    """Return a cell as a finite float32. Raise DataError for anything else."""
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):

@@ -22,7 +22,8 @@ def read_columnar(file: Path, stream: IO[bytes], name: str) -> Iterator[Numbered
     number = 0
     try:
         schema, batches = _open(stream, name)
-        duplicates = sorted({name for name in schema.names if schema.names.count(name) > 1})
+        columns = schema.names
+        duplicates = sorted({column for column in columns if columns.count(column) > 1})
         if duplicates:
             raise DataError(f"{file}: column {duplicates[0]!r} is duplicated.")
         for batch in batches:
@@ -35,7 +36,10 @@ def read_columnar(file: Path, stream: IO[bytes], name: str) -> Iterator[Numbered
 
 
 def read_features(file: Path, stream: IO[bytes], name: str) -> Any:
-    """Return the `datasets.Features` of a file: with class names, if `datasets` has written it."""
+    """Return the `datasets.Features` of a file.
+
+    They have class names if `datasets` wrote the file.
+    """
     import pyarrow
     from datasets import Features
 

@@ -28,9 +28,10 @@ OPENED = "a quote opens a cell here"
 
 
 def read_delimited(file: Path, lines: TextLines, dialect: Dialect) -> Iterator[Numbered]:
-    """Yield rows as text, so that `NA` stays `NA`; each must have a cell for each column.
+    """Yield rows as text, so that `NA` stays `NA`.
 
-    Empty rows at the end, as Excel writes them, are left out.
+    A row must have a cell for each column. Empty rows at the end, as Excel writes them, are left
+    out.
     """
     records = Records(file, lines, dialect)
     blank: list[Numbered] = []
@@ -45,7 +46,7 @@ def read_delimited(file: Path, lines: TextLines, dialect: Dialect) -> Iterator[N
 
 
 class Records:
-    """Records of a delimited file after its header, or the lines that were lost, numbered."""
+    """Numbered records of a delimited file, or the lines that were lost."""
 
     def __init__(self, file: Path, lines: TextLines, dialect: Dialect):
         self.dialect = dialect
@@ -107,13 +108,16 @@ class Records:
             yield lines.number, cells
 
     def _recover(self, error: csv.Error | None) -> Generator[tuple[int, Unreadable], None, bool]:
-        """Yield the lines that a bad quote loses; return whether text of its cell may follow."""
+        """Yield the lines that a bad quote loses.
+
+        Return whether text of its cell may follow.
+        """
         lines = self.lines
         first, num_lines = lines.number, len(lines.taken)
         if error is None:
             reason = (
                 f"{OPENED} that closes in line {first + num_lines - 1}, but its lines are rows by "
-                "themselves. Write a quote within a text twice, in a quoted cell."
+                "themselves. To write a quote in a text, double it and quote the cell."
             )
         elif lines.exhausted(error):
             reason = f"{OPENED}, but {error}: a quote is not closed."
@@ -138,7 +142,7 @@ class Records:
         return Unreadable(f"{relation} a cell whose quotes are broken.", line.rstrip("\r\n"))
 
     def _swallows_rows(self, lines: Sequence[str], cells: list[str] | None = None) -> bool:
-        """Tell whether most lines of a record, each parsed alone, are rows like the others.
+        """Tell whether most lines of a record are rows, when parsed alone.
 
         The first line's begin or the last line's end of a well-formed record, whose `cells` are
         given, is the same in every such record: these lines prove nothing.
@@ -172,7 +176,7 @@ class Records:
         )
 
     def _alone(self, line: str, *, opens: bool = False) -> list[str] | None:
-        """Return the cells of a line parsed alone, without quotes, if it is a whole record.
+        """Return a line's cells without quotes, or None for a part of a record.
 
         In a line that `opens` a cell, one quote at the begin of a cell is treated as text.
         """
@@ -191,7 +195,7 @@ class Records:
         return None
 
     def _resumes(self, cells: list[str]) -> bool:
-        """Tell whether rows continue after a broken cell: a row like the others, without quotes."""
+        """Tell whether a record after a broken cell is a row like the others."""
         plain = not any('"' in cell for cell in cells)
         return plain and all(map(_Column.holds, self._columns(), cells))
 
@@ -269,7 +273,7 @@ def _has_line_break(cell: str) -> bool:
 
 
 class _Replay(Iterator[str]):
-    """Lines for a csv reader, which can be given back after the reader has consumed them."""
+    """Lines for a csv reader that can be given back after it consumed them."""
 
     def __init__(self, lines: Iterator[str]):
         self.lines = lines

@@ -96,7 +96,10 @@ class Header:
 
 
 def read_header(file: Path, number: int, cells: list[str]) -> Header:
-    """Return the column names. Raise DataError for duplicates, and if there are no names."""
+    """Return the column names.
+
+    Raise DataError for duplicates, and if there are no names.
+    """
     reason = first_reason(cells)
     duplicates = sorted({cell for cell in cells if cell and cells.count(cell) > 1})
     if duplicates:
@@ -109,7 +112,7 @@ def read_header(file: Path, number: int, cells: list[str]) -> Header:
 
 
 def sniff(sample: list[str], hint: str) -> Dialect:
-    """Return the dialect in which most of a file's first records have the header's length.
+    """Detect the dialect in which most first records fit the header.
 
     `hint` is the usual delimiter of the suffix. It is preferred unless another one fits better.
     """
@@ -137,7 +140,7 @@ def agreement(dialect: Dialect, sample: list[str]) -> float:
 
 
 def _sniff_quotes(dialect: Dialect, sample: list[str]) -> Dialect:
-    """Return the dialect with the quotes, backslashes and spaces that the sample shows."""
+    """Add the quotes, backslashes and spaces of the sample to a dialect."""
     header = next(dialect.reader(sample, strict=False), [])
     if len(header) > 1 and all(cell.startswith(" ") and cell.strip() for cell in header[1:]):
         dialect = replace(dialect, skip_space=True)

@@ -1,4 +1,4 @@
-"""Read rows from JSON: lines, arrays, objects that hold rows, SQuAD, objects of columns."""
+"""Read rows from JSON lines, arrays, objects, SQuAD and columns."""
 
 from __future__ import annotations
 
@@ -126,7 +126,10 @@ def read_lines(lines: Iterable[str]) -> Iterator[Numbered]:
 
 
 def parse(text: str) -> Any:
-    """Parse JSON. Raise ValueError with the reason, also for strings that cannot be tokenised."""
+    """Parse JSON, or raise ValueError with the reason.
+
+    Strings that cannot be tokenised are errors too.
+    """
     reason = why_not_text(text)
     if reason is not None:
         raise ValueError(reason)
@@ -199,7 +202,10 @@ def _skip_whitespace(text: str, position: int) -> int:
 
 
 def _find_rows(file: Path, values: list[Any], suffix: str) -> tuple[str, list[Any]]:
-    """Return the form of a document, and its rows. Raise DataError if they are ambiguous."""
+    """Return the form of a document, and its rows.
+
+    Raise DataError if the rows are ambiguous.
+    """
     if len(values) != 1:
         return "JSON objects", values
     [document] = values
@@ -234,7 +240,7 @@ def _is_rows(value: Any) -> bool:
 
 
 def wrapper_key(document: dict[str, Any], *, known_only: bool) -> str | None:
-    """Return the key of an object that holds its rows, or None for an object that is a row.
+    """Return the key of an object's rows, or None if the object is a row.
 
     A key that is not in WRAPPERS must be the only one, apart from metadata; with `known_only`, no
     such key is accepted.
@@ -257,7 +263,10 @@ def _only_metadata(document: dict[str, Any], key: str) -> bool:
 
 
 def _table_rows(document: dict[str, Any]) -> list[dict[str, Any]] | None:
-    """Return the rows of an object of columns, as pandas' `to_json` and `to_dict` write it."""
+    """Return the rows of an object of columns, or None for another object.
+
+    Such objects are those of pandas' `to_json` and `to_dict`.
+    """
     values = [*document.values()]
     split = {*document} == {"columns", "index", "data"} and all(map(_is_list, values))
     if split and all(map(_is_list, document["data"])):
@@ -283,7 +292,7 @@ def _are_indices(keys: list[str]) -> bool:
 
 
 def _expand_squad(file: Path, items: list[Any]) -> list[Any]:
-    """Return the questions of SQuAD's articles or paragraphs, and any other items unchanged."""
+    """Return the questions of SQuAD's articles; other items unchanged."""
     first = items[0] if items else None
     if not isinstance(first, dict) or not {"paragraphs", "qas"} & first.keys():
         return items
@@ -337,7 +346,7 @@ def _numbered(items: list[Any], *, check: bool) -> Iterator[Numbered]:
 
 
 def _why_unusable(value: Any) -> str | None:
-    """Explain why a value is unusable, by a duplicated key or by a string, or return None."""
+    """Explain why a value of a document is unusable, or return None."""
     key = _duplicated_key(value)
     return first_reason(strings(value)) if key is None else f"key {key!r} is duplicated."
 

@@ -1,4 +1,4 @@
-"""Open a file as text: decompress it, detect its encoding, and identify binary formats."""
+"""Open a file as text: decompress, detect encodings and binary formats."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ CONTROL = bytes(set(range(32)) - set(b"\t\n\v\f\r\x1b"))
 
 
 class TextLines(Iterator[str]):
-    """Physical lines with their line ends, read lazily; the first lines can be peeked at."""
+    """Physical lines with their line ends, read lazily, with a preview."""
 
     def __init__(self, lines: Iterable[str]):
         self.lines = iter(lines)
@@ -97,7 +97,7 @@ class TextLines(Iterator[str]):
         return list(self.ahead)
 
     def first_non_blank(self, count: int) -> list[str]:
-        """Return the first lines that are not blank, without consuming them or reading more."""
+        """Return the first non-blank lines without consuming them."""
         filled = [line for line in self.ahead if line.strip()]
         while len(filled) < count and (line := next(self.lines, None)) is not None:
             self.ahead.append(line)
@@ -110,7 +110,10 @@ class TextLines(Iterator[str]):
 
 
 def open_bytes(file: Path) -> tuple[io.BufferedReader[Any], Compression | None]:
-    """Open a file, decompressing it if its first bytes are compressed; return the compression."""
+    """Open a file, and decompress it if necessary.
+
+    Return the compression, detected by the first bytes, or None.
+    """
     stream: io.BufferedReader[Any] = io.BufferedReader(io.FileIO(file), BUFFER)
     head = stream.peek(BUFFER)
     for compression in COMPRESSIONS:
@@ -120,7 +123,7 @@ def open_bytes(file: Path) -> tuple[io.BufferedReader[Any], Compression | None]:
 
 
 def columnar_format(head: bytes) -> str | None:
-    """Return the name of the columnar format whose files begin with these bytes, or None."""
+    """Return the columnar format of a file's first bytes, or None."""
     return _format(head, COLUMNAR)
 
 
@@ -144,7 +147,10 @@ def binary_format(head: bytes) -> str | None:
 
 
 def _format(head: bytes, formats: dict[bytes, str]) -> str | None:
-    """Return the name of the format of a file's first bytes; None for a text that begins alike."""
+    """Return the format of a file's first bytes, or None.
+
+    None also for a text that begins like a binary format.
+    """
     if not head.startswith(b"%PDF-") and head[:BUFFER].translate(None, CONTROL) == head:
         return None
     return next((name for magic, name in formats.items() if head.startswith(magic)), None)
