@@ -125,7 +125,7 @@ def test_a_licence_is_the_recipes_else_the_bases_else_other():
         ("mit", "apache-2.0", "mit"),
         (None, "apache-2.0", "apache-2.0"),
         (None, None, "other"),
-        ("\n---\nlicense: x", None, "\n---\nlicense: x"),
+        (None, "\n---\nlicense: x", "\n---\nlicense: x"),
     ):
         recipe = replace(RECIPE, license=own)
         front, body = parts(model_card(recipe, SIDECAR, "user/x", base_license=base))

@@ -8,7 +8,6 @@ import pytest
 import torch
 import yaml
 
-import pipelines
 from helpers.documents import blocks_of
 from helpers.factories import CASES, ROOT
 from helpers.hub_process import SECRET, client
@@ -71,7 +70,6 @@ def test_the_snippet_without_this_project_gives_the_logits_and_labels(
         assert "Good morning" in printed
 
 
-@pytest.mark.skipif(not hasattr(pipelines, "load"), reason="needs pipelines.load")
 def test_the_snippet_with_this_project_prints_the_same(hub, place, published, plain_snippets):
     script, out = ROOT / "tests" / "helpers" / "hub_user.py", place / "own.pt"
     client(hub, place / "home3", script, "run_own_snippets", out, *TUNED, cwd=place)
