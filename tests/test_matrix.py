@@ -16,11 +16,11 @@ from pipelines.recipe.values import Model, Train
 RELOAD = """
 import sys, torch
 from helpers.factories import first_logits
-from pipelines.hub import load_adapter
-from pipelines.data import load_splits
+from pipelines.hub.load import load_result
+from pipelines.data.load import load_splits
 found = {}
 for folder in sys.argv[2:]:
-    loaded = load_adapter(folder)
+    loaded = load_result(folder)
     splits = load_splits(loaded.recipe.task.dataset)
     rows = loaded.recipe.task.features(
         splits.held_out, loaded.tokenizer, loaded.labels, training=False
