@@ -222,7 +222,7 @@ def test_the_same_command_publishes_a_finished_result_that_was_not(bench, monkey
     run_before = read_manifest(recipe.folder)["run"]
     sent = []
     monkeypatch.setattr("pipelines.flow.check_destination", lambda *a, **o: None)
-    monkeypatch.setattr("pipelines.flow.publish_finished", lambda *a, **o: sent.append((a, o)))
+    monkeypatch.setattr("pipelines.finished.publish_finished", lambda *a, **o: sent.append((a, o)))
     metrics = run(replace(recipe, push_to="me/result"))
     assert metrics == read_manifest(recipe.folder)["metrics"]
     assert sent == [((recipe.folder, "me/result"), {"public": False})]
