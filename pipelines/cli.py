@@ -70,9 +70,9 @@ def evaluate(
     metric: str | None = None,
     metric_options: str = "{}",
 ) -> None:
-    """Score a result, and compare with the score that its run claims.
+    """Score a result again, and compare with the score that its run reported.
 
-    Exits with 1 where the claim is not found again.
+    Exits with 1 if the scores differ.
 
     Args:
         repo: Folder of a run, or Hub id.
@@ -80,7 +80,7 @@ def evaluate(
         base: Folder or Hub id of an adapter's base, in place of the one that it names.
         data: JSONL or CSV file to score on, in place of the run's evaluation rows.
         metric: Further `evaluate` module: a name of this project, a path, or a name on the Hub.
-        metric_options: What its `compute` takes beside the rows, as {"average": "macro"}.
+        metric_options: JSON object of further arguments of its `compute`, as {"average": "macro"}.
     """
     check_result(repo)
     try:
@@ -201,17 +201,17 @@ def predict(
 
     An --out that ends in .csv or .tsv is a table.
 
-    The same command finishes an --out that a stopped one has begun.
+    Run the same command again to finish an --out that was interrupted.
 
     Args:
         repo: Folder of a run, or Hub id.
         file: JSONL or CSV; its rows need no labels.
         out: File to write to instead.
-        keep: Columns of the file to put before what is predicted, as id,text; by default its id.
+        keep: Columns of the file to write before each prediction, as id,text; by default its id.
         revision: Commit, branch or tag on the Hub.
         base: Folder or Hub id of an adapter's base, in place of the one that it names.
-        precision: Of the base, in place of what the adapter was trained on.
-        batch_size: Rows at once.
+        precision: Precision of the base, in place of the one that the adapter was trained on.
+        batch_size: Rows in a batch.
     """
     at_least_one("batch-size", batch_size)
     check_result(repo)
@@ -244,12 +244,12 @@ def merge(
 
     Args:
         repo: Folder of a run, or Hub id.
-        out: Folder to write to; empty, or not there yet.
+        out: Folder to write to; empty or new.
         publish: Hub id, as USER/NAME, to upload the model to.
         public: Publish for everybody to see.
         revision: Commit, branch or tag on the Hub.
         base: Folder or Hub id of the base, in place of the one that the adapter names.
-        rescore: Score the model on the rows of the run; if not, its score is the adapter's.
+        rescore: Score the merged model on the rows of the run, or else keep the adapter's score.
     """
     check_result(repo)
     from pipelines.inference.merge import merge as merge_adapter
@@ -309,7 +309,7 @@ def lm_eval(
         tasks: Names of the harness's tasks.
         include_path: Folder with task files of your own.
         limit: Rows of each task.
-        batch_size: Rows at once.
+        batch_size: Rows in a batch.
     """
     check_result(repo)
     from pipelines.evaluation.lm_harness import evaluate_with_harness
@@ -334,9 +334,9 @@ def hub(folder: Path = Path("runs/hub"), port: int = 8643) -> None:
 
 
 def selftest() -> None:
-    """Break runs on purpose on this machine, in a temporary folder, and see that they recover.
+    """Inject faults into small runs in a temporary folder, and check that they recover.
 
-    Exits with 1 where one does not.
+    Exits with 1 if one does not.
     """
     from pipelines.selftest import selftest as check
 

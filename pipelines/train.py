@@ -1,7 +1,7 @@
 """`gpt2-recipes train`: run a recipe in as many processes as its Accelerate config asks for.
 
-One process on the CPU is this process. Everything else goes through Accelerate's own launcher. Its
-trace is shown only where no process left a message. Imports no torch before it must.
+One process on the CPU is this process. Everything else goes through Accelerate's own launcher,
+whose trace is shown only if no process wrote a message. Imports torch only to launch or to run.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ ONE_ON_CPU = {
     "tpu_use_cluster": False,
     "tpu_use_sudo": False,
 }
-"""What a config may say, next to precision, for a run in this process."""
+"""Values of a config, other than the precision, with which a run needs no launcher."""
 
 
 def train(recipe: str, flags: Sequence[str], launch_flags: LaunchFlags) -> None:
@@ -89,7 +89,7 @@ def run_file(file: Path, flags: Sequence[str]) -> None:
 
 
 def is_one_on_cpu(config: dict[str, Any]) -> bool:
-    """Tell whether a config is for one process on the CPU and nothing else; {} is no config."""
+    """Tell whether a config, or none ({}), asks for one process on the CPU and nothing else."""
     if not config:
         return True
     others = {k: v for k, v in config.items() if k not in ("distributed_type", "mixed_precision")}
@@ -113,15 +113,15 @@ def set_environment(config: dict[str, Any]) -> None:
 def launch(
     file: Path, flags: Sequence[str], config_file: Path | None, num_processes: int | None
 ) -> None:
-    """Run a recipe by Accelerate's launcher, and end as its first process that ends badly.
+    """Run a recipe with Accelerate's launcher, and exit as the first process that failed did.
 
-    Raise RecipeError for what it cannot start.
+    Raise RecipeError for what the launcher cannot start.
     """
     words = [] if config_file is None else ["--config_file", str(config_file)]
     words += [] if num_processes is None else ["--num_processes", str(num_processes)]
     words += ["--module", "pipelines.train", str(file), *flags]
     trace = io.StringIO()
-    with contextlib.redirect_stderr(trace):  # the processes keep file descriptor 2
+    with contextlib.redirect_stderr(trace):  # the processes inherit file descriptor 2
         arguments = validated(words)
         if not arguments.multi_gpu:
             replace_process(arguments)
@@ -131,10 +131,10 @@ def launch(
 
 
 def validated(words: list[str]) -> Any:
-    """Return the launcher's arguments, with the values of the config filled in."""
+    """Return the launcher's arguments, config included. Raise RecipeError for wrong values."""
     request = read_request(words)
     check_request(request)
-    if request.use_cpu:  # which Accelerate passes on to one process only
+    if request.use_cpu:  # Accelerate passes it on only to a single process
         os.environ["ACCELERATE_USE_CPU"] = "true"
     try:
         arguments = arguments_with_config(words)
@@ -148,7 +148,7 @@ def validated(words: list[str]) -> Any:
 
 
 def replace_process(arguments: Any) -> NoReturn:
-    """Become the one process of a run, which so gets every signal and gives its own exit code."""
+    """Become the only process of a run, so that signals and the exit code are its own."""
     from accelerate.utils import prepare_simple_launcher_cmd_env
 
     command, environment = prepare_simple_launcher_cmd_env(arguments)
@@ -156,7 +156,7 @@ def replace_process(arguments: Any) -> NoReturn:
 
 
 def start_processes(arguments: Any) -> Exit | None:
-    """Run the processes; return how the first of them ended that did not end well.
+    """Run the processes; return the exit of the first that failed, or None.
 
     Torch's launcher catches signals, passes them on to the processes, and waits.
     """
@@ -165,7 +165,7 @@ def start_processes(arguments: Any) -> Exit | None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     if arguments.main_process_port is None and arguments.num_machines in (None, 1):
-        arguments.main_process_port = 0  # any that is free
+        arguments.main_process_port = 0  # a free port
     arguments.shutdown_timeout = 600  # seconds for the checkpoint that a signal asks for
     with TemporaryDirectory() as folder:
         os.environ[EXITS] = folder
@@ -188,13 +188,13 @@ def start_processes(arguments: Any) -> Exit | None:
 
 
 def first_exit(folder: Path) -> Exit | None:
-    """Return what the first process that ended badly has left, if any has."""
+    """Return the exit that the first failed process wrote, if one did."""
     files = sorted(folder.glob("*.json"))
     return Exit(**json.loads(files[0].read_text(encoding="utf-8"))) if files else None
 
 
 def end_children(number: signal.Signals) -> None:
-    """Pass a second signal on to processes that the launcher no longer waits for, then end them."""
+    """Send a second signal to the processes that the launcher abandoned, then kill them."""
     import psutil
 
     children = psutil.Process().children(recursive=True)

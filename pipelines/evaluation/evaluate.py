@@ -25,7 +25,7 @@ from pipelines.training.score import score_result
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A score, and what the run itself claims for the same rows; None for other rows."""
+    """A score, and the score that the run reported for the same rows; None for other rows."""
 
     metrics: dict[str, Any]
     claimed: float | None
@@ -37,7 +37,7 @@ class Evaluation:
 
     @property
     def equal(self) -> bool:
-        """Tell whether the claim was found again, to 1e-5."""
+        """Tell whether the score equals the reported one, to 1e-5."""
         return self.claimed is not None and math.isclose(
             self.score, self.claimed, rel_tol=1e-5, abs_tol=1e-9
         )
@@ -56,9 +56,11 @@ def evaluate(
     """Score a result on the evaluation split of its recipe, or on the rows of a file.
 
     `base` replaces the base that an adapter names, say by a copy on disk. `metric` adds an
-    `evaluate` module: a name of pipelines/metrics, a path, or a name on the Hub; `metric_options`
-    go to its `compute`, and what it finds is `metrics["added"]`. Raise RecipeError when it refuses
-    them, and DataError when the rows of the recipe are not on this machine.
+    `evaluate` module: a name in pipelines/metrics, a path, or a name on the Hub; `metric_options`
+    are arguments of its `compute`, and its results are in `metrics["added"]`.
+
+    Raise RecipeError for a result that cannot be loaded and a metric that does not exist or refuses
+    its options, and DataError for rows that cannot be scored or are not on this machine.
     """
     loaded = load_result(repo, revision, base=base)
     module = None if metric is None else metric_module(metric)
@@ -101,7 +103,7 @@ def evaluation_rows(loaded: LoadedResult) -> Examples:
 
 
 def print_comparison(result: Evaluation) -> None:
-    """Say whether the claimed score was found again."""
+    """Print whether the score equals the one that the run reported."""
     if result.claimed is None:
         line = "these are not the rows of the run, so that its score is not compared"
     elif result.equal:
