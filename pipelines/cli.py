@@ -8,16 +8,16 @@ import sys
 from collections.abc import Callable
 from dataclasses import make_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_type_hints
 
 import tyro
 
 from pipelines.recipe.recipe import Recipe
+from pipelines.recipe.values import Precision
 from pipelines.recipe_cli import LaunchFlags
 from pipelines.tasks.generation import Generation, GenerationOptions
 from pipelines.terminal import report_errors, stop
 
-Precision = Literal["fp32", "bf16", "8bit", "4bit"]
 NO_LAUNCH_FLAGS = LaunchFlags()
 Repo = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="REPO")]
 

@@ -32,7 +32,7 @@ class RecipeError(RunError):
 
 
 class NonFiniteError(RunError):
-    """A loss, a gradient or a metric that is no number; the last checkpoint is finite."""
+    """A loss, a gradient or a metric that is not finite; the last checkpoint is finite."""
 
     exit_code = 4
 

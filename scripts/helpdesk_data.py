@@ -10,7 +10,7 @@ Writes JSONL, the same bytes for the same arguments:
     reply/{train,test}.jsonl       {"id", "prompt", "completion"}
     prefer/{train,test}.jsonl      {"id", "prompt", "chosen", "rejected"}
 
-No ticket stands in two files. A ticket names two things of each kind (two dates, two numbers, two
+No ticket is in two files. A ticket names two things of each kind (two dates, two numbers, two
 sums), so that a question is answered by what stands around a value, not by its form; some
 questions ask for a thing that the ticket does not name. A courteous reply names the customer and
 says what is done for a ticket of its queue; `prefer` sets it against a curt one.

@@ -38,7 +38,7 @@ QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 NEXT = """\
-Go on with
+Next steps:
     .venv/bin/python recipes/helpdesk_classify_lora_8bit.py --help
     .venv/bin/accelerate launch --config_file accelerate_configs/cpu_2_processes.yaml \\
         recipes/helpdesk_pretrain.py --name faster --train.learning-rate 1e-3\

@@ -161,9 +161,9 @@ def accumulation() -> Trap:
     return Trap(
         f"Classification: {STEPS} accumulation steps of 1 row in place of 1 step of {STEPS} rows",
         f"gradient × {stock[1]['grad_norm'] / stock[0]['grad_norm']:.2f}, "
-        f"logged loss {stock[1]['loss']:.2f} in place of {stock[0]['loss']:.2f}",
+        f"logs {stock[1]['loss']:.2f} for a true loss of {stock[0]['loss']:.2f}",
         f"gradient × {norms[1] / norms[0]:.2f}, "
-        f"logged loss {losses[1]:.2f} in place of {losses[0]:.2f}",
+        f"logs {losses[1]:.2f} for a true loss of {losses[0]:.2f}",
     )
 
 

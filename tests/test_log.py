@@ -1,4 +1,4 @@
-"""What a run said, and what ended it, stands in run.log, without secrets."""
+"""run.log has what a run printed and what ended it, without secrets."""
 
 import subprocess
 from dataclasses import replace

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -20,14 +20,13 @@ from pipelines.models.checkpoint_checks import read_config
 from pipelines.models.download import fetch_checkpoint
 from pipelines.process import prepare_process
 from pipelines.recipe.recipe import Recipe
-from pipelines.recipe.values import NF4, Int8, Model
+from pipelines.recipe.values import NF4, Int8, Model, Precision
 from pipelines.results.base_weights import SHAPE
 from pipelines.results.check import check_result
 from pipelines.results.check_config import check_fetches_nothing
 from pipelines.results.check_tokenizer import load_result_tokenizer
 from pipelines.results.files import FILES, consistent_read, digest
 
-Precision = Literal["fp32", "bf16", "8bit", "4bit"]
 QUANTIZATIONS: dict[str, Int8 | NF4] = {"8bit": Int8(), "4bit": NF4()}
 
 

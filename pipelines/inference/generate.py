@@ -10,11 +10,12 @@ from transformers import TextStreamer
 
 from pipelines.data.rows import Examples
 from pipelines.errors import Problem, RecipeError
-from pipelines.hub.load import LoadedResult, Precision, load_result
+from pipelines.hub.load import LoadedResult, load_result
 from pipelines.inference.resumable_jsonl import map_file
 from pipelines.models.generation import check_room, continue_prompts
 from pipelines.process import quiet_libraries
 from pipelines.recipe.schema import wrong_values
+from pipelines.recipe.values import Precision
 from pipelines.tasks.base import Task
 from pipelines.tasks.generation import Continuation, Generation, GenerationOptions
 

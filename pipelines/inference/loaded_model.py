@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
-from pipelines.hub.load import LoadedResult, Precision, load_result
+from pipelines.hub.load import LoadedResult, load_result
 from pipelines.inference.generate import generate_examples
 from pipelines.inference.input_rows import Rows, to_examples
 from pipelines.inference.predict import predict_examples
+from pipelines.recipe.values import Precision
 from pipelines.tasks.base import Task
 from pipelines.tasks.generation import Continuation, GenerationOptions
 

@@ -10,9 +10,10 @@ import torch
 
 from pipelines.data.rows import Examples
 from pipelines.errors import DataError
-from pipelines.hub.load import LoadedResult, Precision, load_result
+from pipelines.hub.load import LoadedResult, load_result
 from pipelines.inference.resumable_jsonl import map_file
 from pipelines.process import quiet_libraries
+from pipelines.recipe.values import Precision
 
 
 @quiet_libraries()

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
+Precision = Literal["fp32", "bf16", "8bit", "4bit"]
+"""Precision of the weights of a base that is loaded, in place of a recipe's."""
 SIZES: dict[str, tuple[int, int, int]] = {  # layers, heads, width
     "tiny": (2, 2, 128),
     "mini": (4, 4, 256),

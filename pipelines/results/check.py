@@ -60,9 +60,7 @@ def check_sidecar(recipe: Recipe, sidecar: dict[str, Any]) -> None:
     if sidecar["task"] != type(task).__name__:
         text = f"task is {sidecar['task']!r}, but the recipe's is {type(task).__name__!r}."
         problems.append(Problem("task.json", text))
-    num_labels = task.model_kwargs(tuple(labels)).get("num_labels")
-    with_labels = num_labels is not None and getattr(task, "problem_type", None) != "regression"
-    if bool(labels) != with_labels:
+    if bool(labels) != task.has_labels:
         text = "has labels, but its task has none." if labels else "labels are missing."
         problems.append(Problem("task.json", text))
     base, model = sidecar["base"], recipe.model

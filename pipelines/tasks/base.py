@@ -109,6 +109,11 @@ class Task:
         return math.gcd(MULTIPLE, self.length)
 
     @property
+    def has_labels(self) -> bool:
+        """Tell whether rows have labels whose names belong to the result."""
+        return False
+
+    @property
     def learns_tokens(self) -> bool:
         """Tell whether the model predicts tokens, and not labels of a whole row."""
         return self.objective != "head"

@@ -68,6 +68,10 @@ class TextClassification(Task):
     peft_task_type: ClassVar[str] = "SEQ_CLS"
 
     @property
+    def has_labels(self) -> bool:
+        return self.problem_type != "regression"
+
+    @property
     def several(self) -> bool:
         """Tell whether a row may have any number of labels."""
         return self.problem_type == "multi_label_classification"

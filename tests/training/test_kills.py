@@ -1,4 +1,4 @@
-"""Killed at any instant, a run goes on to the same bytes with the same command."""
+"""A run that is killed at any instant resumes, and ends in the same bytes."""
 
 import os
 import random
