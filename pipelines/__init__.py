@@ -7,6 +7,8 @@ The names below are the public Python API. Each is imported at its first use, so
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from pipelines.log import quiet_bitsandbytes
+
 if TYPE_CHECKING:
     from pipelines.data.source import DatasetSource as DatasetSource
     from pipelines.errors import CheckpointError as CheckpointError
@@ -99,6 +101,7 @@ if not TYPE_CHECKING:  # type checkers read the imports above, and know that the
         """Import a public name at its first use."""
         if name not in _HOMES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        quiet_bitsandbytes()  # which peft imports
         value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
         globals()[name] = value
         return value

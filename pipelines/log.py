@@ -67,3 +67,14 @@ def log_to_folder(folder: Path) -> Iterator[None]:
     finally:
         LOG.removeHandler(handler)
         handler.close()
+
+
+def quiet_bitsandbytes() -> None:
+    """Silence bitsandbytes' warnings, unless the program has set a level.
+
+    It warns of kernels that are not installed, at import, and of the rounding that it is there for,
+    at each 8-bit layer.
+    """
+    logger = logging.getLogger("bitsandbytes")
+    if logger.level == logging.NOTSET:
+        logger.setLevel(logging.ERROR)

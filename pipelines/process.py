@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import logging
 import os
 import platform
 import warnings
@@ -15,6 +14,8 @@ import datasets
 import torch
 from accelerate import PartialState
 from transformers.utils import logging as transformers_logging
+
+from pipelines.log import quiet_bitsandbytes
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of glibc's malloc.h
 KERNEL_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "192", "LRU_CACHE_CAPACITY": "64"}
@@ -64,17 +65,6 @@ def quiet_libraries() -> Iterator[None]:
             library.enable_progress_bar()
         if bars_of_datasets:
             datasets.enable_progress_bars()
-
-
-def quiet_bitsandbytes() -> None:
-    """Silence bitsandbytes' warnings, unless the program has set a level.
-
-    It warns of kernels that are not installed, at import, and of the rounding that it is there for,
-    at each 8-bit layer.
-    """
-    logger = logging.getLogger("bitsandbytes")
-    if logger.level == logging.NOTSET:
-        logger.setLevel(logging.ERROR)
 
 
 def limit_kernel_caches() -> None:

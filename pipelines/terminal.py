@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from pipelines.abandonable import end_process
 from pipelines.errors import Problem, RecipeError, RunError
-from pipelines.log import scrubbed
+from pipelines.log import quiet_bitsandbytes, scrubbed
 
 EXITS = "GPT2_RECIPES_EXITS"
 """Environment variable of a run's processes: the folder to which they write how they ended."""
@@ -32,7 +32,11 @@ class Exit:
 
 @contextmanager
 def report_errors() -> Iterator[None]:
-    """Turn an error that ends a command into a few lines and an exit code."""
+    """Turn an error that ends a command into a few lines and an exit code.
+
+    Nothing else is printed of errors: bitsandbytes' warnings would come before the message.
+    """
+    quiet_bitsandbytes()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # escape what the terminal's encoding lacks
             stream.reconfigure(errors="backslashreplace")

@@ -110,8 +110,8 @@ class Task:
 
     @property
     def has_labels(self) -> bool:
-        """Tell whether rows have labels whose names belong to the result."""
-        return False
+        """Tell whether a result has the names of labels; by default if they size the head."""
+        return "num_labels" in self.model_kwargs(())
 
     @property
     def learns_tokens(self) -> bool:

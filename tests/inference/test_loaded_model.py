@@ -131,7 +131,7 @@ def test_a_model_of_another_kind_and_wrong_options_are_refused(results):
     writer = load(results / "causal_lm")
     with pytest.raises(DataError, match="a language model has no labels"):
         writer.predict("a")
-    with pytest.raises(DataError, match="QuestionAnswering writes no text"):
+    with pytest.raises(DataError, match="QuestionAnswering generates no text"):
         load(results / "question_answering").generate("a")
     with pytest.raises(RecipeError, match="temperature: 0 is out of range"):
         writer.generate("a", temperature=0)

@@ -411,7 +411,7 @@ def test_every_option_of_generation_is_a_flag(command):
     for field in fields(Generation):
         assert f"--{field.name.replace('_', '-')} " in shown
     assert "--no-do-sample Turn --do-sample off." in shown
-    assert "Beams of a beam search; 1 takes the likeliest token each time." in shown
+    assert "Beams of beam search; 1 is greedy search." in shown
     assert shown.count("(default: the recipe's)") == len(fields(Generation)) + 1
 
 

@@ -414,7 +414,7 @@ class InTerminal:
     terminal: str
     ignored: bool
 
-    def __call__(self) -> None:
+    def __call__(self, callbacks) -> None:
         """Take the terminal as the controlling one."""
         os.setsid()
         terminal = os.open(self.terminal, os.O_RDWR)
@@ -422,7 +422,7 @@ class InTerminal:
             os.dup2(terminal, descriptor)
         if self.ignored:
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        run(Recipe.from_json(self.recipe))
+        run(Recipe.from_json(self.recipe), callbacks)
 
 
 def test_a_terminal_that_is_closed_stops_the_run_with_a_checkpoint(bench):

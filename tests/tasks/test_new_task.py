@@ -38,7 +38,7 @@ class CommaSpotting(Task):
 
     def example(self, examples, index, row, labels, *, labelled=True):
         if not isinstance(row.get(self.text_column), str):
-            raise DataError(f"{examples.where(index)}: no text.")
+            raise DataError(f"{examples.locate(index)}: no text.")
         return row[self.text_column]
 
     def features(self, examples, tokenizer, labels, *, training, labelled=True):
@@ -49,7 +49,7 @@ class CommaSpotting(Task):
             }
             for text in (self.example(examples, i, r, labels) for i, r in enumerate(examples.rows))
         ]
-        return Features(rows, {"rows": len(rows)}, num_rows=len(rows), where=examples.where)
+        return Features(rows, {"rows": len(rows)}, num_rows=len(rows), locate=examples.locate)
 
     def loss(self, outputs, labels, num_items):
         return F.cross_entropy(outputs.logits, labels, reduction="sum") / num_items

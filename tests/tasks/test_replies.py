@@ -496,7 +496,7 @@ def test_a_reply_is_printed_from_its_first_word(chat, checkpoint, tmp_path, caps
 
 def test_a_typed_prompt_needs_a_format_of_one_column():
     task = InstructionTuning(dataset=ANYWHERE, prompt_format="{question} {context}")
-    with pytest.raises(DataError, match="columns question, context: give a file"):
+    with pytest.raises(DataError, match="columns question, context. Give rows"):
         task.row("Who?")
 
 
