@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import make_dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_type_hints
 
@@ -359,11 +360,16 @@ def console() -> None:
     }
     words = sys.argv[1:]
     with report_errors():
+        if words == ["--version"]:
+            print(f"gpt2-recipes {version('gpt2-recipes')}")
+            return
         if words[:1] == ["train"] and words[1:2] not in ([], ["-h"], ["--help"]):
             train_words(words[1:])
             return
         tyro.extras.subcommand_cli_from_dict(
-            verbs, prog="gpt2-recipes", description="Train, use and publish."
+            verbs,
+            prog="gpt2-recipes",
+            description="Train, use and publish. --version prints the version.",
         )
 
 

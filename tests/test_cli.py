@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+import tomllib
 
 import pytest
 
@@ -374,3 +375,12 @@ def test_helpdesk_answers_stand_where_they_are_said_to(tmp_path):
     assert 0.08 < empty / len(rows) < 0.18
     queues = {json.loads(line)["queue"] for line in (tmp_path / "classify/train.jsonl").open()}
     assert len(queues) == 8
+
+
+def test_the_version_is_that_of_the_package(monkeypatch, capsys):
+    from pipelines.cli import console
+
+    monkeypatch.setattr("sys.argv", ["gpt2-recipes", "--version"])
+    console()
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert capsys.readouterr().out == f"gpt2-recipes {declared}\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from huggingface_hub import HfApi, constants, hf_hub_url, is_offline_mode
 from huggingface_hub.errors import (
@@ -22,33 +23,38 @@ from pipelines.recipe.rules import wrong_repo_id
 from pipelines.recipe.values import Model
 
 
-def check_destination(recipe: Recipe, repo: str, *, public: bool) -> None:
+def check_destination(recipe: Recipe, repo: str, *, public: bool, flag: str = "push_to") -> None:
     """Check that a result can be published to `repo`; create the repository if it is missing.
 
-    Raise RecipeError for what would fail after the training, and when the Hub does not answer.
+    `flag` is what the user typed the name after. Raise RecipeError for what would fail after the
+    training, and when the Hub does not answer.
     """
     hub = Hub()
     try:
-        problems = destination_problems(hub, recipe, repo, public=public)
+        problems = destination_problems(hub, recipe, repo, public=public, flag=flag)
     except HubError as error:
-        problems = [Problem("push_to", str(error))]
+        problems = [Problem(flag, str(error))]
     except HfHubHTTPError as error:
-        problems = [Problem("push_to", f"{constants.ENDPOINT} refuses: {reason(error)}")]
+        problems = [Problem(flag, f"{constants.ENDPOINT} refuses: {reason(error)}")]
     if problems:
         raise RecipeError(problems)
 
 
-def destination_problems(hub: Hub, recipe: Recipe, repo: str, *, public: bool) -> list[Problem]:
+def destination_problems(
+    hub: Hub, recipe: Recipe, repo: str, *, public: bool, flag: str
+) -> list[Problem]:
     """Return what is wrong with the name, the account, the base or the repository.
 
-    A repository that is missing is created last, if nothing is wrong.
+    A repository that is missing is created last, if nothing is wrong. Problems of the repository
+    are named by `flag`, as the user typed it.
     """
-    return (
+    problems = (
         list(name_problems(repo))
         or list(account_problems(hub, repo))
         or list(base_problems(hub, recipe, public=public))
         or list(ensure_repository(hub, repo, public=public))
     )
+    return [replace(each, path=flag) if each.path == "push_to" else each for each in problems]
 
 
 def name_problems(repo: str) -> Iterator[Problem]:

@@ -43,7 +43,10 @@ def publish_finished(folder: Path, repo: str, *, public: bool) -> str:
     try:
         return publish(folder, repo, public=public)
     except RecipeError as error:
-        text = " ".join(f"{problem.path}: {problem.message}" for problem in error.problems)
+        text = " ".join(
+            each.message if each.path == "REPO" else f"{each.path}: {each.message}"
+            for each in error.problems
+        )
         raise PublishError(folder, repo, ["--public"] if public else [], text) from error
 
 
@@ -96,7 +99,7 @@ def _publish_locked(
             folder, make_portable(recipe), sidecar, repo, base_license=base_license
         )
         check_contents(contents)
-        if problems := destination_problems(hub, recipe, repo, public=public):
+        if problems := destination_problems(hub, recipe, repo, public=public, flag="REPO"):
             raise RecipeError(problems)
         gated = bool(hub.ask(lambda api: api.model_info(repo)).gated)
         num_bytes = sum(map(content_size, contents.values()))

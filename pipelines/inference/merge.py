@@ -72,7 +72,7 @@ def merge(
     recipe = Recipe.from_json((folder / "recipe.json").read_text(encoding="utf-8"))
     whole = whole_recipe(recipe, repo=str(repo))
     if publish_to:
-        check_destination(whole, publish_to, public=public)
+        check_destination(whole, publish_to, public=public, flag="publish")
     loaded = load_result(folder, base=base, precision="fp32")
     rows = rows_of_run(loaded)
     batch = some_inputs(loaded, rows)

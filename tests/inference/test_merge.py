@@ -10,9 +10,10 @@ from safetensors.torch import load_file
 from helpers.factories import ROOT, first_logits, make_tasks
 from helpers.hub_process import SECRET
 from pipelines.data.load import load_splits
-from pipelines.errors import RecipeError
+from pipelines.errors import PublishError, RecipeError
 from pipelines.evaluation.evaluate import evaluate as evaluate_result
 from pipelines.hub.load import load_result
+from pipelines.hub.publish import publish, publish_finished
 from pipelines.inference.loaded_model import load
 from pipelines.inference.merge import merge
 from pipelines.recipe.recipe import Recipe
@@ -225,6 +226,17 @@ def test_what_cannot_be_merged_is_told_and_leaves_nothing(merged, tmp_path):
     with pytest.raises(RecipeError, match="not a folder"):
         merge(adapter, tmp_path / "out", base="nowhere/at-all")
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_destination_is_named_as_it_was_typed(merged, tmp_path):
+    folder, _ = merged
+    whole = folder / "merged" / "text_classification-lora"
+    with pytest.raises(RecipeError, match="^publish: HF_HUB_OFFLINE is set"):
+        merge(folder / "text_classification-lora", tmp_path / "out", publish_to="local/merged")
+    with pytest.raises(RecipeError, match="^REPO: HF_HUB_OFFLINE is set"):
+        publish(whole, "local/merged")
+    with pytest.raises(PublishError, match="^Not published: HF_HUB_OFFLINE is set"):
+        publish_finished(whole, "local/merged", public=False)
 
 
 def test_a_merged_model_is_published_by_the_command(hub, place, merged):
