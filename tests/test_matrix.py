@@ -1,34 +1,17 @@
 """Every task with every method trains, saves, and reloads in a new process as it was."""
 
 import json
+import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-from helpers.factories import CASES, TASKS, first_logits, make_tasks, method
+from helpers.factories import CASES, ROOT, TASKS, first_logits, make_tasks, method
 from pipelines.data.load import load_splits
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import Model, Train
-
-RELOAD = """
-import sys, torch
-from helpers.factories import first_logits
-from pipelines.hub.load import load_result
-from pipelines.data.load import load_splits
-found = {}
-for folder in sys.argv[2:]:
-    loaded = load_result(folder)
-    splits = load_splits(loaded.recipe.task.dataset)
-    rows = loaded.recipe.task.features(
-        splits.held_out, loaded.tokenizer, loaded.labels, training=False
-    ).dataset[:4]
-    logits = first_logits(loaded.recipe.task, loaded.model, loaded.tokenizer, rows)
-    found[folder] = (logits, loaded.labels)
-torch.save(found, sys.argv[1])
-"""
 
 
 @pytest.fixture(scope="module")
@@ -64,10 +47,10 @@ def results(tmp_path_factory, checkpoint, helpdesk):
     patch.undo()
     file = folder / "reloaded.pt"
     done = subprocess.run(
-        [sys.executable, "-c", RELOAD, str(file), *trained],
+        [sys.executable, ROOT / "tests" / "helpers" / "reload_results.py", file, *trained],
         capture_output=True,
         text=True,
-        cwd=Path(__file__).parent,
+        env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"},
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return folder, trained, torch.load(file, weights_only=False)

@@ -161,7 +161,7 @@ def test_the_lines_of_the_documents_that_load_and_evaluate_run(hub, place, publi
     commands = evaluate + blocks_of(docs / "inference.md", "bash")[0]
     assert (evaluate.count("gpt2-recipes"), commands.count("gpt2-recipes")) == (3, 5)
     home, repo = place / "home4", "local/helpdesk-classify-lora-8bit"
-    cli = ("-c", "from pipelines.cli import console; console()")
+    cli = ("-m", "pipelines")
     client(hub, home, *cli, "publish", "runs/text_classification-8bit", repo, cwd=place)
     tools = f'export PATH="{Path(sys.executable).parent}:$PATH"; set -e\n'
     script = (

@@ -19,7 +19,7 @@ from helpers.factories import ROOT
 from pipelines.errors import RecipeError
 from pipelines.hub.local_hub import LocalHub
 
-COMMAND = [sys.executable, "-c", "from pipelines.cli import console; console()", "hub"]
+COMMAND = [sys.executable, "-m", "pipelines", "hub"]
 
 
 class Client:

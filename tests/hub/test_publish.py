@@ -16,7 +16,7 @@ from pipelines.recipe.values import Lora, Model, Scratch, Tokenizer, Train
 from pipelines.results.files import write_manifest
 from pipelines.tasks.text_classification import TextClassification
 
-CLI = ("-c", "from pipelines.cli import console; console()")
+CLI = ("-m", "pipelines")
 
 
 @pytest.fixture(scope="module")

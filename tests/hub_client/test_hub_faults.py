@@ -21,7 +21,7 @@ from pipelines.tasks.causal_lm import CausalLM
 from pipelines.tasks.text_classification import TextClassification
 
 TIMEOUT = 2  # seconds; a command that waits for the Hub may take this and its imports
-CLI = ("-c", "from pipelines.cli import console; console()")
+CLI = ("-m", "pipelines")
 
 
 @pytest.fixture(scope="module")

@@ -111,16 +111,6 @@ def test_loss_and_gradient_norm_do_not_depend_on_the_layout(logs, task, name, la
             assert got[value] == pytest.approx(expected[value], rel=TOLERANCE), value
 
 
-RUN_ALL = """
-import json, sys
-from pathlib import Path
-from pipelines.recipe.recipe import Recipe
-from pipelines.flow import run
-for text in json.loads(Path(sys.argv[1]).read_text()):
-    run(Recipe.from_json(text))
-"""
-
-
 def test_two_processes_reach_the_scores_of_one(checkpoint, helpdesk, tmp_path):
     """Whole runs, with what happens before training, on 15 rows, which 2 processes cannot halve."""
     from pipelines.evaluation.evaluate import evaluate as evaluate_result
@@ -142,10 +132,12 @@ def test_two_processes_reach_the_scores_of_one(checkpoint, helpdesk, tmp_path):
                 **method("lora"),
             )
         )
-    (tmp_path / "run.py").write_text(RUN_ALL)
     (tmp_path / "recipes.json").write_text(json.dumps([recipe.to_json() for recipe in recipes]))
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
-    command += [str(ROOT / "accelerate_configs" / "cpu_2_processes.yaml"), str(tmp_path / "run.py")]
+    command += [
+        str(ROOT / "accelerate_configs" / "cpu_2_processes.yaml"),
+        str(ROOT / "tests" / "helpers" / "run_all.py"),
+    ]
     done = subprocess.run(
         [*command, str(tmp_path / "recipes.json")], capture_output=True, text=True, timeout=280
     )

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GPT2Config, GPT2ForQuestionAnswering, GPT2LMHeadModel
 
+from helpers.factories import ROOT
 from pipelines.flow import run
 from pipelines.models import chunked_loss
 from pipelines.models.attention import SHORT, use_unfused_attention
@@ -21,6 +22,7 @@ from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import Model, Train
 
 VOCAB, ROWS, LENGTH = 307, 3, 41
+MEMORY = ROOT / "tests" / "helpers" / "memory.py"
 
 
 @pytest.fixture(autouse=True)
@@ -200,18 +202,7 @@ def test_freed_memory_is_kept_for_the_next_step(prepared):
 
     Up to 7 tensors of a size may be new ones, before glibc joins what it cuts off to align them.
     """
-    code = """
-import resource, sys, torch
-from pipelines.process import prepare_process
-if sys.argv[1] == "True":
-    prepare_process().__enter__()
-def faults():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(10_000_000)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-print(min(faults() for _ in range(12)))
-"""
-    command = [sys.executable, "-c", code, str(prepared)]
+    command = [sys.executable, MEMORY, "page-faults", str(prepared)]
     faults = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     pages = 4 * 10_000_000 / resource.getpagesize()
     assert faults < pages / 100 if prepared else faults > pages / 1000
@@ -220,46 +211,9 @@ print(min(faults() for _ in range(12)))
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_matrices_of_ever_new_shapes_leave_no_memory_behind():
     """A new process: oneDNN reads its limits at its first product."""
-    code = """
-import re, torch
-from pipelines.process import prepare_process
-prepare_process().__enter__()
-def resident():
-    return int(re.search(r"VmRSS:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
-rows, weights = torch.randn(1000, 64), torch.randn(64, 64)
-rows @ weights
-before = resident()
-for number in range(1, 1000):
-    rows[:number] @ weights
-print(resident() - before)
-"""
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    command = [sys.executable, MEMORY, "new-shapes"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
     assert int(done.stdout) * 1024 < 200e6  # with all of them kept, 690e6
-
-
-PEAK_OF_LOADING = """
-import re, sys
-from pipelines.models.build import load_base
-from pipelines.models.tokenizers import load_tokenizer
-from pipelines.recipe.values import NF4, Int8, Model
-from pipelines.data.source import DatasetSource
-from pipelines.tasks.causal_lm import CausalLM
-
-def load(folder):
-    model = Model(name_or_path=folder)
-    task = CausalLM(dataset=DatasetSource(path="rows.jsonl"), block_size=8)
-    tokenizer = load_tokenizer(model, [], max_length=8)
-    kind = {"Int8": Int8, "NF4": NF4}[sys.argv[3]]()
-    return load_base(task, model, (), quantization=kind, tokenizer=tokenizer)
-
-def peak():  # getrusage's would begin with that of the process that forked this one
-    return int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
-
-load(sys.argv[1])
-before = peak()
-base = load(sys.argv[2])
-print(peak() - before)
-"""
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
@@ -268,7 +222,7 @@ def test_a_quantised_base_loads_in_less_memory_than_its_file(kind, checkpoint, t
     shutil.copytree(checkpoint, tmp_path / "large")
     config = GPT2Config.from_pretrained(checkpoint, n_layer=8, n_head=8, n_embd=512)
     GPT2LMHeadModel(config).save_pretrained(tmp_path / "large")
-    command = [sys.executable, "-c", PEAK_OF_LOADING, str(checkpoint), tmp_path / "large", kind]
+    command = [sys.executable, MEMORY, "loading", checkpoint, tmp_path / "large", kind]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     size = (tmp_path / "large/model.safetensors").stat().st_size
     assert size > 100e6

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from helpers.factories import TASKS, method
+from helpers.factories import ROOT, TASKS, method
 from pipelines.data.load import load_splits
 from pipelines.models.build import build_model
 from pipelines.recipe.recipe import Recipe
@@ -91,29 +91,9 @@ def test_no_signal_that_stops_a_run_reaches_a_worker(start, start_by):
     assert [int(batch) for batch in batches] == list(range(1, 8))
 
 
-LEFT_BEHIND = """
-import multiprocessing, sys
-from torch.utils.data import DataLoader
-from pipelines.training.workers import worker_context
-
-def fail():
-    global iterator  # as the trace of an error keeps it
-    multiprocessing.set_start_method(sys.argv[1], force=True)
-    loader = DataLoader(range(99), num_workers=2, multiprocessing_context=worker_context())
-    iterator = iter(loader)
-    next(iterator)
-    raise SystemExit(3)
-
-process = multiprocessing.get_context("fork").Process(target=fail)
-process.start()
-process.join()
-print("ended with", process.exitcode)
-"""
-
-
 @pytest.mark.parametrize("start", METHODS)
 def test_workers_that_an_error_leaves_behind_change_no_exit_code(start):
-    command = [sys.executable, "-c", LEFT_BEHIND, start]
+    command = [sys.executable, ROOT / "tests" / "helpers" / "workers_left_behind.py", start]
     done = subprocess.run(command, capture_output=True, text=True, timeout=90)
     assert done.stdout == "ended with 3\n"
     assert "Traceback" not in done.stderr
