@@ -3,7 +3,7 @@
     python scripts/benchmark.py --data FOLDER --peer nanogpt=CHECKOUT --json results.json
     python scripts/benchmark.py --data FOLDER --curves PICTURE.png
 
-Each side of a case is a process of its own; the sides take turns, once to warm up and then for
+Each variant of a case is a process of its own; they take turns, once to warm up and then for
 `--rounds`. FOLDER holds shakespeare/input.txt (any text), sst2/train.csv and validation.csv
 (sentence, label), xquad/xquad.en.json (SQuAD's JSON) and gpt2_tokenizer/. The suite `gpu` takes one
 GPU; where there is none its rows are "not measured".
@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.cases import CURVES, SUITES, Case, Curve, Side
+from benchmarks.cases import CURVES, SUITES, Case, Curve, Variant
 
 HERE = Path(__file__).resolve().parent
 NEEDED = (
@@ -35,12 +35,12 @@ NEEDED = (
 )
 PEERS = {"nanogpt": "train.py"}
 """Whom a checkout can be given of, and the script that it must hold."""
-SMALLER_IS_BETTER = ("seconds", "MB", "share", "places")
+SMALLER_IS_BETTER = ("seconds", "MB", "share", "positions")
 
 
 @dataclass(frozen=True)
 class Bench:
-    """Where and how the sides run."""
+    """Where and how the variants run."""
 
     data: Path
     work: Path
@@ -50,21 +50,21 @@ class Bench:
     clock: str
     device: str
 
-    def run(self, side: Side, quantity: str) -> dict[str, float]:
-        """Run one side in a process of its own; return its value, peak memory and other numbers."""
-        config = side.launched or f"{'cpu' if self.device == 'cpu' else 'single_gpu'}.yaml"
+    def run(self, variant: Variant, quantity: str) -> dict[str, float]:
+        """Run one variant in a process of its own; return its value, peak memory and more."""
+        config = variant.launched or f"{'cpu' if self.device == 'cpu' else 'single_gpu'}.yaml"
         launch = ["-m", "accelerate.commands.launch", "--config_file"]
         launch.append(str(HERE.parent / "accelerate_configs" / config))
-        launch += ["--mixed_precision", side.precision]
-        command = [sys.executable, *launch, str(HERE / "benchmarks" / f"{side.script}.py")]
-        command += [side.case, str(self.data.resolve()), str(self.work), *side.flags]
-        if side.script in self.peers:
-            command.append(f"checkout={self.peers[side.script].resolve()}")
+        launch += ["--mixed_precision", variant.precision]
+        command = [sys.executable, *launch, str(HERE / "benchmarks" / f"{variant.script}.py")]
+        command += [variant.case, str(self.data.resolve()), str(self.work), *variant.flags]
+        if variant.script in self.peers:
+            command.append(f"checkout={self.peers[variant.script].resolve()}")
         settings = {
             "BENCHMARK_CLOCK": self.clock,
             "BENCHMARK_START": str(time.time()),
             "BENCHMARK_DEVICE": self.device,
-            **side.environment,
+            **variant.environment,
         }
         with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
             process = subprocess.Popen(
@@ -82,31 +82,33 @@ class Bench:
 
 
 def alternate(
-    sides: dict[str, Side], quantity: str, bench: Bench
+    variants: dict[str, Variant], quantity: str, bench: Bench
 ) -> dict[str, list[dict[str, float]]]:
-    """Let sides take turns; return the rounds of each that count."""
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
+    """Let variants take turns; return the rounds of each that count."""
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in variants}
     for number in range(bench.warmups + bench.rounds):
-        for name, side in sides.items():
-            one = bench.run(side, quantity)
+        for name, variant in variants.items():
+            one = bench.run(variant, quantity)
             if number >= bench.warmups:
                 found[name].append(one)
     return found
 
 
 def compare(case: Case, bench: Bench, matrix_rate: float | None) -> Iterator[dict]:
-    """Alternate the sides of a case; yield a row for each peer."""
+    """Alternate the variants of a case; yield a row for each peer."""
     peers = {
-        name: (side, bar)
-        for name, (side, bar) in case.peers.items()
-        if side is None or side.script != "nanogpt" or "nanogpt" in bench.peers
+        name: (variant, bar)
+        for name, (variant, bar) in case.peers.items()
+        if variant is None or variant.script != "nanogpt" or "nanogpt" in bench.peers
     }
-    sides = {"ours": case.ours} | {name: side for name, (side, _) in peers.items() if side}
-    found = alternate(sides, case.quantity, bench)
+    variants = {"ours": case.ours} | {
+        name: variant for name, (variant, _) in peers.items() if variant
+    }
+    found = alternate(variants, case.quantity, bench)
     summaries = {name: summary(case, rounds, matrix_rate) for name, rounds in found.items()}
     ours = [one["value"] for one in found["ours"]]
-    for name, (side, bar) in peers.items():
-        theirs = [one["value"] for one in found[name]] if side else [1.0] * len(ours)
+    for name, (variant, bar) in peers.items():
+        theirs = [one["value"] for one in found[name]] if variant else [1.0] * len(ours)
         ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
         ratio = statistics.median(ratios)
         smaller = case.quantity in SMALLER_IS_BETTER
@@ -126,7 +128,7 @@ def compare(case: Case, bench: Bench, matrix_rate: float | None) -> Iterator[dic
 def summary(
     case: Case, rounds: list[dict[str, float]], matrix_rate: float | None
 ) -> dict[str, float | list[float]]:
-    """Return the median and spread of a side's value, its peak memory, tokens/s and utilisation."""
+    """Return median and spread of a variant's value, its peak memory, tokens/s and utilisation."""
     values = [one["value"] for one in rounds]
     found: dict[str, float | list[float]] = {
         "median": statistics.median(values),
@@ -156,8 +158,12 @@ def row_of(row: dict) -> str:
         f"{row['ratio']:.3g} ({low:.3g} to {high:.3g})",
         bar_of(row),
         {True: "yes", False: "no", None: ""}[row["met"]],
-        " / ".join(f"{side['memory_mb']:,.0f}" for side in (ours, theirs) if side),
-        " / ".join(f"{side['utilisation']:.0%}" for side in (ours, theirs) if "utilisation" in side)
+        " / ".join(f"{variant['memory_mb']:,.0f}" for variant in (ours, theirs) if variant),
+        " / ".join(
+            f"{variant['utilisation']:.0%}"
+            for variant in (ours, theirs)
+            if "utilisation" in variant
+        )
         if theirs
         else "",
     ]
@@ -179,11 +185,11 @@ def table(rows: list[dict]) -> str:
 def prepare(need: str, bench: Bench) -> None:
     """Make what a case needs: a result to predict with, or a checkpoint to tune."""
     if need == "ours-predict":
-        bench.run(Side("ours", "make-predict"), "rows/s")
+        bench.run(Variant("ours", "make-predict"), "rows/s")
         return
     if need == "ours-generate":
         prepare("small", bench)
-        bench.run(Side("ours", "make-generate"), "rows/s")
+        bench.run(Variant("ours", "make-generate"), "rows/s")
         return
     sizes = {"large": (36, 20, 1280), "xl": (48, 25, 1600), "small": (12, 12, 768)}[need]
     folder, tokenizer = str(bench.work / need), str((bench.data / "gpt2_tokenizer").resolve())
@@ -197,23 +203,23 @@ def prepare(need: str, bench: Bench) -> None:
 def grow(curve: Curve, bench: Bench) -> list[dict]:
     """Measure a curve, print it as a table and return its points."""
     points = []
-    print(f"\n| {curve.name} | side | {curve.quantity} (spread) | MB |\n|---|---|---|---|")
+    print(f"\n| {curve.name} | variant | {curve.quantity} (spread) | MB |\n|---|---|---|---|")
     for x in curve.values:
-        sides = {name: curve.at(side, x) for name, side in curve.sides.items()}
-        for name, rounds in alternate(sides, curve.quantity, bench).items():
+        variants = {name: curve.at(variant, x) for name, variant in curve.variants.items()}
+        for name, rounds in alternate(variants, curve.quantity, bench).items():
             values = [one["value"] * curve.scale(x) for one in rounds]
             low, middle, high = min(values), statistics.median(values), max(values)
             memory = statistics.median(one["memory"] for one in rounds)
             digits = ",.0f" if low >= 100 else ".3g"
             numbers = f"{middle:{digits}} ({low:{digits}} to {high:{digits}})"
             print(f"| {x:,} | {name} | {numbers} | {memory:,.0f} |", flush=True)
-            point = {"curve": curve.name, "quantity": curve.quantity, "x": x, "side": name}
+            point = {"curve": curve.name, "quantity": curve.quantity, "x": x, "variant": name}
             points.append(point | {"median": middle, "spread": [low, high], "memory_mb": memory})
     return points
 
 
 def draw(points: list[dict], file: Path) -> None:
-    """Draw curves as a PNG, four beside each other: the quantity of each, and its memory below."""
+    """Draw curves as a PNG, four next to each other: the quantity of each, and its memory below."""
     from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(point["curve"] for point in points))
@@ -224,16 +230,16 @@ def draw(points: list[dict], file: Path) -> None:
         axes.set_visible(False)
     for number, name in enumerate(names):
         of_curve = [point for point in points if point["curve"] == name]
-        places = sorted({point["x"] for point in of_curve})
+        values = sorted({point["x"] for point in of_curve})
         labels = [of_curve[0]["quantity"], "peak MB"]
         band, column = divmod(number, columns)
         pair = grid[2 * band : 2 * band + 2, column]
         for axes, key, label in zip(pair, ("median", "memory_mb"), labels, strict=True):
             axes.set_visible(True)
-            for side in dict.fromkeys(point["side"] for point in of_curve):
-                line = [(places.index(p["x"]), p[key]) for p in of_curve if p["side"] == side]
-                axes.plot(*zip(*line, strict=True), marker="o", label=side)
-            axes.set_xticks(range(len(places)), [f"{x:,}" for x in places], fontsize=8)
+            for variant in dict.fromkeys(point["variant"] for point in of_curve):
+                line = [(values.index(p["x"]), p[key]) for p in of_curve if p["variant"] == variant]
+                axes.plot(*zip(*line, strict=True), marker="o", label=variant)
+            axes.set_xticks(range(len(values)), [f"{x:,}" for x in values], fontsize=8)
             axes.set(xlabel=name, ylabel=label)
             axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
             axes.grid(alpha=0.3)
@@ -310,7 +316,7 @@ def main() -> None:
                     add(grow(curve, bench))
                     draw(rows, options.curves)
             return
-        machine = bench.run(Side("machine", "machine"), "rows/s")
+        machine = bench.run(Variant("machine", "machine"), "rows/s")
         for case in SUITES[options.suite]:
             if options.case and case.name not in options.case:
                 continue

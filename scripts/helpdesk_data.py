@@ -11,7 +11,7 @@ Writes JSONL, the same bytes for the same arguments:
     prefer/{train,test}.jsonl      {"id", "prompt", "chosen", "rejected"}
 
 No ticket is in two files. A ticket names two things of each kind (two dates, two numbers, two
-sums), so that a question is answered by what stands around a value, not by its form; some
+sums), so that a question is answered by the words around a value, not by its form; some
 questions ask for a thing that the ticket does not name. A courteous reply names the customer and
 says what is done for a ticket of its queue; `prefer` sets it against a curt one.
 """
@@ -411,7 +411,7 @@ CLOSINGS = ("Thanks,", "Kind regards,", "Best wishes,", "Many thanks,", "Yours,"
 
 @dataclass(frozen=True)
 class Ticket:
-    """A ticket with its queue and, for each slot it names, the value and where it stands."""
+    """A ticket with its queue and, for each slot it names, the value and its position."""
 
     text: str
     queue: str

@@ -44,7 +44,7 @@ Next steps:
         recipes/helpdesk_pretrain.py --name faster --train.learning-rate 1e-3\
 """
 NEXT_LOCAL = f"""
-and, beside `.venv/bin/gpt2-recipes hub --folder {HUB}`, which serves what was published,
+and, while `.venv/bin/gpt2-recipes hub --folder {HUB}` serves what was published,
     export HF_ENDPOINT=http://127.0.0.1:8643 HF_TOKEN=$(cat {HUB}/token) HF_HUB_DISABLE_XET=1
     .venv/bin/gpt2-recipes evaluate local/helpdesk-answer-lora-8bit
     .venv/bin/gpt2-recipes predict local/helpdesk-answer-lora-8bit runs/quickstart/answer.jsonl\

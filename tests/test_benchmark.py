@@ -44,7 +44,7 @@ def run(*arguments):
     return subprocess.run(command, capture_output=True, text=True)
 
 
-def test_both_sides_of_a_case_run_and_are_compared(data, tmp_path):
+def test_both_variants_of_a_case_run_and_are_compared(data, tmp_path):
     found = tmp_path / "results.json"
     once = ("--rounds", 1, "--warmups", 0)
     done = run("--data", data, "--case", "startup", *once, "--json", found)
@@ -96,11 +96,11 @@ def test_a_ratio_is_the_median_of_the_rounds_ratios(benchmark, quantity, bar, me
     values = {"ours": iter([9.0, 4.0, 6.0, 40.0]), "peer": iter([1.0, 2.0, 6.0, 10.0])}
 
     class Replayed(benchmark.Bench):
-        def run(self, side, quantity):
-            return {"value": next(values[side.script]), "memory": 100.0}
+        def run(self, variant, quantity):
+            return {"value": next(values[variant.script]), "memory": 100.0}
 
-    sides = {name: benchmark.Side(name, "") for name in values}
-    case = benchmark.Case("case", sides["ours"], {"peer": (sides["peer"], bar)}, quantity)
+    variants = {name: benchmark.Variant(name, "") for name in values}
+    case = benchmark.Case("case", variants["ours"], {"peer": (variants["peer"], bar)}, quantity)
     bench = Replayed(ROOT, ROOT, {}, 3, 1, "wall", "cpu")  # the first round is not counted
     (row,) = benchmark.compare(case, bench, None)
     assert (row["ratio"], row["spread"], row["met"]) == (2.0, [1.0, 4.0], met)

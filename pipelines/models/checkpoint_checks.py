@@ -102,7 +102,7 @@ def missing_config(folder: Path) -> str:
 
 
 def missing_weights(folder: Path) -> str:
-    """Say what a folder without safetensors holds instead, and what to do."""
+    """Explain what a folder without safetensors holds instead, and what to do."""
     files = sorted(file.name for file in folder.iterdir())
     message = "it has no model.safetensors"
     pickled = [name for name in files if name.endswith(PICKLED) and "training_args" not in name]
@@ -204,7 +204,7 @@ def misshapen_quantized(model: PreTrainedModel) -> Iterator[tuple[str, Any, Any]
 def loading_notes(
     base: PreTrainedModel, loading: dict[str, Any], given: Any, labels: tuple[str, ...]
 ) -> Iterator[str]:
-    """Say what of a base is not as it was saved: its own code, or the head of the same task.
+    """Describe what of a base is not as it was saved: its own code, or the head of the task.
 
     `given` is the base's own config.
     """

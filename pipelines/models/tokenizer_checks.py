@@ -168,7 +168,7 @@ def guard_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
 
 
 def beyond(tokenizer: PreTrainedTokenizerBase, number: int, count: int) -> str:
-    """Say that a token has no embedding."""
+    """Describe a token that has no embedding."""
     token = tokenizer.convert_ids_to_tokens(number)
     return (
         f"{token!r} is token {number}, beyond the model's vocabulary of {count}: "

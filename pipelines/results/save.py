@@ -26,7 +26,7 @@ LIBRARIES = ("torch", "transformers", "datasets", "accelerate", "peft", "evaluat
 
 @dataclass(frozen=True, kw_only=True)
 class FinishedRun:
-    """What a result is saved from, beside the trainer and its model.
+    """What a result is saved from, in addition to the trainer and its model.
 
     `identity` identifies the run and its rows, and lists what changed when it was resumed.
     """

@@ -12,7 +12,7 @@ def arguments_with_config(words: list[str]) -> Any:
     """Return the arguments of `accelerate launch`, with the values of its config filled in.
 
     Raise ValueError for a combination that it refuses. The public `launch_command` does the same
-    and then starts the processes, without a word on whether there are several.
+    and then starts the processes, and does not return whether there are several.
     """
     from accelerate.commands import launch
 

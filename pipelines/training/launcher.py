@@ -1,7 +1,7 @@
 """What `accelerate launch` requests of a run, and whether this machine can do it.
 
 Accelerate passes on to a process neither the number of processes nor, with several of them,
-`use_cpu`, and on a machine without a GPU it trains on the CPU without a word. The launcher's own
+`use_cpu`, and on a machine without a GPU it trains on the CPU silently. The launcher's own
 command line and its config file still have the request. Imports no torch by itself.
 """
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True)
-class Side:
+class Variant:
     """A script beside this file, the case that it runs, and its flags."""
 
     script: str
@@ -24,9 +24,9 @@ class Case:
     """One comparison: ours over a peer's, in `quantity`, against a bar."""
 
     name: str
-    ours: Side
-    peers: dict[str, tuple[Side | None, float | None]]
-    """Name of each peer to its side, or None for ours alone, and the bar of the ratio."""
+    ours: Variant
+    peers: dict[str, tuple[Variant | None, float | None]]
+    """Name of each peer to its variant, or None for ours alone, and the bar of the ratio."""
     quantity: str = "rows/s"
     needs: str | None = None
     """What must have been prepared in the working folder."""
@@ -43,22 +43,22 @@ class Case:
 
 @dataclass(frozen=True)
 class Curve:
-    """How the cost of its sides grows with one value."""
+    """How the cost of its variants grows with one value."""
 
     name: str
     values: tuple[int, ...]
-    sides: dict[str, Side]
+    variants: dict[str, Variant]
     quantity: str = "tokens/s"
     flag: str = ""
-    """By which the sides take the value; the name, unless it is given."""
+    """By which the variants take the value; the name, unless it is given."""
     needs: str | None = None
     """What must have been prepared in the working folder."""
 
-    def at(self, side: Side, x: int) -> Side:
-        """Return a side with the value `x`."""
+    def at(self, variant: Variant, x: int) -> Variant:
+        """Return a variant with the value `x`."""
         flag = f"{self.flag or self.name.replace(' ', '_')}={x}"
         two = "cpu_2_processes.yaml" if flag == "processes=2" else None
-        return replace(side, flags=(*side.flags, flag), launched=two)
+        return replace(variant, flags=(*variant.flags, flag), launched=two)
 
     def scale(self, x: int) -> int:
         """Return what turns rows per second into the quantity."""
@@ -89,81 +89,81 @@ MEANS = {
 CPU = (
     Case(
         "shakespeare",
-        Side("ours", "shakespeare"),
+        Variant("ours", "shakespeare"),
         {
-            "nanogpt": (Side("nanogpt", "shakespeare"), 1.0),
-            "nanogpt compiled": (Side("nanogpt", "shakespeare", ("compile",)), 1.0),
-            "plain Trainer": (Side("plain_trainer", "shakespeare"), 1.3),
-            "ours compiled": (Side("ours", "shakespeare", ("compile",)), None),
+            "nanogpt": (Variant("nanogpt", "shakespeare"), 1.0),
+            "nanogpt compiled": (Variant("nanogpt", "shakespeare", ("compile",)), 1.0),
+            "plain Trainer": (Variant("plain_trainer", "shakespeare"), 1.3),
+            "ours compiled": (Variant("ours", "shakespeare", ("compile",)), None),
         },
         **SHAKESPEARE,
     ),
     Case(
         "gpt2-124m",
-        Side("ours", "gpt2-124m"),
+        Variant("ours", "gpt2-124m"),
         {
-            "nanogpt": (Side("nanogpt", "gpt2-124m"), 1.4),
-            "nanogpt compiled": (Side("nanogpt", "gpt2-124m", ("compile",)), 1.25),
-            "plain Trainer": (Side("plain_trainer", "gpt2-124m"), None),
-            "ours compiled": (Side("ours", "gpt2-124m", ("compile",)), None),
-            "ours in bf16": (Side("ours", "gpt2-124m", precision="bf16"), None),
+            "nanogpt": (Variant("nanogpt", "gpt2-124m"), 1.4),
+            "nanogpt compiled": (Variant("nanogpt", "gpt2-124m", ("compile",)), 1.25),
+            "plain Trainer": (Variant("plain_trainer", "gpt2-124m"), None),
+            "ours compiled": (Variant("ours", "gpt2-124m", ("compile",)), None),
+            "ours in bf16": (Variant("ours", "gpt2-124m", precision="bf16"), None),
         },
         **GPT2,
     ),
     Case(
         "sst2",
-        Side("ours", "sst2"),
+        Variant("ours", "sst2"),
         {
-            "padded to 128": (Side("plain_trainer", "sst2-padded"), 6.0),
-            "random batches": (Side("plain_trainer", "sst2"), 2.0),
-            "ours, padded": (Side("ours", "sst2", ("without=packing",)), None),
+            "padded to 128": (Variant("plain_trainer", "sst2-padded"), 6.0),
+            "random batches": (Variant("plain_trainer", "sst2"), 2.0),
+            "ours, padded": (Variant("ours", "sst2", ("without=packing",)), None),
         },
     ),
     Case(
         "xquad",
-        Side("ours", "xquad"),
+        Variant("ours", "xquad"),
         {
-            "padded to 384": (Side("plain_trainer", "xquad-padded"), 1.3),
-            "random batches": (Side("plain_trainer", "xquad"), 1.3),
-            "ours, padded": (Side("ours", "xquad", ("without=packing",)), None),
+            "padded to 384": (Variant("plain_trainer", "xquad-padded"), 1.3),
+            "random batches": (Variant("plain_trainer", "xquad"), 1.3),
+            "ours, padded": (Variant("ours", "xquad", ("without=packing",)), None),
         },
     ),
     Case(
         "startup",
-        Side("ours", "startup"),
-        {"plain Trainer": (Side("plain_trainer", "startup"), 1.0)},
+        Variant("ours", "startup"),
+        {"plain Trainer": (Variant("plain_trainer", "startup"), 1.0)},
         "seconds",
     ),
     Case(
         "large-lora-8bit",
-        Side("ours", "large-lora-8bit"),
-        {"full fine-tuning": (Side("ours", "large-full"), 0.30)},
+        Variant("ours", "large-lora-8bit"),
+        {"full fine-tuning": (Variant("ours", "large-full"), 0.30)},
         "MB",
         "large",
     ),
     Case(
         "predict",
-        Side("ours", "predict"),
-        {"transformers.pipeline": (Side("plain_trainer", "predict"), 4.0)},
+        Variant("ours", "predict"),
+        {"transformers.pipeline": (Variant("plain_trainer", "predict"), 4.0)},
         needs="ours-predict",
     ),
     Case(
         "generate",
-        Side("ours", "generate"),
+        Variant("ours", "generate"),
         {
-            "transformers.pipeline": (Side("plain_trainer", "generate"), None),
-            "ours, static cache": (Side("ours", "generate", ("static",)), None),
-            "ours, not merged": (Side("ours", "generate", ("adapter",)), None),
-            "ours, on 8 bits": (Side("ours", "generate", ("adapter", "base=8bit")), None),
+            "transformers.pipeline": (Variant("plain_trainer", "generate"), None),
+            "ours, static cache": (Variant("ours", "generate", ("static",)), None),
+            "ours, not merged": (Variant("ours", "generate", ("adapter",)), None),
+            "ours, on 8 bits": (Variant("ours", "generate", ("adapter", "base=8bit")), None),
         },
         needs="ours-generate",
     ),
     *(
         Case(
             f"means, {name}",
-            Side("ours", name),
+            Variant("ours", name),
             {
-                f"without {means}": (Side("ours", name, (f"without={flag}",)), None)
+                f"without {means}": (Variant("ours", name, (f"without={flag}",)), None)
                 for means, flag in MEANS.items()
             },
             **sizes,
@@ -172,72 +172,77 @@ CPU = (
     ),
     *(
         Case(
-            f"places a token, {name} by {batch}",
-            Side("places", name, (f"batch={batch}",)),
-            {"padded": (Side("places", name, (f"batch={batch}", "padded")), None)},
-            "places",
+            f"positions per token, {name} by {batch}",
+            Variant("padding_ratio", name, (f"batch={batch}",)),
+            {"padded": (Variant("padding_ratio", name, (f"batch={batch}", "padded")), None)},
+            "positions",
         )
         for name, batch in (("sst2", 16), ("sst2", 64), ("xquad", 8))
     ),
     Case(
         "documents kept apart",
-        Side("ours", "documents"),
-        {"wrapped": (Side("ours", "documents", ("wrapped",)), None)},
+        Variant("ours", "documents"),
+        {"wrapped": (Variant("ours", "documents", ("wrapped",)), None)},
     ),
     Case(
         "chunked loss, batch 16",
-        Side("ours", "gpt2-124m", ("batch=16",)),
-        {"all logits at once": (Side("ours", "gpt2-124m", ("batch=16", "without=chunks")), None)},
+        Variant("ours", "gpt2-124m", ("batch=16",)),
+        {
+            "all logits at once": (
+                Variant("ours", "gpt2-124m", ("batch=16", "without=chunks")),
+                None,
+            )
+        },
         **GPT2,
     ),
     Case(
         "loss of 2,048 tokens",
-        Side("loss", "loss"),
+        Variant("loss", "loss"),
         {
-            "automatic chunks": (Side("loss", "loss", ("automatic",)), None),
-            "all logits at once": (Side("loss", "loss", ("whole",)), None),
+            "automatic chunks": (Variant("loss", "loss", ("automatic",)), None),
+            "all logits at once": (Variant("loss", "loss", ("whole",)), None),
         },
         "steps/s",
     ),
     Case(
         "8-bit AdamW, GPT-2 large",
-        Side("ours", "large-full", ("optim=adamw_bnb_8bit",)),
-        {"AdamW": (Side("ours", "large-full"), None)},
+        Variant("ours", "large-full", ("optim=adamw_bnb_8bit",)),
+        {"AdamW": (Variant("ours", "large-full"), None)},
         "MB",
         "large",
     ),
-    Case("overhead", Side("ours", "overhead"), {"": (None, 0.03)}, "share"),
+    Case("overhead", Variant("ours", "overhead"), {"": (None, 0.03)}, "share"),
 )
 GPU = (
     Case(
         "gpt2-124m, block 1024",
-        Side("ours", "gpt2-124m-full", ("compile",), "bf16"),
+        Variant("ours", "gpt2-124m-full", ("compile",), "bf16"),
         {
             "": (None, None),
-            "nanogpt compiled": (Side("nanogpt", "gpt2-124m-full", ("compile",)), 1.0),
-            "ours, not compiled": (Side("ours", "gpt2-124m-full", (), "bf16"), None),
+            "nanogpt compiled": (Variant("nanogpt", "gpt2-124m-full", ("compile",)), 1.0),
+            "ours, not compiled": (Variant("ours", "gpt2-124m-full", (), "bf16"), None),
         },
         **GPT2_FULL,
     ),
     Case(
         "sst2, LoRA",
-        Side("ours", "sst2-lora", (), "bf16"),
-        {"plain script, padded to 128": (Side("plain_trainer", "sst2-lora", (), "bf16"), 3.0)},
+        Variant("ours", "sst2-lora", (), "bf16"),
+        {"plain script, padded to 128": (Variant("plain_trainer", "sst2-lora", (), "bf16"), 3.0)},
         needs="small",
     ),
     Case(
         "xl-lora-8bit",
-        Side("ours", "xl-lora-8bit", (), "bf16"),
-        {"full fine-tuning": (Side("ours", "xl-full", (), "bf16"), 0.35)},
+        Variant("ours", "xl-lora-8bit", (), "bf16"),
+        {"full fine-tuning": (Variant("ours", "xl-full", (), "bf16"), 0.35)},
         "MB",
         "xl",
     ),
     Case(
         "generate, one GPU",
-        Side("ours", "generate", ("base=bf16",)),
+        Variant("ours", "generate", ("base=bf16",)),
         {
-            "transformers.pipeline": (Side("plain_trainer", "generate", ("base=bf16",)), None),
-            "ours, static cache": (Side("ours", "generate", ("base=bf16", "static")), None),
+            "transformers.pipeline": (Variant("plain_trainer", "generate", ("base=bf16",)), None),
+            "ours, static cache": (Variant("ours", "generate", ("base=bf16", "static")), None),
         },
         needs="ours-generate",
     ),
@@ -246,7 +251,7 @@ SUITES = {"cpu": CPU, "gpu": GPU}
 
 NO_THREAD_CACHE = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=0"}
 """Without it, fewer holes are left between tensors (docs/experiments.md)."""
-GROW = {"ours": Side("ours", "grow"), "plain Trainer": Side("plain_trainer", "grow")}
+GROW = {"ours": Variant("ours", "grow"), "plain Trainer": Variant("plain_trainer", "grow")}
 CURVES = (
     Curve("sequence length", (64, 128, 256, 512, 1024), GROW, flag="sequence_length"),
     Curve("vocabulary", (1024, 4096, 16384, 50257), GROW),
@@ -256,7 +261,7 @@ CURVES = (
     Curve(
         "rows",
         (1000, 4000, 16000, 60000),
-        {"ours": Side("ours", "startup"), "plain Trainer": Side("plain_trainer", "startup")},
+        {"ours": Variant("ours", "startup"), "plain Trainer": Variant("plain_trainer", "startup")},
         "seconds",
     ),
     *(
@@ -264,10 +269,10 @@ CURVES = (
             f"steps, {name}",
             (20, 60, 180),
             {
-                "ours": Side("ours", name),
-                "ours, no thread cache": Side("ours", name, environment=NO_THREAD_CACHE),
-                "ours, all kernels kept": Side("ours", name, ("without=kernels",)),
-                "plain Trainer": Side("plain_trainer", name),
+                "ours": Variant("ours", name),
+                "ours, no thread cache": Variant("ours", name, environment=NO_THREAD_CACHE),
+                "ours, all kernels kept": Variant("ours", name, ("without=kernels",)),
+                "plain Trainer": Variant("plain_trainer", name),
             },
             "rows/s",
             flag="steps",
@@ -278,9 +283,9 @@ CURVES = (
         "attention",
         (64, 128, 256, 512, 1024),
         {
-            "plain products": Side("ours", "grow", ("attention=plain",)),
-            "torch's plain products": Side("ours", "grow", ("attention=torch",)),
-            "fused": Side("ours", "grow", ("attention=fused",)),
+            "plain products": Variant("ours", "grow", ("attention=plain",)),
+            "torch's plain products": Variant("ours", "grow", ("attention=torch",)),
+            "fused": Variant("ours", "grow", ("attention=fused",)),
         },
         flag="sequence_length",
     ),
@@ -288,9 +293,9 @@ CURVES = (
         "batch, LoRA",
         (1, 4, 16, 64),
         {
-            "fp32 base": Side("ours", "sst2-lora", ("steps=11",)),
-            "8-bit base": Side("ours", "sst2-lora", ("steps=11", "base=8bit")),
-            "4-bit base": Side("ours", "sst2-lora", ("steps=11", "base=4bit")),
+            "fp32 base": Variant("ours", "sst2-lora", ("steps=11",)),
+            "8-bit base": Variant("ours", "sst2-lora", ("steps=11", "base=8bit")),
+            "4-bit base": Variant("ours", "sst2-lora", ("steps=11", "base=4bit")),
         },
         "rows/s",
         flag="batch",
@@ -300,9 +305,9 @@ CURVES = (
         "rows to predict",
         (1000, 4000, 16000),
         {
-            "ours": Side("ours", "predict"),
-            "ours, no thread cache": Side("ours", "predict", environment=NO_THREAD_CACHE),
-            "pipeline": Side("plain_trainer", "predict", ("batch=32",)),
+            "ours": Variant("ours", "predict"),
+            "ours, no thread cache": Variant("ours", "predict", environment=NO_THREAD_CACHE),
+            "pipeline": Variant("plain_trainer", "predict", ("batch=32",)),
         },
         "rows/s",
         flag="rows",

@@ -5,7 +5,7 @@ python scripts/benchmarks/loss.py loss DATA WORK [automatic] [whole]
 
 import torch
 import torch.nn.functional as F
-from side import arguments, now, report
+from variant import arguments, now, report
 
 from pipelines.models import chunked_loss
 from pipelines.process import prepare_process

@@ -7,7 +7,7 @@ import os
 import time
 
 import torch
-from side import report
+from variant import report
 
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12}
 """Dense bfloat16 operations a second, of the makers' data sheets."""

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from side import arguments, now, report
+from variant import arguments, now, report
 
 CASES = {
     "shakespeare": {

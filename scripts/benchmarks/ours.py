@@ -1,4 +1,4 @@
-"""Our side of a benchmark: a recipe, run as `pipelines.flow` runs it.
+"""Our variant of a benchmark: a recipe, run as `pipelines.flow` runs it.
 
 python scripts/benchmarks/ours.py CASE DATA WORK [compile] [wrapped] [NAME=VALUE ...]
 
@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from side import Clock, arguments, now, report, rows_to_predict, texts_to_continue
+from variant import Clock, arguments, now, report, rows_to_predict, texts_to_continue
 
 import pipelines.flow
 import pipelines.models.attention

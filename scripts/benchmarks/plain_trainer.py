@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 from datasets import Dataset, load_dataset
-from side import Clock, arguments, now, report, rows_to_predict, texts_to_continue
 from transformers import (
     AutoTokenizer,
     DataCollatorForLanguageModeling,
@@ -22,6 +21,7 @@ from transformers import (
     default_data_collator,
     pipeline,
 )
+from variant import Clock, arguments, now, report, rows_to_predict, texts_to_continue
 
 NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 

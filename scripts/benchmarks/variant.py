@@ -1,4 +1,4 @@
-"""What every side of a benchmark takes, the clock that it runs by, and the JSON that it prints."""
+"""What each variant of a benchmark takes, its clock, and the JSON that it prints."""
 
 import csv
 import json

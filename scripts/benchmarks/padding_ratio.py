@@ -1,12 +1,12 @@
-"""Places that a model computes for each token of random batches, padded or packed.
+"""Positions that a model computes per token of random batches, padded or packed.
 
-python scripts/benchmarks/places.py CASE DATA WORK batch=ROWS [padded]
+python scripts/benchmarks/padding_ratio.py CASE DATA WORK batch=ROWS [padded]
 """
 
 import random
 
 from ours import recipe_for
-from side import arguments, report
+from variant import arguments, report
 
 from pipelines.data.load import load_splits
 from pipelines.data.splits import check_splits
@@ -15,7 +15,7 @@ from pipelines.models.tokenizers import load_tokenizer
 
 
 def main() -> None:
-    """Report the places of an epoch over its tokens."""
+    """Report the positions of an epoch per token."""
     case, data, work, flags = arguments()
     recipe, batch = recipe_for(case, data, work, flags), int(flags["batch"])
     task = recipe.task
@@ -24,12 +24,12 @@ def main() -> None:
     train = task.features(splits.train, tokenizer, labels, training=True)
     lengths = [len(row["input_ids"]) for row in train.dataset]
     random.Random(0).shuffle(lengths)
-    places = 0
+    positions = 0
     for start in range(0, len(lengths), batch):
         of_batch = lengths[start : start + batch]
         found = None if "padded" in flags else plan(of_batch, max(of_batch))
-        places += len(of_batch) * max(of_batch) if found is None else found[0].numel()
-    report(rate=places / sum(lengths))
+        positions += len(of_batch) * max(of_batch) if found is None else found[0].numel()
+    report(rate=positions / sum(lengths))
 
 
 if __name__ == "__main__":
