@@ -85,8 +85,8 @@ _HOMES = {
 }
 """The module that defines each public name.
 
-No public name is that of a module directly in this package: importing the module would set it as
-an attribute here, in place of what the name stands for.
+No public name equals the name of a module directly in this package: importing that module would
+replace the attribute of the same name here by the module.
 """
 __all__ = list(_HOMES)
 

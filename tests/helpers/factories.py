@@ -25,7 +25,7 @@ TASKS = (
 )
 METHODS = ("full", "lora", "8bit", "4bit")
 CASES = [(t, m) for t in TASKS for m in METHODS if (t, m) != ("preference_tuning", "full")]
-"""Every task by every method; DPO needs the base beside the adapter."""
+"""Every task with every method; DPO needs an adapter, and its base as the reference."""
 
 
 def method(name: str, **options):

@@ -129,7 +129,7 @@ def snippets_of(repo: str) -> tuple[str, str]:
 
 
 def execute(snippet: str, name: str) -> tuple[str, dict]:
-    """Execute Python as it stands; return what it prints and its names."""
+    """Execute Python code unchanged; return its output and its global names."""
     names: dict = {}
     with contextlib.redirect_stdout(io.StringIO()) as out:
         exec(compile(snippet, name, "exec"), names)
