@@ -28,6 +28,7 @@ from pipelines.recipe.values import Int8, Lora, Model, Scratch, Tokenizer, Train
 from pipelines.tasks.causal_lm import CausalLM
 from pipelines.tasks.text_classification import TextClassification
 from pipelines.terminal import report_errors
+from pipelines.training.workers import STOP_SIGNALS
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
@@ -154,6 +155,8 @@ def in_process(target: Target, fault: Fault | None, output: Path) -> None:
     with output.open("w", encoding="utf-8") as out:
         os.dup2(out.fileno(), 1)
         os.dup2(out.fileno(), 2)
+    # A fork server that workers of loaders have started blocks the signals, and so do its children.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     callbacks = () if fault is None else fault.inject()
     with report_errors():
         target(callbacks)

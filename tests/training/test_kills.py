@@ -1,5 +1,6 @@
 """A run that is killed at any instant resumes, and ends in the same bytes."""
 
+import multiprocessing
 import os
 import random
 import signal
@@ -15,6 +16,7 @@ from pipelines.recipe.values import Model
 from pipelines.results.files import STAGE
 from pipelines.selftest import KillInWrite, RunRecipe, Sandbox
 from pipelines.training.checkpoints import MARKER, all_checkpoints, find_damage
+from pipelines.training.workers import STOP_SIGNALS
 
 CHECKPOINT = (
     "README.md",
@@ -136,6 +138,20 @@ def test_killed_at_random_moments_it_ends_in_the_same_bytes(num_kills, bench):
     assert num_resumed >= num_kills // 2
     found, wanted = (bench.folder / r.name / "adapter_model.safetensors" for r in (recipe, whole))
     assert found.read_bytes() == wanted.read_bytes()
+
+
+def test_a_process_of_the_selftest_gets_signals_that_its_parent_blocks(tmp_path):
+    def blocked(callbacks):
+        os.write(1, str(signal.pthread_sigmask(signal.SIG_BLOCK, ())).encode())
+
+    def child():
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        selftest.in_process(blocked, None, tmp_path / "output")
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    process.join(60)
+    assert (tmp_path / "output").read_text() == "set()"
 
 
 def test_the_selftest_holds_and_tells_what_does_not(capfd, monkeypatch):

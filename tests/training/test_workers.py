@@ -1,15 +1,11 @@
 """Workers of loaders bring the same batches however they start, and no signal stops them."""
 
 import multiprocessing
-import os
-import signal
 import subprocess
 import sys
 
-import psutil
 import pytest
 import torch
-from torch.utils.data import DataLoader
 
 from helpers.factories import ROOT, TASKS, method
 from pipelines.data.load import load_splits
@@ -17,7 +13,7 @@ from pipelines.models.build import build_model
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import Model, Train
 from pipelines.training.build import build_trainer
-from pipelines.training.workers import CONTEXTS, STOP_SIGNALS, worker_context
+from pipelines.training.workers import CONTEXTS
 
 METHODS = sorted(CONTEXTS)
 
@@ -75,25 +71,19 @@ def test_workers_bring_the_batches_of_the_process_itself(
             assert torch.equal(got[key], value), key
 
 
+def output_of(helper, *arguments):
+    """Return what a program of tests/helpers prints, in a process of its own."""
+    command = [sys.executable, ROOT / "tests" / "helpers" / helper, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=90)
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.stdout
+
+
 @pytest.mark.parametrize("start", METHODS)
-def test_no_signal_that_stops_a_run_reaches_a_worker(start, start_by):
-    start_by(start)
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    loader = DataLoader(range(8), num_workers=1, multiprocessing_context=worker_context())
-    before = {child.pid for child in psutil.Process().children(recursive=True)}
-    batches = iter(loader)
-    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == mask
-    started = [c for c in psutil.Process().children(recursive=True) if c.pid not in before]
-    assert int(next(batches)) == 0
-    for number in STOP_SIGNALS:
-        for child in started:
-            os.kill(child.pid, number)
-    assert [int(batch) for batch in batches] == list(range(1, 8))
+def test_no_signal_that_stops_a_run_reaches_a_worker(start):
+    assert output_of("signals_to_workers.py", start) == f"{list(range(8))}\n"
 
 
 @pytest.mark.parametrize("start", METHODS)
 def test_workers_that_an_error_leaves_behind_change_no_exit_code(start):
-    command = [sys.executable, ROOT / "tests" / "helpers" / "workers_left_behind.py", start]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=90)
-    assert done.stdout == "ended with 3\n"
-    assert "Traceback" not in done.stderr
+    assert output_of("workers_left_behind.py", start) == "ended with 3\n"
