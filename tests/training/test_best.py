@@ -53,12 +53,14 @@ class Watch(TrainerCallback):
 
     def __init__(self):
         self.losses, self.copies, self.steps, self.kept = {}, {}, [], []
+        self.primary = {}
 
     def on_step_begin(self, args, state, control, **kwargs):
         self.steps.append(state.global_step + 1)
 
     def on_evaluate(self, args, state, control, model=None, metrics=None, **kwargs):
         self.losses[state.global_step] = metrics["eval_loss"]
+        self.primary[state.global_step] = metrics[f"eval_{metrics['eval_primary']}"]
         trained = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
         self.copies[state.global_step] = trained
 
@@ -119,10 +121,14 @@ def test_the_best_by_its_primary_metric_is_never_worse_than_the_last(
     task, helpdesk, checkpoint, tmp_path
 ):
     options = {"task": task, "name": "lora", "metric_for_best": None, "max_steps": 6}
-    recipe = recipe_for(helpdesk, checkpoint, tmp_path, **options)
-    run(recipe)
-    kept, primary = read_manifest(tmp_path)["kept"], next(iter(recipe.task.metrics))
+    recipe, watch = recipe_for(helpdesk, checkpoint, tmp_path, **options), Watch()
+    run(recipe, [watch])
+    kept = read_manifest(tmp_path)["kept"]
+    primary, greater_is_better = next(iter(recipe.task.metrics.items()))
     assert kept["metric"] == primary
+    found = [value for step, value in watch.primary.items() if step > 0]
+    assert kept["best"] == (max(found) if greater_is_better else min(found))
+    assert watch.primary[kept["step"]] == kept["best"]
     assert set(recipe.task.metrics) <= set(read_manifest(tmp_path)["metrics"])
     assert evaluate(tmp_path).equal
 
