@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from transformers import EvalPrediction, PreTrainedTokenizerBase
 
 Objective = Literal["head", "language_model", "instruction", "preference"]
+Loss = Callable[[Any, "torch.Tensor", "torch.Tensor"], "torch.Tensor"]
+"""Takes a model's outputs, labels, and the number of labels of the whole global batch."""
 MULTIPLE = 8
 """Of which the lengths of training batches are multiples: few lengths, whose kernels a CPU caches.
 
@@ -233,6 +235,10 @@ class Task:
         `num_items` is the number of labels of the whole global batch.
         """
         raise NotImplementedError
+
+    def training_loss(self, train: Features, labels: tuple[str, ...]) -> Loss:
+        """Return the loss to train by: `loss`, with what the training rows decide of it."""
+        return self.loss
 
     def reduce_logits(self, logits: Any, labels: torch.Tensor | None) -> Any:
         """Return the part of a batch's logits that the scorer needs."""

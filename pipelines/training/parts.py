@@ -11,7 +11,7 @@ import torch
 from transformers import EvalPrediction, PreTrainedTokenizerBase
 
 from pipelines.models.chunked_loss import token_losses
-from pipelines.tasks.base import Features, Task
+from pipelines.tasks.base import Features, Loss, Task
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class TrainerParts:
     tokenizer: PreTrainedTokenizerBase
     train: Features | None
     held_out: Features
+    labels: tuple[str, ...]
     arguments: Callable[..., Any]
     options: dict[str, Any]
 
@@ -62,13 +63,13 @@ def longest_first(task: Task, held_out: Features) -> list[int]:
 class TaskLoss:
     """A task's own loss, as the Trainer calls it."""
 
-    task: Task
+    loss: Loss
 
     def __call__(
         self, outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None
     ) -> torch.Tensor:
         """Return the summed loss divided by the labels of the global batch."""
-        loss: torch.Tensor = self.task.loss(outputs, labels, num_items_in_batch)
+        loss: torch.Tensor = self.loss(outputs, labels, num_items_in_batch)
         return loss
 
 
