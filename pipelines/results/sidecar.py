@@ -51,6 +51,9 @@ class Metrics(TypedDict):
     seconds: NotRequired[float]
     baseline: NotRequired[dict[str, float]]
     f1_per_class: NotRequired[dict[str, float]]
+    precision_per_class: NotRequired[dict[str, float]]
+    recall_per_class: NotRequired[dict[str, float]]
+    support_per_class: NotRequired[dict[str, int]]
 
 
 class MergeRecord(TypedDict):

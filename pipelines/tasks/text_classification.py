@@ -333,7 +333,7 @@ class TextClassification(Task):
         if self.problem_type == "regression":
             return score_numbers(logits[:, 0], truth)
         if self.several:
-            return score_label_sets(logits, truth)
+            return score_label_sets(logits, truth, labels)
         return score_classes(logits, truth, labels)
 
     def predictions(

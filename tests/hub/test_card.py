@@ -47,6 +47,9 @@ SIDECAR = {
         "seconds": 1.0,
         "baseline": {"majority class": 0.25},
         "f1_per_class": dict.fromkeys(HOSTILE, 0.5),
+        "precision_per_class": dict.fromkeys(HOSTILE, 0.25),
+        "recall_per_class": dict.fromkeys(HOSTILE, 0.75),
+        "support_per_class": dict.fromkeys(HOSTILE, 1234),
     },
 }
 RECIPE = Recipe(
@@ -79,9 +82,17 @@ def test_names_do_not_break_out_of_metadata_html_or_code():
     assert "\n---" not in outside
     assert "\u202e" not in body
     assert body.count("```") == 8
-    table = [line for line in outside.splitlines() if line.startswith("| F1 of")]
+    table = [line for line in outside.splitlines() if line.endswith("| 0.5000 | 1,234 |")]
     assert len(table) == len(HOSTILE)
-    assert all(line.count("|") == 3 for line in table)
+    assert all(line.count("|") == 6 for line in table)
+
+
+def test_the_table_of_labels_has_no_other_scores_where_a_result_has_f1_alone():
+    later = ("precision_per_class", "recall_per_class", "support_per_class")
+    metrics = {name: value for name, value in SIDECAR["metrics"].items() if name not in later}
+    metrics["f1_per_class"] = {"a": 0.5, "b": 1.0}
+    body = parts(model_card(RECIPE, SIDECAR | {"metrics": metrics}, "user/hostile"))[1]
+    assert "| <code>a</code> |  |  | 0.5000 |  |\n| <code>b</code> |  |  | 1.0000 |  |\n" in body
 
 
 def test_the_snippets_of_a_hostile_card_are_python_with_the_same_labels():
