@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pipelines.data.padding import Collator, PaddingCollator
@@ -249,6 +249,22 @@ class Task:
     ) -> Score:
         """Score a whole evaluation split."""
         raise NotImplementedError
+
+    @property
+    def tunes(self) -> tuple[str, ...]:
+        """Return the names of the options that the validation rows decide after the training."""
+        return ()
+
+    def tune(self, prediction: EvalPrediction, labels: tuple[str, ...]) -> dict[str, Any]:
+        """Return the options that `tunes` names, as JSON-like values, from the validation rows.
+
+        `prediction` is as for `score`, with its rows in any order.
+        """
+        return {}
+
+    def tuned(self, options: Mapping[str, Any]) -> Task:
+        """Return the task with the options that `tune` returned."""
+        return replace(self, **options) if options else self
 
     def score_replies(self, written: Sequence[Continuation], held_out: Features) -> Score:
         """Score what the model writes after each prompt of `held_out.context`."""

@@ -8,6 +8,7 @@ from typing import Any
 from pipelines.errors import NonFiniteError
 from pipelines.metrics.bootstrap import bootstrap
 from pipelines.tasks.base import Score
+from pipelines.tasks.thresholds import sigmoid
 
 
 def score_classes(logits: Any, truth: Any, labels: Sequence[str]) -> Score:
@@ -68,17 +69,21 @@ def scores_per_class(
     }
 
 
-def score_label_sets(logits: Any, truth: Any, labels: Sequence[str]) -> Score:
+def score_label_sets(
+    logits: Any, truth: Any, labels: Sequence[str], thresholds: Sequence[float]
+) -> Score:
     """Score several labels a row by micro F1.
 
-    `logits` and the 0/1 targets `truth` are (rows, labels).
+    `logits` and the 0/1 targets `truth` are (rows, labels). A label is predicted if its probability
+    is above its threshold.
     """
     import numpy as np
 
     from pipelines import metrics
 
     loss = np.logaddexp(0, logits) - truth * logits
-    guess, truth = (logits > 0).astype(int), truth.astype(int)
+    guess = (sigmoid(logits) > thresholds).astype(int)
+    truth = truth.astype(int)
     f1 = metrics.load("f1", "multilabel")
     values: dict[str, Any] = {
         f"{average}_f1": f1.compute(predictions=guess, references=truth, average=average)["f1"]

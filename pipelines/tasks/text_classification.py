@@ -30,13 +30,24 @@ from pipelines.tasks.label_values import (
     balanced_class_weights,
     balanced_positive_weights,
     check_names,
+    wrong_thresholds,
     wrong_weights,
 )
+from pipelines.tasks.thresholds import DEFAULT, best_threshold, sigmoid
 
 if TYPE_CHECKING:
     import torch
     from transformers import EvalPrediction, PreTrainedTokenizerBase
 
+SEVERAL_ONLY = (
+    "label_columns",
+    "label_form",
+    "label_names",
+    "label_separator",
+    "thresholds",
+    "tune_thresholds",
+)
+"""Options of multi-label classification alone."""
 LARGEST = 3.4028234663852886e38  # the largest float32, in which targets are learned
 
 
@@ -72,6 +83,12 @@ class TextClassification(Task):
     For several labels, the weight of the rows that have the label."""
     label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Fraction of the target spread over all labels; for several labels, over yes and no."""
+    thresholds: dict[str, float] | None = None
+    """For several labels: the probability above which each is predicted, as "a 0.3 b 0.6";
+    by default 0.5."""
+    tune_thresholds: bool = False
+    """For several labels: choose the thresholds with the best F1 of each label on the validation
+    rows, after the training. task.json records them."""
 
     pipeline_tag: ClassVar[str] = "text-classification"
 
@@ -94,17 +111,21 @@ class TextClassification(Task):
         yield from self._label_problems()
         for message in wrong_weights(self.class_weights):
             yield "class_weights", message
+        for message in wrong_thresholds(self.thresholds):
+            yield "thresholds", message
+        if self.tune_thresholds and self.thresholds is not None:
+            yield "tune_thresholds", "would replace the given thresholds. Give one of them."
         if self.problem_type == "regression":
             for option in ("class_weights", "label_smoothing"):
-                if getattr(self, option):
+                if getattr(self, option) not in (None, 0.0):
                     yield option, "is for labels; a regression learns a number."
 
     def _label_problems(self) -> Iterator[tuple[str, str]]:
         """Yield problems of the options that say how rows hold several labels."""
         columns, names = self.label_columns, self.label_names
         if not self.several:
-            for option in ("label_columns", "label_form", "label_names", "label_separator"):
-                if getattr(self, option) not in ((), None, "auto"):
+            for option in SEVERAL_ONLY:
+                if getattr(self, option) not in ((), None, "auto", False):
                     text = 'is for problem_type "multi_label_classification".'
                     yield option, text
             return
@@ -143,8 +164,10 @@ class TextClassification(Task):
         if self.problem_type == "regression":
             return ()
         names = self._read_names(train)
-        if isinstance(self.class_weights, dict):
-            check_names("class_weights", self.class_weights, names)
+        for option in ("class_weights", "thresholds"):
+            values = getattr(self, option)
+            if isinstance(values, dict):
+                check_names(option, values, names)
         return names
 
     def _read_names(self, train: Examples) -> tuple[str, ...]:
@@ -333,8 +356,33 @@ class TextClassification(Task):
         if self.problem_type == "regression":
             return score_numbers(logits[:, 0], truth)
         if self.several:
-            return score_label_sets(logits, truth, labels)
+            return score_label_sets(logits, truth, labels, self._thresholds_of(labels))
         return score_classes(logits, truth, labels)
+
+    def _thresholds_of(self, labels: tuple[str, ...]) -> list[float]:
+        """Return the probability above which each label is predicted."""
+        if self.thresholds is None:
+            return [DEFAULT] * len(labels)
+        return [self.thresholds[name] for name in labels]
+
+    @property
+    def tunes(self) -> tuple[str, ...]:
+        return ("thresholds",) if self.tune_thresholds else ()
+
+    def tune(self, prediction: EvalPrediction, labels: tuple[str, ...]) -> dict[str, Any]:
+        """Return the threshold of each label by which it has the highest F1."""
+        import numpy as np
+
+        if not self.tune_thresholds:
+            return {}
+        probabilities = sigmoid(prediction.predictions)
+        truth = np.asarray(prediction.label_ids)
+        columns = zip(labels, probabilities.T, truth.T, strict=True)
+        return {"thresholds": {name: best_threshold(*column) for name, *column in columns}}
+
+    def tuned(self, options: Mapping[str, Any]) -> TextClassification:
+        """Return the task with thresholds, in place of the order to choose them."""
+        return replace(self, tune_thresholds=False, **options) if options else self
 
     def predictions(
         self, logits: Any, given: Features, labels: tuple[str, ...]
@@ -345,13 +393,13 @@ class TextClassification(Task):
         if self.problem_type == "regression":
             return [{"value": float(row[0])} for row in logits]
         if self.several:
-            probabilities = 1 / (1 + np.exp(-logits))
+            thresholds = self._thresholds_of(labels)
             return [
                 {
-                    "labels": [labels[i] for i in np.flatnonzero(row > 0.5)],
+                    "labels": [labels[i] for i in np.flatnonzero(row > thresholds)],
                     "scores": dict(zip(labels, map(float, row), strict=True)),
                 }
-                for row in probabilities
+                for row in sigmoid(logits)
             ]
         probabilities = np.exp(logits - logits.max(1, keepdims=True))
         probabilities /= probabilities.sum(1, keepdims=True)
