@@ -291,7 +291,8 @@ class TextClassification(Task):
         """Return the summed loss divided by `num_items`, whatever the `weights` of the labels.
 
         To divide by the number of labels, and not by their weights, keeps the loss of a step the
-        same under accumulation and on several processes. Balanced weights are 1 on average.
+        same under accumulation and on several processes. Balanced weights of classes are 1 on
+        average over the training rows.
         """
         import torch
         from torch.nn import functional
@@ -381,7 +382,7 @@ class TextClassification(Task):
         return {"thresholds": {name: best_threshold(*column) for name, *column in columns}}
 
     def tuned(self, options: Mapping[str, Any]) -> TextClassification:
-        """Return the task with thresholds, in place of the order to choose them."""
+        """Return the task with the thresholds as given options."""
         return replace(self, tune_thresholds=False, **options) if options else self
 
     def predictions(

@@ -61,7 +61,11 @@ def longest_first(task: Task, held_out: Features) -> list[int]:
 
 @dataclass(frozen=True)
 class TaskLoss:
-    """A task's own loss, as the Trainer calls it."""
+    """A task's own loss, as the Trainer calls it.
+
+    Trainer calls it in evaluations too, but what they report as `loss` is that of `Task.score`,
+    which has no weights and no smoothing.
+    """
 
     loss: Loss
 

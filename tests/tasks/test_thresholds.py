@@ -22,6 +22,8 @@ from pipelines.models.build import build_model
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import Lora, Model, Train
 from pipelines.recipe_cli import parse
+from pipelines.results.check import check_sidecar
+from pipelines.results.files import write_manifest
 from pipelines.results.save import FinishedRun, save
 from pipelines.tasks.text_classification import TextClassification
 from pipelines.tasks.thresholds import best_threshold, sigmoid
@@ -245,8 +247,6 @@ def test_other_thresholds_are_another_result(finished):
     ],
 )
 def test_a_result_with_wrong_thresholds_is_refused(finished, thresholds, message):
-    from pipelines.results.files import write_manifest
-
     folder = finished[-1]
     kept = (folder / "task.json").read_text()
     changed = {k: v for k, v in json.loads(kept).items() if k != "thresholds"}
@@ -259,6 +259,14 @@ def test_a_result_with_wrong_thresholds_is_refused(finished, thresholds, message
         (folder / "task.json").write_text(kept)
     assert message in str(error.value)
     assert len(error.value.problems) == 1
+
+
+def test_thresholds_that_the_recipe_does_not_decide_are_refused(finished):
+    recipe, _, _, _, folder = finished
+    sidecar = json.loads((folder / "task.json").read_text())
+    check_sidecar(recipe, sidecar)
+    with pytest.raises(RecipeError, match="has thresholds, but its recipe decides none"):
+        check_sidecar(replace(recipe, task=replace(recipe.task, tune_thresholds=False)), sidecar)
 
 
 def recipe_of(task):
