@@ -97,6 +97,39 @@ def evaluate(
         raise SystemExit(1)
 
 
+def compare(
+    *repos: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="REPO REPO ...")],
+    other_rows: bool = False,
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
+    out: Path | None = None,
+) -> None:
+    """Show what differs between results, and whether their scores differ by more than chance.
+
+    The first one is the baseline. The test resamples the rows that both were scored on.
+
+    Args:
+        repos: Folders of runs, or Hub ids; two or more.
+        other_rows: Show scores of different rows or metrics too, without a test.
+        as_json: Print JSON in place of the table.
+        out: File to write the JSON to.
+    """
+    if len(repos) < 2:
+        stop([f"compare takes two or more results, not {len(repos)}."], 2)
+    if out is not None and (out.is_dir() or not out.parent.is_dir()):
+        stop([f"--out: {out} is a folder, or in none. Give the path of a file."], 2)
+    from pipelines.evaluation.compare import compare as compare_results
+    from pipelines.evaluation.comparison_table import print_comparison, to_json
+    from pipelines.results.files import write_whole
+
+    found = compare_results(repos, other_rows=other_rows)
+    if out is not None:
+        write_whole(out, to_json(found))
+    if as_json:
+        print(json.dumps(to_json(found), indent=2))
+    else:
+        print_comparison(found)
+
+
 def generation_flags() -> Any:
     """Return the fields of Generation as flags that may be left out, with their texts.
 
@@ -350,6 +383,7 @@ def console() -> None:
     verbs: dict[str, Callable[..., Any]] = {
         "train": train,
         "evaluate": evaluate,
+        "compare": compare,
         "predict": predict,
         "generate": generate,
         "merge": merge,
