@@ -213,7 +213,8 @@ def with_own_score(merged: LoadedResult, rows: Examples) -> dict[str, Any]:
         "adapter_metric": primary,
         "adapter_score": of_adapter[primary],
     }
-    return merged.sidecar | {
+    of_one = {name: value for name, value in merged.sidecar.items() if name != "seeds"}
+    return of_one | {
         "merged": merged.sidecar["merged"] | scores,
         "metrics": metrics | unchanged,
     }

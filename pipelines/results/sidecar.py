@@ -66,6 +66,15 @@ class MergeRecord(TypedDict):
     adapter_score: NotRequired[float]
 
 
+class SeedsRecord(TypedDict):
+    """The primary metric of the recipe for several seeds, of which the result has one."""
+
+    values: dict[str, float]
+    mean: float
+    standard_deviation: float
+    interval: list[float]
+
+
 class Sidecar(TypedDict):
     """What is needed to use a result, and how its score was computed.
 
@@ -82,6 +91,7 @@ class Sidecar(TypedDict):
     versions: dict[str, str]
     metrics: Metrics
     merged: NotRequired[MergeRecord]
+    seeds: NotRequired[SeedsRecord]
     run: str
     changed_on_resume: list[dict[str, Any]]
     files: dict[str, Any]
