@@ -75,7 +75,7 @@ def result_in(recipe: Recipe) -> dict[str, Any] | None:
 def rows_changed(sidecar: dict[str, Any], splits: Splits) -> list[tuple[str, Any, Any]]:
     """Return the fingerprints of rows that are not those of a finished result."""
     recorded = sidecar["dataset"]
-    before = {name: recorded[f"{name}_rows_sha256"] for name in ("train", "eval")}
+    before = {name: recorded.get(f"{name}_rows_sha256") for name in ("train", "eval", "test")}
     return list(differences({"data": before}, {"data": data_of(splits)}))
 
 

@@ -35,14 +35,13 @@ from pipelines.reporting.cautions import cautions
 from pipelines.reporting.report import print_report, print_score
 from pipelines.results.lock import lock_run_folder
 from pipelines.results.save import FinishedRun, save
-from pipelines.tasks.base import Features
 from pipelines.tasks.chat_forms import texts_of
 from pipelines.training.build import build_trainer
 from pipelines.training.checkpoints import check_space
 from pipelines.training.identity import check_allowed, identity_of
 from pipelines.training.resume import delete_checkpoints, find_checkpoint
 from pipelines.training.signals import AGAIN, StopAtSignal, Stopped, StopSignals
-from pipelines.training.trainer import RecipeTrainer, score_of
+from pipelines.training.trainer import RecipeTrainer
 from pipelines.training.world_size import check_world_size
 
 NOT_STARTED = f"stopped before a step was made; {AGAIN}"
@@ -92,6 +91,7 @@ def run_in_folder(
     with signals.ending(NOT_STARTED), returning_freed_memory():
         set_seed(recipe.train.seed)
         check_recipe_model(recipe)
+        recipe = recipe.with_test_rows()
         raw = load_splits(recipe.task.dataset)
         recipe = replace(recipe, task=recipe.task.resolved(raw.train))
         finished = finished_result(recipe)
@@ -103,9 +103,10 @@ def run_in_folder(
     if PartialState().is_main_process:
         (recipe.folder / STARTED).write_text(trainer.identity["run"])
     train_to_the_end(trainer, prepared.checkpoint, signals)
-    metrics = evaluate_at_the_end(trainer, signals)
-    check_finite(metrics, trainer)
-    metrics["baseline"] = prepared.baseline or first_score(trainer)
+    kept = keep_weights(recipe, trainer)
+    metrics = evaluate_at_the_end(trainer, splits, signals)
+    check_finite(metrics, trainer, splits.record["reported"])
+    metrics["baseline"] = prepared.baseline or first_score(trainer, splits)
     metrics |= num_skipped(splits, rejected)
     metrics["seconds"] = round(time.perf_counter() - started, 1)
     finished_run = FinishedRun(
@@ -114,6 +115,7 @@ def run_in_folder(
         labels=labels,
         metrics=metrics,
         splits=splits,
+        kept=kept,
         identity=trainer.identity,
     )
     save(trainer, finished_run)
@@ -144,7 +146,8 @@ def publish_reloaded(
     with signals.ending(not_published(recipe.folder)):
         if PartialState().is_main_process:
             pad_token_id = int(prepared.tokenizer.pad_token_id or 0)
-            batch = recipe.task.collate(pad_token_id)(prepared.held_out.dataset[:8])
+            rows = prepared.trainer.splits["eval"].features.dataset[:8]
+            batch = recipe.task.collate(pad_token_id)(rows)
             check_reload(prepared.trainer, recipe.folder, batch)
             publish_finished(recipe.folder, push_to, public=recipe.public)
 
@@ -155,7 +158,6 @@ class Prepared:
 
     trainer: RecipeTrainer
     tokenizer: PreTrainedTokenizerBase
-    held_out: Features
     checkpoint: Path | None
     baseline: dict[str, float] | None
 
@@ -177,32 +179,36 @@ def prepare(
     )
     unknown = [*check_tokenizer(tokenizer, task, splits.train)]
     train = task.features(splits.train, tokenizer, labels, training=True)
-    held_out = task.features(splits.held_out, tokenizer, labels, training=False)
-    task.check_scorable(held_out)
-    warnings = [*describe_formats(task.dataset), *cautions(recipe, splits, labels, train, held_out)]
+    scored = {
+        name: task.features(rows, tokenizer, labels, training=False)
+        for name, rows in splits.scored.items()
+    }
+    for features in scored.values():
+        task.check_scorable(features)
+    warnings = [*describe_formats(task.dataset), *cautions(recipe, splits, labels, train, scored)]
     warnings += unknown
     if PartialState().device.type == "cpu":
         warnings += slow_precision()
-    print_report(recipe, world_size, splits, train, held_out, warnings)
+    print_report(recipe, world_size, splits, {"train": train, **scored}, warnings)
 
     model = build_model(recipe, tokenizer, labels)
-    for features in (train, held_out):
+    for features in (train, *scored.values()):
         check_vocabulary(features, tokenizer, num_embeddings(model))
     check_space(recipe, model)
     checkpoint, identity = find_checkpoint(recipe, identity_of(recipe, splits, world_size))
-    baseline = task.baseline(train, held_out)
+    baseline = task.baseline(train, scored[task.dataset.reported_split])
     trainer = build_trainer(
         recipe,
         model,
         tokenizer,
         train=train,
-        held_out=held_out,
+        scored=scored,
         labels=labels,
         identity=identity,
         eval_on_start=baseline is None and checkpoint is None,
         callbacks=callbacks,
     )
-    return Prepared(trainer, tokenizer, held_out, checkpoint, baseline)
+    return Prepared(trainer, tokenizer, checkpoint, baseline)
 
 
 def train_to_the_end(trainer: RecipeTrainer, checkpoint: Path | None, signals: StopSignals) -> None:
@@ -215,8 +221,36 @@ def train_to_the_end(trainer: RecipeTrainer, checkpoint: Path | None, signals: S
         raise Preempted(f"stopped at step {step:,} with a checkpoint; {AGAIN}")
 
 
-def evaluate_at_the_end(trainer: RecipeTrainer, signals: StopSignals) -> dict[str, Any]:
-    """Return the metrics. Raise Preempted, with a checkpoint of the last step, at a signal.
+def keep_weights(recipe: Recipe, trainer: RecipeTrainer) -> dict[str, Any] | None:
+    """Load the weights that the result is to have, and return which, if any were chosen.
+
+    Raise CheckpointError where the checkpoint of the best evaluation is damaged.
+    """
+    if not recipe.train.chooses:
+        return None
+    state, metric = trainer.state, trainer.args.metric_for_best_model
+    step = state.best_global_step if recipe.train.keep == "best" else state.global_step
+    if step is None:  # no evaluation was finite
+        step = state.global_step
+    elif recipe.train.keep == "best":
+        trainer.load_best()
+        say(f"  keeping step {step:,} of {state.global_step:,}: {metric} {state.best_metric:.4f}")
+    return {
+        "keep": recipe.train.keep,
+        "step": step,
+        "last_step": state.global_step,
+        "planned_steps": state.max_steps,
+        "metric": metric,
+        "best": state.best_metric,
+    }
+
+
+def evaluate_at_the_end(
+    trainer: RecipeTrainer, splits: Splits, signals: StopSignals
+) -> dict[str, Any]:
+    """Return the metrics of the reported split, with those of the validation split if it is not.
+
+    Raise Preempted, with a checkpoint of the last step, at a signal.
 
     On one process the signal itself ends the evaluation. Several leave it together, between two
     batches or after the last.
@@ -228,7 +262,9 @@ def evaluate_at_the_end(trainer: RecipeTrainer, signals: StopSignals) -> dict[st
     try:
         signals.immediate = PartialState().num_processes == 1
         stopping.check()
-        metrics = score_of(trainer.evaluate())
+        metrics = trainer.score("eval").metrics
+        if splits.record["reported"] == "test":
+            metrics = trainer.score("test").metrics | {"validation": validation_of(metrics)}
         signals.immediate = False
         stopping.check()
     except Stopped:
@@ -239,20 +275,27 @@ def evaluate_at_the_end(trainer: RecipeTrainer, signals: StopSignals) -> dict[st
     return metrics
 
 
-def first_score(trainer: RecipeTrainer) -> dict[str, float]:
+def validation_of(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Return what a result tells of its validation score, where another split is reported."""
+    names = (metrics["primary"], "loss", "confidence_interval", "rows")
+    return {name: metrics[name] for name in names if name in metrics}
+
+
+def first_score(trainer: RecipeTrainer, splits: Splits) -> dict[str, float]:
     """Return the primary metric of the evaluation before training, which checkpoints log too.
 
-    Return {} if the evaluation rows have changed since.
+    It is of the validation rows. Return {} if these have changed since.
     """
     if any(each["field"] == "data.eval" for each in trainer.identity["changed"]):
         return {}
     before = next(row for row in trainer.state.log_history if "eval_primary" in row)
     assert before["step"] == 0
-    return {"before training": before[f"eval_{before['eval_primary']}"]}
+    rows = " (validation rows)" if splits.record["reported"] == "test" else ""
+    return {f"before training{rows}": before[f"eval_{before['eval_primary']}"]}
 
 
-def check_finite(metrics: dict[str, Any], trainer: RecipeTrainer) -> None:
-    """Raise NonFiniteError for a score that is not finite."""
+def check_finite(metrics: dict[str, Any], trainer: RecipeTrainer, split: str) -> None:
+    """Raise NonFiniteError for a score of the reported split that is not finite."""
     primary, step = metrics["primary"], trainer.state.global_step
     for name in ("loss", primary):
         if name not in metrics or math.isfinite(metrics[name]):
@@ -262,8 +305,8 @@ def check_finite(metrics: dict[str, Any], trainer: RecipeTrainer) -> None:
             text += "Train again with a lower --train.learning-rate and another --output-dir."
         elif trainer.has_checkpoint():
             text += f"The checkpoint of step {step:,} is whole. Give other evaluation rows and run "
-            text += "the same command with --allow-changed data.eval: only the evaluation is done "
-            text += "again. Where a field of the dataset changes too, allow it as well."
+            text += f"the same command with --allow-changed data.{split}: only the evaluation is "
+            text += "done again. Where a field of the dataset changes too, allow it as well."
         else:
             text += "Give other evaluation rows and run the same command again."
         raise NonFiniteError(text)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,61 +21,85 @@ MIN_PART = 100_000  # rows; smaller Hub datasets are read whole
 
 @dataclass(frozen=True)
 class RawSplits:
-    """Rows as they were read; `held_out` is None if it is to be drawn from `train`."""
+    """Rows as they were read; `held_out` and `test` are None if they are to be held out."""
 
     train: Examples
     held_out: Examples | None
+    test: Examples | None = None
 
 
 def load_splits(source: DatasetSource) -> RawSplits:
-    """Read all rows of both splits; unreadable lines are listed in `rejected`."""
+    """Read all rows of every split; unreadable lines are listed in `rejected`."""
     if source.streaming:
         return stream_splits(source)
-    eval_split = separate_split(source)
-    train_rows = source.max_train_rows if eval_split else None
+    eval_split, test_split = separate_splits(source)
+    holds_out = eval_split is None or (test_split is None and source.has_test)
     return RawSplits(
-        load_split(source, source.train_split, train_rows),
+        load_split(source, source.train_split, None if holds_out else source.max_train_rows),
         load_split(source, eval_split, source.max_eval_rows) if eval_split else None,
+        load_split(source, test_split, source.max_test_rows) if test_split else None,
     )
 
 
-def separate_split(source: DatasetSource) -> str | None:
-    """Return the evaluation split, or None to hold out training rows.
+def separate_splits(source: DatasetSource) -> tuple[str | None, str | None]:
+    """Return the validation and the test split, None for one to hold out of the training rows.
 
-    A single file has no splits: rows of it are held out even if `eval_split` is given.
+    A single file has no splits: rows of it are held out even if they are named. Raise DataError
+    for a file of two splits.
     """
-    if source.eval_split is None or not is_local(source):
-        return source.eval_split
-    train = split_files(source, source.train_split)
-    held_out = split_files(source, source.eval_split)
-    if train == held_out:
-        return None
-    for file in held_out:
-        same = next((other for other in train if other.samefile(file)), None)
-        if same is not None:
-            raise DataError(
-                f"{file} is {same}: the score would be of the training rows. Name another "
-                "--task.dataset.eval-split."
-            )
-    return source.eval_split
+    named = {"eval": source.eval_split, "test": source.test_split}
+    if not is_local(source):
+        return named["eval"], named["test"]
+    seen = {"train": split_files(source, source.train_split)}
+    for name, split in named.items():
+        files = () if split is None else split_files(source, split)
+        if files == seen["train"]:
+            named[name] = None
+            continue
+        check_separate(name, files, seen)
+        seen[name] = files
+    return named["eval"], named["test"]
+
+
+def check_separate(
+    name: str, files: tuple[Path, ...], others: Mapping[str, tuple[Path, ...]]
+) -> None:
+    """Raise DataError where a file of a split is one of another split."""
+    rows = {"train": "training rows", "eval": "validation rows"}
+    for file in files:
+        for other, their_files in others.items():
+            same = next((each for each in their_files if each.samefile(file)), None)
+            if same is not None:
+                raise DataError(
+                    f"{file} is {same}: the score would be of the {rows[other]}. Name another "
+                    f"--task.dataset.{name}-split."
+                )
 
 
 def stream_splits(source: DatasetSource) -> RawSplits:
-    """Evaluate on `eval_split`, or on the first rows, which training then skips."""
-    if source.max_eval_rows is None:
-        raise DataError(
-            f"{source.path}: a stream is scored on a fixed number of rows. "
-            "Set --task.dataset.max-eval-rows."
-        )
-    eval_split = separate_split(source)
-    split = eval_split or source.train_split
-    origin, records = Stream(replace(source, max_train_rows=source.max_eval_rows), split).records()
-    held_out = to_examples(records, origin, is_local(source))
-    skip = 0 if eval_split else source.max_eval_rows
+    """Read the first rows of the other splits of a stream.
+
+    Without an `eval_split` these are rows of the training split, which training then skips.
+    """
+    eval_split, test_split = separate_splits(source)
+    held_out = first_rows(source, "eval", eval_split or source.train_split, source.max_eval_rows)
+    skip = 0 if eval_split else source.max_eval_rows or 0
     train = Examples(
         Stream(source, source.train_split, skip), f"{source.path} {source.train_split}"
     )
-    return RawSplits(train, held_out)
+    test = first_rows(source, "test", test_split, source.max_test_rows) if test_split else None
+    return RawSplits(train, held_out, test)
+
+
+def first_rows(source: DatasetSource, name: str, split: str, count: int | None) -> Examples:
+    """Return the first rows of a stream's split. Raise DataError if no count is given."""
+    if count is None:
+        raise DataError(
+            f"{source.path}: a stream is scored on a fixed number of rows. "
+            f"Set --task.dataset.max-{name}-rows."
+        )
+    origin, records = Stream(replace(source, max_train_rows=count), split).records()
+    return to_examples(records, origin, is_local(source))
 
 
 def load_split(source: DatasetSource, split: str, max_rows: int | None = None) -> Examples:
@@ -109,7 +133,7 @@ def describe_formats(source: DatasetSource) -> Iterator[str]:
     Only the first file of each split is read.
     """
     if is_local(source):
-        splits = (source.train_split, separate_split(source))
+        splits = (source.train_split, *separate_splits(source))
         files = {split_files(source, split)[0]: None for split in splits if split is not None}
         yield from filter(None, map(describe_format, files))
 

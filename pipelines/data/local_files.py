@@ -84,7 +84,8 @@ def split_files(source: DatasetSource, split: str) -> tuple[Path, ...]:
             raise DataError(f"{path}: split {split!r} is ambiguous: {names}. Give one as the path.")
         if candidates:
             return candidates[0]
-    whole = _unnamed(path) if source.eval_split is None and split == source.train_split else ()
+    only = source.eval_split is None and source.test_split is None
+    whole = _unnamed(path) if only and split == source.train_split else ()
     if whole:
         return whole
     there = ", ".join(_names_in(path)) or "nothing"

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Lt
 
+DEFAULT_TEST_FRACTION = 0.1
+
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetSource:
@@ -21,16 +23,37 @@ class DatasetSource:
     train_split: str = "train"
     """Training split."""
     eval_split: str | None = None
-    """Evaluation split; without one, eval_fraction of the training rows is held out."""
+    """Validation split; without one, eval_fraction of the training rows is held out."""
     eval_fraction: Annotated[float, Gt(0), Lt(1)] = 0.1
     """Fraction of the training rows to hold out if there is no eval_split, or only one file."""
+    test_split: str | None = None
+    """Split of the reported score; without one, test_fraction of the training rows is held out."""
+    test_fraction: Annotated[float, Ge(0), Lt(1)] | None = None
+    """Fraction of the training rows to hold out if there is no test_split, or only one file.
+    By default 0.1 where something is chosen by the validation split, else 0."""
+    scored_split: Literal["auto", "eval", "test"] = "auto"
+    """Split of the reported score: auto is test where there are test rows, else eval."""
     split_seed: Annotated[int, Ge(0)] = 42
-    """Seed of the rows to hold out, and of those drawn for max_train_rows and max_eval_rows."""
+    """Seed of the rows to hold out, and of those drawn for a max_..._rows."""
     streaming: bool = False
     """Read the training rows during training, for a corpus larger than memory or disk."""
     max_train_rows: Annotated[int, Gt(0)] | None = None
     """Most training rows, drawn by split_seed; of a stream, the first rows."""
     max_eval_rows: Annotated[int, Gt(0)] | None = None
-    """Most evaluation rows, drawn by split_seed; of a stream, the first rows."""
+    """Most validation rows, drawn by split_seed; of a stream, the first rows."""
+    max_test_rows: Annotated[int, Gt(0)] | None = None
+    """Most test rows, drawn by split_seed; of a stream, the first rows."""
     on_bad_row: Literal["stop", "skip"] = "stop"
     """Stop at unusable rows, or skip them, count them and list them in rejected.jsonl."""
+
+    @property
+    def has_test(self) -> bool:
+        """Tell whether there are test rows: a split of them, or training rows held out."""
+        return self.test_split is not None or bool(self.test_fraction)
+
+    @property
+    def reported_split(self) -> Literal["eval", "test"]:
+        """Return which split's score is reported."""
+        if self.scored_split != "auto":
+            return self.scored_split
+        return "test" if self.has_test else "eval"

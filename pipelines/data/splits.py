@@ -1,7 +1,8 @@
-"""Check the rows of both splits, hold out evaluation rows, and apply the maxima."""
+"""Check the rows of every split, hold out those that are scored, and apply the maxima."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -13,6 +14,7 @@ from pipelines.data.rejected_file import append_rejected, read_lines
 from pipelines.data.row_reader import RowReader
 from pipelines.data.row_selection import draw_rows, hold_out_rows
 from pipelines.data.rows import Examples
+from pipelines.data.source import DEFAULT_TEST_FRACTION
 from pipelines.data.stream import Stream
 from pipelines.data.validate import (
     HINT,
@@ -28,12 +30,29 @@ NUM_FIRST = 100  # rows of a stream whose columns are checked
 
 @dataclass(frozen=True)
 class Splits:
-    """Usable training and evaluation rows."""
+    """Usable rows: to train on, to choose by, and to report the score of."""
 
     train: Examples
     held_out: Examples
+    """The validation rows; without test rows, those of the reported score too."""
     record: dict[str, Any]
     """Which rows they are and how they were drawn, for task.json."""
+    test: Examples | None = None
+    """The test rows, which nothing but the reported score looks at."""
+
+    @property
+    def scored(self) -> dict[str, Examples]:
+        """Return the rows of each split that the run scores; "eval" is the first."""
+        reported = {self.record["reported"]: self.reported}
+        return {"eval": self.held_out} | reported
+
+    @property
+    def reported(self) -> Examples:
+        """Return the rows of the reported score."""
+        if self.record["reported"] == "eval":
+            return self.held_out
+        assert self.test is not None
+        return self.test
 
 
 def check_splits(
@@ -46,7 +65,7 @@ def check_splits(
     training rows, so that `max_train_rows` does not change the model's head.
     """
     stop = task.dataset.on_bad_row == "stop"
-    train, held_out = raw.train, raw.held_out
+    train = raw.train
     if isinstance(train.rows, Stream):
         check_stream(task, train)
         train = replace(train, rows=replace(train.rows, task=task, rejected=rejected))
@@ -54,14 +73,18 @@ def check_splits(
         train = drop_unusable(task, train, None)
     empty = not isinstance(train.rows, Stream) and not train.rows
     labels = None if empty or (stop and train.rejected) else task.labels(train)
-    if held_out is not None:
-        held_out = drop_unusable(task, held_out, labels)
-    check_columns(task, (raw.train, train), (raw.held_out, held_out))
-    unusable = [*train.rejected, *(held_out.rejected if held_out is not None else ())]
-    if labels is None or stop or (held_out is not None and not held_out.rows):
+    held_out, test = (
+        None if each is None else drop_unusable(task, each, labels)
+        for each in (raw.held_out, raw.test)
+    )
+    read = [(raw.train, train), (raw.held_out, held_out), (raw.test, test)]
+    check_columns(task, *read)
+    scored = [each for each in (held_out, test) if each is not None]
+    unusable = [row for each in (train, *scored) for row in each.rejected]
+    if labels is None or stop or not all(each.rows for each in scored):
         raise_rejected(unusable, HINT if stop else "")
     assert labels is not None
-    splits = draw_splits(task, train, held_out)
+    splits = draw_splits(task, train, held_out, test)
     if rejected is not None:
         rejected.unlink(missing_ok=True)
         append_rejected(rejected, unusable, set())
@@ -80,28 +103,46 @@ def check_stream(task: RowReader, train: Examples) -> None:
         check_columns(task, (first, drop_unusable(task, first, None)))
 
 
-def draw_splits(task: RowReader, train: Examples, held_out: Examples | None) -> Splits:
-    """Hold out training rows if there is no evaluation split, and apply both maxima."""
+def draw_splits(
+    task: RowReader, train: Examples, held_out: Examples | None, test: Examples | None
+) -> Splits:
+    """Hold out training rows for the splits that are not given, and apply the maxima.
+
+    The validation rows are held out first: test rows, too, leave them the same.
+    """
     source = task.dataset
-    scored = {"split": source.eval_split, "part": "all", "shares_inputs": False}
+    record: dict[str, dict[str, Any]] = {
+        "eval": {"split": source.eval_split, "part": "all", "shares_inputs": False},
+        "test": {"split": source.test_split, "part": "all", "shares_inputs": False},
+    }
+    left = 1.0
     if held_out is None:
-        train, held_out, method = hold_out(task, train)
-        scored = {"split": source.train_split, **method}
+        train, held_out, method = hold_out(task, train, "eval", source.eval_fraction)
+        record["eval"] = {"split": source.train_split, **method}
+        left -= source.eval_fraction
+    if test is None and source.has_test and not isinstance(train.rows, Stream):
+        fraction = source.test_fraction or DEFAULT_TEST_FRACTION
+        train, test, method = hold_out(task, train, "test", fraction, left)
+        record["test"] = {"split": source.train_split, **method}
     if isinstance(train.rows, Stream):
-        scored["part"] = f"the first {source.max_eval_rows:,} rows"
+        record["eval"]["part"] = f"the first {source.max_eval_rows:,} rows"
+        record["test"]["part"] = f"the first {source.max_test_rows or 0:,} rows"
         if train.rows.skip:
-            scored["split"] = source.train_split
+            record["eval"]["split"] = source.train_split
     else:
         train = draw_at_most(task, train, source.max_train_rows)
         held_out = draw_at_most(task, held_out, source.max_eval_rows)
-    record = {
+        test = None if test is None else draw_at_most(task, test, source.max_test_rows)
+    drawn = {
+        "reported": source.reported_split,
         "train": {"split": source.train_split, **num_drawn(train)},
-        "eval": {**scored, **num_drawn(held_out)},
+        "eval": record["eval"] | num_drawn(held_out),
+        **({} if test is None else {"test": record["test"] | num_drawn(test)}),
         "split_seed": source.split_seed,
         "stratified_by": task.stratified_by,
         "grouped_by": task.grouped_by,
     }
-    return Splits(train, held_out, record)
+    return Splits(train, held_out, drawn, test)
 
 
 def num_drawn(examples: Examples) -> dict[str, int | None]:
@@ -115,33 +156,36 @@ def num_drawn(examples: Examples) -> dict[str, int | None]:
     return {"rows": num_rows, "of": num_rows if examples.total is None else examples.total}
 
 
-def hold_out(task: RowReader, examples: Examples) -> tuple[Examples, Examples, dict[str, Any]]:
-    """Return training rows, evaluation rows drawn from them, and how they were drawn.
+def hold_out(
+    task: RowReader, examples: Examples, name: str, fraction: float, left: float = 1.0
+) -> tuple[Examples, Examples, dict[str, Any]]:
+    """Return the remaining rows, a `fraction` of all training rows, and how they were drawn.
 
-    A single document is cut at a character. Rows with the same input stay together; if that is
-    impossible, because all have the same one, say, single rows are drawn. Raise DataError if no row
-    can be held out.
+    `examples` are what is `left` of these, as a fraction. A single document is cut at a character.
+    Rows with the same input stay together; if that is impossible, because all have the same one,
+    say, single rows are drawn. Raise DataError if no row can be held out.
     """
-    source, rows = task.dataset, list(examples.rows)
-    percent = f"{100 * source.eval_fraction:.3g} %"
+    seed, rows = task.dataset.split_seed, list(examples.rows)
+    percent, share = f"{100 * fraction:.3g} %", fraction / left
     if len(rows) == 1 and task.document_column is not None:
         row, text = rows[0], rows[0][task.document_column]
-        cut = round(len(text) * (1 - source.eval_fraction))
+        cut = round(len(text) * (1 - share))
         head, tail = ([row | {task.document_column: part}] for part in (text[:cut], text[cut:]))
-        method = {"part": f"the last {percent} of the text", "shares_inputs": False}
+        before = "" if left == 1 else " before the validation part"
+        method = {"part": f"the last {percent} of the text{before}", "shares_inputs": False}
         return replace(examples, rows=head), replace(examples, rows=tail, rejected=()), method
     groups = [task.group(row) for row in rows]
     labels = [task.row_labels(examples, index, row) for index, row in enumerate(rows)]
-    chosen = hold_out_rows(groups, labels, source.eval_fraction, source.split_seed)
+    chosen = hold_out_rows(groups, labels, share, seed)
     method = {"part": f"{percent} of the rows", "shares_inputs": not chosen}
     if not chosen:
-        chosen = hold_out_rows(range(len(rows)), labels, source.eval_fraction, source.split_seed)
+        chosen = hold_out_rows(range(len(rows)), labels, share, seed)
     if not chosen:
         reason = "there is only one" if len(rows) == 1 else "every label would lose its only row"
         raise DataError(
             f"{examples.origin}: none of its rows ({len(rows):,}) can be held out: {reason}. Give "
-            "a folder with one file for each split, and name the second with "
-            "--task.dataset.eval-split."
+            "a folder with one file for each split, and name the other with "
+            f"--task.dataset.{name}-split."
         )
     remaining = sorted(set(range(len(rows))) - set(chosen))
     return examples.select(remaining), replace(examples.select(chosen), rejected=()), method
@@ -161,13 +205,20 @@ def draw_at_most(task: RowReader, examples: Examples, count: int | None) -> Exam
     return replace(examples.select(drawn), total=examples.total or len(rows))
 
 
+def describe_part(record: Mapping[str, Any]) -> str:
+    """Return which rows of a data set a split's record names."""
+    split = str(record["split"])
+    return split if record["part"] == "all" else f"{record['part']} of {split}"
+
+
 def num_skipped(splits: Splits, rejected: Path | None) -> dict[str, int]:
-    """Return the numbers of unusable evaluation and training rows that are above 0.
+    """Return the numbers of unusable reported and training rows that are above 0.
 
     Those of a stream are counted in the file `rejected`.
     """
-    num_eval, num_train = len(splits.held_out.rejected), len(splits.train.rejected)
+    num_train = len(splits.train.rejected)
     if isinstance(splits.train.rows, Stream):
-        num_train = len(read_lines(rejected)) - num_eval
-    counts = {"rows_skipped": num_eval, "train_rows_skipped": num_train}
+        scored = [splits.held_out, *([] if splits.test is None else [splits.test])]
+        num_train = len(read_lines(rejected)) - sum(len(each.rejected) for each in scored)
+    counts = {"rows_skipped": len(splits.reported.rejected), "train_rows_skipped": num_train}
     return {name: count for name, count in counts.items() if count > 0}

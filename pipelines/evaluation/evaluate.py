@@ -8,18 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import metrics
-from pipelines.console import console
+from pipelines.console import console, say
 from pipelines.data.load import load_splits, read_file
 from pipelines.data.local_files import is_local
 from pipelines.data.readers import describe_format
 from pipelines.data.rows import Examples
-from pipelines.data.splits import check_splits
+from pipelines.data.splits import check_splits, describe_part
 from pipelines.data.validate import check_columns, drop_unusable, raise_rejected
 from pipelines.errors import DataError, Problem, RecipeError
 from pipelines.hub.load import LoadedResult, load_result
 from pipelines.inference.predict import predict_examples
 from pipelines.process import quiet_libraries
 from pipelines.reporting.report import print_score
+from pipelines.results.sidecar import reported_rows_sha256
 from pipelines.training.score import score_result
 
 
@@ -72,8 +73,7 @@ def evaluate(
     print_score(loaded.recipe.name, found)
     if metric is not None:
         found["added"] = added_metric(metric, module, loaded, rows, metric_options)
-    same = rows.fingerprint() == loaded.sidecar["dataset"]["eval_rows_sha256"]
-    result = Evaluation(found, loaded.metrics[loaded.metrics["primary"]] if same else None)
+    result = Evaluation(found, claimed_score(loaded, rows.fingerprint()))
     print_comparison(result)
     return result
 
@@ -99,7 +99,23 @@ def evaluation_rows(loaded: LoadedResult) -> Examples:
         text = f"{error} The run read its rows there. Score on your own with --data FILE."
         raise DataError(text) from None
     splits, _ = check_splits(loaded.recipe.task, load_splits(source))
-    return splits.held_out
+    reported = splits.record["reported"]
+    use = "" if splits.test is None else f", the {reported} rows"
+    say(f"  rows: {describe_part(splits.record[reported])}{use}")
+    return splits.reported
+
+
+def claimed_score(loaded: LoadedResult, rows_sha256: str) -> float | None:
+    """Return the score that the run reported for rows, or None for other rows.
+
+    A run that reports a test score has one of its validation rows, too.
+    """
+    metrics = loaded.metrics
+    if rows_sha256 == reported_rows_sha256(loaded.sidecar):
+        return float(metrics[metrics["primary"]])
+    if rows_sha256 == loaded.sidecar["dataset"]["eval_rows_sha256"] and "validation" in metrics:
+        return float(metrics["validation"][metrics["primary"]])
+    return None
 
 
 def print_comparison(result: Evaluation) -> None:

@@ -14,6 +14,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from pipelines.data.splits import describe_part
 from pipelines.hub.escaping import code, escape_markdown, literal, one_line
 from pipelines.models.quantization import HEADS
 from pipelines.recipe.recipe import Recipe
@@ -133,6 +134,6 @@ def scored_split(recipe: Recipe, sidecar: dict[str, Any]) -> tuple[str, str]:
     source = recipe.task.dataset
     part = f"{source.eval_fraction:.0%} of the rows" if source.eval_split is None else "all"
     recorded = {"split": source.eval_split or source.train_split, "part": part}
-    recorded |= sidecar["dataset"].get("splits", {}).get("eval", {})
-    split = recorded["split"]
-    return split, split if recorded["part"] == "all" else f"{recorded['part']} of {split}"
+    splits = sidecar["dataset"].get("splits", {})
+    recorded |= splits.get(splits.get("reported", "eval"), {})
+    return recorded["split"], describe_part(recorded)

@@ -27,6 +27,7 @@ from pipelines.recipe.schema import to_json_value
 from pipelines.reporting.report import print_score
 from pipelines.results.files import FILES, consistent_read, write_manifest
 from pipelines.results.names import explicit, public_name
+from pipelines.results.sidecar import reported_rows_sha256
 from pipelines.training.score import score_result
 
 WEIGHTS = ("adapter*", "*.safetensors*", "config.json", "generation_config.json")
@@ -155,10 +156,10 @@ def rows_of_run(loaded: LoadedResult) -> Examples | None:
     """Return the rows that the adapter was scored on, or None if they are not on this machine."""
     task = loaded.recipe.task
     try:
-        rows = check_splits(task, load_splits(task.dataset))[0].held_out
+        rows = check_splits(task, load_splits(task.dataset))[0].reported
     except DataError:
         return None
-    same = rows.fingerprint() == loaded.sidecar["dataset"]["eval_rows_sha256"]
+    same = rows.fingerprint() == reported_rows_sha256(loaded.sidecar)
     return rows if same else None
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pipelines.data.source import DEFAULT_TEST_FRACTION
 from pipelines.errors import Problem, RecipeError
 from pipelines.recipe import rules
 from pipelines.recipe.schema import from_json_value, to_json_value, wrong_values
@@ -54,6 +55,23 @@ class Recipe:
         """Folder of the result."""
         return Path(self.output_dir or f"runs/{self.name}")
 
+    @property
+    def chooses(self) -> bool:
+        """Tell whether anything in the result is chosen by the validation split."""
+        return self.train.chooses or self.task.chooses
+
+    def with_test_rows(self) -> Recipe:
+        """Return the recipe that holds out test rows if something is chosen and none are given.
+
+        A stream holds out none.
+        """
+        source = self.task.dataset
+        given = source.test_fraction is not None or source.test_split is not None
+        if given or not self.chooses or source.streaming:
+            return self
+        source = replace(source, test_fraction=DEFAULT_TEST_FRACTION)
+        return replace(self, task=replace(self.task, dataset=source))
+
     def wrong_combinations(self) -> Iterator[Problem]:
         """Yield the problems that no single field shows."""
         yield from rules.wrong_name(self.name)
@@ -65,7 +83,8 @@ class Recipe:
         yield from rules.wrong_tokenizer(self.model)
         yield from rules.wrong_optimizer(self.train, self.model)
         yield from rules.wrong_scratch(self.model, self.lora, self.task)
-        yield from rules.wrong_splits(self.task.dataset)
+        yield from rules.wrong_splits(self.task.dataset, self.chooses)
+        yield from rules.wrong_choice(self.train, self.task)
         yield from rules.wrong_stream(self.task, self.model, self.train)
 
     def to_json(self) -> str:

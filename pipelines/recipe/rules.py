@@ -110,12 +110,56 @@ def wrong_scratch(model: Model | Scratch, lora: Lora | None, task: Task) -> Iter
         yield Problem(f"task.{task.length_field}", text)
 
 
-def wrong_splits(dataset: DatasetSource) -> Iterator[Problem]:
-    """Yield a problem for scoring on the training split."""
-    if dataset.eval_split == dataset.train_split:
-        text = f"{dataset.eval_split!r} is the split to train on, too. "
-        text += "Name another, or none to hold out a part of it."
-        yield Problem("task.dataset.eval_split", text)
+def wrong_splits(dataset: DatasetSource, chooses: bool) -> Iterator[Problem]:
+    """Yield a problem for two splits with the same rows, and for a score of no rows.
+
+    `chooses` tells whether test rows are held out by default.
+    """
+    seen = {dataset.train_split: "train on"}
+    for field, use in (("eval_split", "choose by"), ("test_split", "report")):
+        split = getattr(dataset, field)
+        if split in seen:
+            text = f"{split!r} is the split to {seen[split]}, too. "
+            yield Problem(f"task.dataset.{field}", f"{text}Name another, or none to hold rows out.")
+        elif split is not None:
+            seen[split] = use
+    held_out = dataset.test_fraction if dataset.test_split is None else None
+    if held_out and dataset.streaming:
+        text = "no test rows can be held out of a stream. Name a task.dataset.test_split."
+        yield Problem("task.dataset.test_fraction", text)
+    if held_out and dataset.eval_split is None and held_out + dataset.eval_fraction >= 1:
+        text = f"{held_out:g} and an eval_fraction of {dataset.eval_fraction:g} leave no rows "
+        yield Problem("task.dataset.test_fraction", f"{text}to train on.")
+    unset = dataset.test_fraction is None and chooses and not dataset.streaming
+    if dataset.scored_split == "test" and not dataset.has_test and not unset:
+        text = "there are no test rows. Set task.dataset.test_split or task.dataset.test_fraction."
+        yield Problem("task.dataset.scored_split", text)
+
+
+def wrong_choice(train: Train, task: Task) -> Iterator[Problem]:
+    """Yield why the best evaluation cannot be found."""
+    if train.metric_for_best is not None:
+        if not train.chooses:
+            text = "nothing is chosen by it. Set train.keep to best, or an early stop."
+            yield Problem("train.metric_for_best", text)
+        elif train.metric_for_best not in task.metrics:
+            text = f"{train.metric_for_best!r} is no metric of the task. Known: "
+            yield Problem("train.metric_for_best", f"{text}{', '.join(task.metrics)}.")
+    if train.early_stopping_threshold and train.early_stopping_patience is None:
+        text = "goes with train.early_stopping_patience."
+        yield Problem("train.early_stopping_threshold", text)
+    if not train.chooses:
+        return
+    field = "early_stopping_patience" if train.keep == "last" else "keep"
+    if train.eval_steps is None:
+        text = "needs evaluations during the training. Set train.eval_steps."
+        yield Problem(f"train.{field}", text)
+    elif train.max_steps is not None and train.eval_steps >= train.max_steps:
+        text = f"{train.eval_steps} is not before the last step, {train.max_steps}, so that there "
+        yield Problem("train.eval_steps", f"{text}is nothing to choose from. Set a smaller number.")
+    if train.keep == "best" and train.save_steps is None:
+        text = "the best weights are kept in a checkpoint. Set train.save_steps."
+        yield Problem("train.keep", text)
 
 
 def wrong_stream(task: Task, model: Model | Scratch, train: Train) -> Iterator[Problem]:

@@ -150,9 +150,22 @@ class Train:
     """Steps between evaluations; None evaluates at the end only."""
     save_steps: Annotated[int, Ge(1)] | None = 500
     """Steps between checkpoints, from which the same command resumes; None disables them."""
+    keep: Literal["last", "best"] = "last"
+    """Weights of the result: those of the last step, or of the best evaluation (eval_steps)."""
+    metric_for_best: str | None = None
+    """Metric by which an evaluation is the best; by default the task's primary metric."""
+    early_stopping_patience: Annotated[int, Ge(1)] | None = None
+    """Stop after this many evaluations in a row that are not better than the best."""
+    early_stopping_threshold: Annotated[float, Ge(0)] = 0.0
+    """How much better an evaluation must be for the patience to start anew."""
     torch_compile: bool = False
     """Compile the model; the first step, and each new row length, waits for the compiler."""
     dataloader_num_workers: Annotated[int, Ge(0), Le(64)] = 0
     """DataLoader worker processes, which collate batches."""
     seed: Annotated[int, Ge(0)] = 42
     """Seed of weights, dropout and row order."""
+
+    @property
+    def chooses(self) -> bool:
+        """Tell whether the validation split decides which weights the result has."""
+        return self.keep == "best" or self.early_stopping_patience is not None

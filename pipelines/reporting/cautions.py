@@ -3,35 +3,53 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 
+from pipelines.data.source import DEFAULT_TEST_FRACTION
 from pipelines.data.splits import Splits
 from pipelines.recipe.recipe import Recipe
 from pipelines.reporting.labels import NUM_LABELS_SHOWN, count_labels, short_label
 from pipelines.tasks.base import Features, Task
 
+ROWS = {"eval": "evaluation", "test": "test"}
+"""What the rows of a split that is scored are called."""
 FEW_ROWS = 10  # fewer evaluation rows get a caution
 MAX_CUT_FRACTION = 0.5  # of rows that are cut, or whose answers are lost, without a caution
 
 
 def cautions(
-    recipe: Recipe, splits: Splits, labels: Sequence[str], train: Features, held_out: Features
+    recipe: Recipe,
+    splits: Splits,
+    labels: Sequence[str],
+    train: Features,
+    scored: Mapping[str, Features],
 ) -> Iterator[str]:
-    """Yield cautions about rows, splits, labels, lengths and schedule, one line each."""
+    """Yield cautions about rows, splits, labels, lengths and schedule, one line each.
+
+    `scored` has the features of every split that is scored.
+    """
     yield from row_cautions(recipe.task, splits)
     yield from split_cautions(recipe.task, splits)
     yield from class_cautions(recipe.task, splits, labels)
     yield from recipe.task.label_cautions(splits.train)
-    for name, features in (("training", train), ("evaluation", held_out)):
-        yield from length_cautions(recipe.task, name, features)
+    if recipe.chooses and splits.record["reported"] == "eval" and splits.test is None:
+        yield (
+            "the score will be of the rows that the choice is made by, and too good: name a "
+            "--task.dataset.test-split, or hold rows out by --task.dataset.test-fraction"
+        )
+    yield from length_cautions(recipe.task, "training", train)
+    for split, features in scored.items():
+        yield from length_cautions(recipe.task, ROWS[split], features)
     yield from schedule_cautions(recipe, train)
-    if held_out.num_rows < FEW_ROWS:
-        yield f"only {held_out.num_rows} evaluation rows: the score says little"
+    for split, features in scored.items():
+        if features.num_rows < FEW_ROWS:
+            yield f"only {features.num_rows} {ROWS[split]} rows: the score says little"
 
 
 def row_cautions(task: Task, splits: Splits) -> Iterator[str]:
-    """Yield cautions about rows: unusable ones, duplicate ids, inputs in both splits."""
-    for name, examples in (("training", splits.train), ("evaluation", splits.held_out)):
+    """Yield cautions about rows: unusable ones, duplicate ids, inputs in two splits."""
+    scored = {ROWS[split]: rows for split, rows in splits.scored.items()}
+    for name, examples in ({"training": splits.train} | scored).items():
         if examples.rejected:
             yield (
                 f"{len(examples.rejected):,} {name} rows cannot be used and were left out; "
@@ -41,39 +59,54 @@ def row_cautions(task: Task, splits: Splits) -> Iterator[str]:
             ids = [str(row["id"]) for row in examples.rows if "id" in row]
             if len(set(ids)) < len(ids):
                 yield f"{len(ids) - len(set(ids)):,} {name} rows have the id of another row"
-    num_shared = count_shared_inputs(task, splits)
-    if num_shared:
-        yield (
-            f"{num_shared:,} of {len(list(splits.held_out.rows)):,} evaluation rows have the input "
-            "of a training row: the score is too good"
-        )
+    yield from shared_input_cautions(task, splits)
 
 
-def count_shared_inputs(task: Task, splits: Splits) -> int:
-    """Return the number of evaluation rows with the input of a training row; 0 for a stream."""
-    if splits.train.streamed:
-        return 0
-    inputs = {task.inputs(row) for row in splits.train.rows}
-    return sum(task.inputs(row) in inputs for row in splits.held_out.rows)
+def shared_input_cautions(task: Task, splits: Splits) -> Iterator[str]:
+    """Yield a caution for each split with inputs of another one; for a stream's none."""
+    seen: list[tuple[str, set[Hashable]]] = []
+    if not splits.train.streamed:
+        seen.append(("training", {task.inputs(row) for row in splits.train.rows}))
+    for split, examples in splits.scored.items():
+        inputs = [task.inputs(row) for row in examples.rows]
+        for other, known in seen:
+            num_shared = sum(each in known for each in inputs)
+            if num_shared:
+                yield (
+                    f"{num_shared:,} of {len(inputs):,} {ROWS[split]} rows have the input of a "
+                    f"{other} row: the score is too good"
+                )
+        seen.append((ROWS[split], set(inputs)))
 
 
 def split_cautions(task: Task, splits: Splits) -> Iterator[str]:
-    """Yield cautions about evaluation rows that differ from what the recipe requests."""
-    source, scored = task.dataset, splits.record["eval"]
-    if source.eval_split is not None and scored["split"] != source.eval_split:
-        yield (
-            f"{source.path} is one file, without a split {source.eval_split!r}: "
-            f"{scored['part']} are held out for evaluation"
-        )
-    if scored["shares_inputs"]:
-        yield (
-            f"evaluation rows have the same {task.grouped_by} as training rows, since no rows can "
-            "be held out otherwise: the score does not measure generalisation"
-        )
-    if scored["part"].endswith("of the rows"):
-        num_rows = scored["of"] + splits.record["train"]["of"]
-        wanted = source.eval_fraction * num_rows
-        if abs(scored["of"] - wanted) > max(1, wanted / 2):
+    """Yield cautions about scored rows that differ from what the recipe requests."""
+    source = task.dataset
+    held_out = [
+        splits.record[split] for split in ("train", "eval", "test") if split in splits.record
+    ]
+    num_rows = sum(each["of"] or 0 for each in held_out if each["split"] == source.train_split)
+    for split, named, fraction in (
+        ("eval", source.eval_split, source.eval_fraction),
+        ("test", source.test_split, source.test_fraction or DEFAULT_TEST_FRACTION),
+    ):
+        if split not in splits.scored:
+            continue
+        scored, rows = splits.record[split], ROWS[split]
+        if named is not None and scored["split"] != named:
+            use = "evaluation" if split == "eval" else "the test"
+            yield (
+                f"{source.path} is one file, without a split {named!r}: "
+                f"{scored['part']} are held out for {use}"
+            )
+        if scored["shares_inputs"]:
+            yield (
+                f"{rows} rows have the same {task.grouped_by} as training rows, since no rows can "
+                "be held out otherwise: the score does not measure generalisation"
+            )
+        wanted = fraction * num_rows
+        held_out_rows = scored["part"].endswith("of the rows")
+        if held_out_rows and abs(scored["of"] - wanted) > max(1, wanted / 2):
             yield (
                 f"{scored['of']:,} of {num_rows:,} rows are held out, for {wanted:,.0f} wanted: "
                 f"rows with the same {task.grouped_by} stay together, and each label has a row"
@@ -82,16 +115,18 @@ def split_cautions(task: Task, splits: Splits) -> Iterator[str]:
 
 def class_cautions(task: Task, splits: Splits, labels: Sequence[str]) -> Iterator[str]:
     """Yield cautions about labels that a model cannot learn, or is not scored on."""
-    in_train, in_eval = (count_labels(task, each) for each in (splits.train, splits.held_out))
+    in_train = count_labels(task, splits.train)
     if not labels or not in_train:
         return
     for number, text in ((0, "no training row"), (1, "only one training row")):
         affected = [name for name in labels if in_train[name] == number]
         if affected:
             yield f"{count_with_names(affected, labels)} {text}"
-    absent = [name for name in labels if in_eval[name] == 0 and in_train[name] > 0]
-    if absent:
-        yield f"{count_with_names(absent, labels)} no evaluation row"
+    for split, examples in splits.scored.items():
+        there = count_labels(task, examples)
+        absent = [name for name in labels if there[name] == 0 and in_train[name] > 0]
+        if absent:
+            yield f"{count_with_names(absent, labels)} no {ROWS[split]} row"
 
 
 def count_with_names(some: Sequence[str], labels: Sequence[str]) -> str:

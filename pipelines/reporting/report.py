@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from accelerate import PartialState
@@ -19,16 +19,20 @@ def print_report(
     recipe: Recipe,
     world_size: int,
     splits: Splits,
-    train: Features,
-    held_out: Features,
+    features: Mapping[str, Features],
     cautions: Iterable[str],
 ) -> None:
-    """Print name and device of a run, the rows and labels of each split, and the cautions."""
+    """Print name and device of a run, the rows and labels of each split, and the cautions.
+
+    `features` are those of the training rows and of every split that is scored.
+    """
     state = PartialState()
     out = console()
     out.print(f"{recipe.name}: {world_size} process(es) on {state.device.type}", markup=False)
-    out.print(describe_split(recipe.task, "train", splits.train, train), markup=False)
-    out.print(describe_split(recipe.task, "eval", splits.held_out, held_out), markup=False)
+    for name, rows in ({"train": splits.train} | splits.scored).items():
+        out.print(describe_split(recipe.task, name, rows, features[name]), markup=False)
+    if splits.test is not None and "test" not in splits.scored:
+        out.print(f"  test: {len(list(splits.test.rows)):,} rows, not scored", markup=False)
     for text in cautions:
         out.print(f"  {text}", style="yellow", markup=False)
 
@@ -42,7 +46,7 @@ def describe_split(task: Task, name: str, examples: Examples, features: Features
     elif examples.total is not None:
         num_rows = len(list(examples.rows))
         parts[0] = f"{num_rows:,} of {examples.total:,} rows (max_{name}_rows)"
-    elif name == "eval" and task.dataset.streaming:
+    elif name != "train" and task.dataset.streaming:
         parts.append("the first of the stream")
     line = f"  {name}: {', '.join(parts)}"
     counts = count_labels(task, examples).most_common()
@@ -61,6 +65,8 @@ def print_score(name: str, metrics: dict[str, Any]) -> None:
     low, high = metrics["confidence_interval"]
     line = f"{name}: {primary} {metrics[primary]:.4f} (95 % {low:.4f} to {high:.4f}), "
     line += f"{metrics['rows']:,} rows"
+    if "validation" in metrics:
+        line += f" of the test split; validation {metrics['validation'][primary]:.4f}"
     if "rows_skipped" in metrics:
         line += f" without {metrics['rows_skipped']:,} that cannot be used"
     for baseline, value in metrics.get("baseline", {}).items():

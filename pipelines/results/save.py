@@ -36,6 +36,8 @@ class FinishedRun:
     labels: tuple[str, ...]
     metrics: dict[str, Any]
     splits: Splits
+    kept: dict[str, Any] | None
+    """Which weights were chosen by the validation rows, if any were."""
     identity: dict[str, Any]
 
 
@@ -84,6 +86,7 @@ def write_result(stage: Path, trainer: Trainer, finished: FinishedRun) -> None:
 def make_sidecar(trainer: Trainer, model: Any, finished: FinishedRun) -> dict[str, Any]:
     """Return the content of task.json, without its list of files."""
     recipe, tokenizer, identity = finished.recipe, finished.tokenizer, finished.identity
+    test = finished.splits.test
     return {
         "task": type(recipe.task).__name__,
         "labels": list(finished.labels),
@@ -96,6 +99,7 @@ def make_sidecar(trainer: Trainer, model: Any, finished: FinishedRun) -> dict[st
             "revision": recipe.task.dataset.revision,
             "train_rows_sha256": identity["data"]["train"],
             "eval_rows_sha256": finished.splits.held_out.fingerprint(),
+            **({} if test is None else {"test_rows_sha256": test.fingerprint()}),
             "splits": finished.splits.record,
         },
         "run": identity["run"],
@@ -103,6 +107,7 @@ def make_sidecar(trainer: Trainer, model: Any, finished: FinishedRun) -> dict[st
         "hardware": describe_hardware(trainer),
         "versions": {name: version(name) for name in LIBRARIES},
         "metrics": finished.metrics,
+        **({} if finished.kept is None else {"kept": finished.kept}),
     }
 
 

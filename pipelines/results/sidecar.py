@@ -8,7 +8,7 @@ import types
 import typing
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, NotRequired, TypedDict, Union, is_typeddict
+from typing import Annotated, Any, Literal, NotRequired, TypedDict, Union, is_typeddict
 
 from annotated_types import Ge
 
@@ -31,13 +31,14 @@ class BaseRecord(TypedDict):
 
 
 class ScoredRows(TypedDict):
-    """The evaluation rows."""
+    """The rows of each split; `splits` tells how they were drawn, and which are reported."""
 
     path: str
     name: str | None
     revision: str | None
     train_rows_sha256: str | None
     eval_rows_sha256: str
+    test_rows_sha256: NotRequired[str]
     splits: dict[str, Any]
 
 
@@ -51,6 +52,18 @@ class Metrics(TypedDict):
     seconds: NotRequired[float]
     baseline: NotRequired[dict[str, float]]
     f1_per_class: NotRequired[dict[str, float]]
+    validation: NotRequired[dict[str, Any]]
+
+
+class KeptRecord(TypedDict):
+    """Which weights a result has, where they were chosen by the validation rows."""
+
+    keep: Literal["last", "best"]
+    step: Count
+    last_step: Count
+    planned_steps: Count
+    metric: str
+    best: float | None
 
 
 class MergeRecord(TypedDict):
@@ -90,6 +103,7 @@ class Sidecar(TypedDict):
     hardware: str
     versions: dict[str, str]
     metrics: Metrics
+    kept: NotRequired[KeptRecord]
     merged: NotRequired[MergeRecord]
     seeds: NotRequired[SeedsRecord]
     run: str
@@ -170,6 +184,13 @@ def value_problems(sidecar: dict[str, Any]) -> Iterator[Problem]:
         from_json_value(Lora, merged["lora"], "merged.lora", problems)
         from_json_value(Int8 | NF4 | None, merged["quantization"], "merged.quantization", problems)
         yield from problems
+
+
+def reported_rows_sha256(sidecar: dict[str, Any]) -> str:
+    """Return the fingerprint of the rows that the reported score is of."""
+    dataset = sidecar["dataset"]
+    reported = dataset.get("splits", {}).get("reported", "eval")
+    return str(dataset[f"{reported}_rows_sha256"])
 
 
 def is_utf8(text: str) -> bool:

@@ -117,6 +117,19 @@ class Task:
     """Whether a model writes a reply, without the spaces around it, and not the rest of a text."""
 
     @property
+    def metrics(self) -> dict[str, bool]:
+        """Return the metrics to choose by, the primary one first, and whether greater is better.
+
+        Nothing else asks for them.
+        """
+        raise NotImplementedError
+
+    @property
+    def chooses(self) -> bool:
+        """Tell whether an option of the task is chosen by the validation rows."""
+        return False
+
+    @property
     def length(self) -> int:
         """Return the largest number of tokens of a row."""
         return int(getattr(self, self.length_field))

@@ -91,6 +91,10 @@ class CausalLM(Task):
         return text_of(examples, index, row, self.text_column)
 
     @property
+    def metrics(self) -> dict[str, bool]:
+        return {"perplexity": False, "loss": False, "bits_per_byte": False}
+
+    @property
     def isolates_rows(self) -> bool:
         return self.packing == "bfd_split"
 

@@ -71,6 +71,17 @@ class InstructionTuning(ReplyTask):
     objective: ClassVar[Objective] = "instruction"
 
     @property
+    def metrics(self) -> dict[str, bool]:
+        return {
+            "rougeL": True,
+            "f1": True,
+            "exact_match": True,
+            "bleu": True,
+            "perplexity": False,
+            "loss": False,
+        }
+
+    @property
     def reply_column(self) -> str:
         return self.completion_column
 

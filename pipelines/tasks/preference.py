@@ -54,6 +54,10 @@ class PreferenceTuning(ReplyTask):
     objective: ClassVar[Objective] = "preference"
 
     @property
+    def metrics(self) -> dict[str, bool]:
+        return {"reward_accuracy": True, "reward_margin": True, "loss": False}
+
+    @property
     def reply_column(self) -> str:
         return self.chosen_column
 

@@ -299,6 +299,10 @@ class QuestionAnswering(Task):
         return questions, self.decode(logits, questions, windows, lengths)
 
     @property
+    def metrics(self) -> dict[str, bool]:
+        return {"f1": True, "exact_match": True, "loss": False}
+
+    @property
     def evaluator_name(self) -> str | None:
         return "question-answering"
 

@@ -82,6 +82,14 @@ class TextClassification(Task):
         return self.problem_type != "regression"
 
     @property
+    def metrics(self) -> dict[str, bool]:
+        if self.problem_type == "regression":
+            return {"pearsonr": True, "spearmanr": True, "mse": False, "loss": False}
+        if self.several:
+            return {"micro_f1": True, "macro_f1": True, "loss": False}
+        return {"accuracy": True, "macro_f1": True, "loss": False}
+
+    @property
     def several(self) -> bool:
         """Tell whether a row may have any number of labels."""
         return self.problem_type == "multi_label_classification"

@@ -22,6 +22,9 @@ def training_arguments(recipe: Recipe, kind: type[Arguments], **options: Any) ->
     """
     train = recipe.train
     per_device, accumulation = split_batch(train, PartialState().num_processes)
+    best_metric = None
+    if train.chooses:
+        best_metric = train.metric_for_best or next(iter(recipe.task.metrics))
     cosine = train.lr_scheduler_type == "cosine"
     return kind(
         output_dir=str(recipe.folder / "checkpoints"),
@@ -45,6 +48,8 @@ def training_arguments(recipe: Recipe, kind: type[Arguments], **options: Any) ->
         save_strategy="steps" if train.save_steps else "no",
         save_steps=train.save_steps or 500,
         save_total_limit=None,  # RecipeTrainer rotates, once a checkpoint is complete
+        metric_for_best_model=best_metric,
+        greater_is_better=None if best_metric is None else recipe.task.metrics[best_metric],
         seed=train.seed,
         use_cpu=PartialState().device.type == "cpu",
         dataloader_num_workers=train.dataloader_num_workers,

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
 from transformers import (
     PreTrainedTokenizerBase,
     PrinterCallback,
@@ -27,15 +26,15 @@ from pipelines.recipe.recipe import Recipe
 from pipelines.reporting.step_log import StepLog
 from pipelines.tasks.base import Features, Objective, Task
 from pipelines.training.arguments import training_arguments
+from pipelines.training.best import choosing_callbacks
 from pipelines.training.language_model import LanguageModelTrainer
 from pipelines.training.loaders import numbered
 from pipelines.training.optimizers import muon_factory
 from pipelines.training.parts import (
     ReducedLosses,
-    Scorer,
+    ScoredSplit,
     TaskLoss,
     TrainerParts,
-    longest_first,
     losses_from_logits,
     summed_losses,
 )
@@ -48,7 +47,7 @@ def build_trainer(
     tokenizer: PreTrainedTokenizerBase,
     *,
     train: Features | None,
-    held_out: Features,
+    scored: Mapping[str, Features],
     labels: tuple[str, ...],
     identity: dict[str, Any] | None = None,
     eval_on_start: bool = False,
@@ -56,32 +55,34 @@ def build_trainer(
 ) -> RecipeTrainer:
     """Return a Trainer whose loss is normalised over the global batch, for every task.
 
-    Its checkpoints store `identity`, so that a run resumes only its own checkpoints. With
-    `eval_on_start` training begins with an evaluation. To call `evaluate` before `train` instead
-    would leave the processes of a run unsynchronised: the model then counts as prepared.
+    `scored` has the rows of each split that it can score: "eval", by which it evaluates during the
+    training, and "test" if there is one. Its checkpoints store `identity`, so that a run resumes
+    only its own checkpoints. With `eval_on_start` training begins with an evaluation. To call
+    `evaluate` before `train` instead would leave the processes of a run unsynchronised: the model
+    then counts as prepared.
 
     transformers' own losses are not normalised so: classification gradients grow with accumulation
     and with processes, and the language-model loss shrinks; `compute_loss_func` replaces them.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     prepare_base(recipe.task, base)
-    order = longest_first(recipe.task, held_out)
+    splits = {name: ScoredSplit(recipe.task, rows, labels) for name, rows in scored.items()}
     options = {
         "identity": identity or {},
         "describe_row": train.locate if train else str,
         "model": model,
         "train_dataset": numbered(train.dataset) if train else None,
-        "eval_dataset": [held_out.dataset[index] for index in order],
-        "compute_metrics": Scorer(recipe.task, held_out, labels, np.argsort(order)),
+        "eval_dataset": splits["eval"].dataset,
+        "splits": splits,
     }
     if recipe.train.optim == "muon":
         options["optimizer_cls_and_kwargs"] = (muon_factory, {"train": recipe.train})
     arguments = partial(training_arguments, recipe, eval_on_start=eval_on_start)
     trainer = TRAINERS[recipe.task.objective](
-        TrainerParts(recipe.task, base, tokenizer, train, held_out, arguments, options)
+        TrainerParts(recipe.task, base, tokenizer, train, arguments, options)
     )
     trainer.remove_callback(PrinterCallback)
-    for callback in (StepLog(), *callbacks):
+    for callback in (StepLog(), *choosing_callbacks(recipe.train), *callbacks):
         trainer.add_callback(callback)
     return trainer
 

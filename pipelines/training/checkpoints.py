@@ -21,10 +21,16 @@ KEPT = 2  # verified checkpoints that rotation leaves
 RECORDED = {"recipe": dict, "data": dict, "world_size": int, "versions": dict, "run": str}
 
 
-def mark_complete(checkpoint: Path, identity: dict[str, Any]) -> None:
-    """Write the marker, after everything else has reached the disk."""
+def mark_complete(
+    checkpoint: Path, identity: dict[str, Any], *, best_step: int | None = None
+) -> None:
+    """Write the marker, after everything else has reached the disk.
+
+    `best_step` is the step of the best evaluation until then, whose checkpoint is kept.
+    """
     files = entries(checkpoint, without=(MARKER,))
-    write_whole(checkpoint / MARKER, identity | {"step": step_of(checkpoint), "files": files})
+    record = {"step": step_of(checkpoint), "best_step": best_step, "files": files}
+    write_whole(checkpoint / MARKER, identity | record)
 
 
 def read_marker(checkpoint: Path) -> dict[str, Any] | None:
@@ -90,10 +96,16 @@ def newest_verified(folder: Path) -> Path | None:
 
 
 def rotate(folder: Path) -> None:
-    """Delete the oldest complete checkpoints beyond `KEPT`; others are left alone."""
+    """Delete complete checkpoints but the newest `KEPT`, and those of their best evaluations.
+
+    A run that resumes from any that is left finds the best one until then. Others are left alone.
+    """
     complete = [c for c in all_checkpoints(folder) if (c / MARKER).is_file()]
+    markers = filter(None, map(read_marker, complete[:KEPT]))
+    best = {marker.get("best_step") for marker in markers}
     for checkpoint in complete[KEPT:]:
-        delete(checkpoint)
+        if step_of(checkpoint) not in best:
+            delete(checkpoint)
 
 
 def delete(checkpoint: Path) -> None:
@@ -106,12 +118,13 @@ def check_space(recipe: Recipe, model: Any) -> None:
     """Print the disk space that a run's checkpoints need. Raise RecipeError if there is less.
 
     A checkpoint has the trained weights and two moments of AdamW for each. For a moment there is
-    one checkpoint more than rotation leaves.
+    one checkpoint more than rotation leaves: the newest, and the best of each of these.
     """
     if recipe.train.save_steps is None:
         return
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    needed = 3 * 4 * trained * (KEPT + 1)
+    count = KEPT + 1 + (KEPT if recipe.train.keep == "best" else 0)
+    needed = 3 * 4 * trained * count
     free = shutil.disk_usage(recipe.folder).free
     if free < needed:
         text = f"{recipe.folder} has {free / 1e6:,.0f} MB free; checkpoints need about "

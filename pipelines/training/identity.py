@@ -15,7 +15,7 @@ from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.schema import suggest, to_json_value
 
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
-DATA = ("data.train", "data.eval")
+DATA = ("data.train", "data.eval", "data.test")
 RESUMABLE: dict[str, str | None] = {
     # None: a change takes effect from the resumed step on. Otherwise why it cannot.
     # The longest entry that a field begins with decides.
@@ -24,7 +24,7 @@ RESUMABLE: dict[str, str | None] = {
     "quantization": "the weights in the checkpoint were trained on the other base",
     "lora": "the weights in the checkpoint are those of the other adapter",
     "task": "what the checkpoint has learned and scored is the other task",
-    # The rows are read again; whether they are others, data.train and data.eval tell.
+    # The rows are read again; whether they are others, data.train, .eval and .test tell.
     "task.dataset": None,
     "task.dataset.streaming": "a stream has another order of rows, in which the step has no place",
     "data": None,
@@ -85,7 +85,8 @@ def data_of(splits: Splits) -> dict[str, str | None]:
     """Return the fingerprints of the rows."""
     train = splits.train
     read = train.rows if isinstance(train.rows, Stream) else train
-    return {"train": read.fingerprint(), "eval": splits.held_out.fingerprint()}
+    test = None if splits.test is None else splits.test.fingerprint()
+    return {"train": read.fingerprint(), "eval": splits.held_out.fingerprint(), "test": test}
 
 
 def differences(before: Any, now: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,6 @@ class TrainerParts:
     base: Any
     tokenizer: PreTrainedTokenizerBase
     train: Features | None
-    held_out: Features
     arguments: Callable[..., Any]
     options: dict[str, Any]
 
@@ -37,25 +37,38 @@ class TrainerParts:
 
 
 @dataclass(frozen=True)
-class Scorer:
-    """Scores an evaluation whose rows were sorted; `given_order` leads back."""
+class ScoredSplit:
+    """The rows of a split that is scored."""
 
     task: Task
-    held_out: Features
+    features: Features
     labels: tuple[str, ...]
-    given_order: np.ndarray[Any, np.dtype[np.intp]]
 
-    def __call__(self, prediction: Any) -> dict[str, Any]:
-        """Return the Trainer's metrics."""
-        order = self.given_order
-        given = EvalPrediction(prediction.predictions[order], prediction.label_ids[order])
-        return self.task.score(given, self.held_out, self.labels).as_metrics()
+    @cached_property
+    def order(self) -> list[int]:
+        """The rows in the order that needs least padding: the longest first."""
+        rows = self.features.dataset
+        return sorted(range(len(rows)), key=lambda index: -self.task.num_tokens(rows[index]))
+
+    @cached_property
+    def dataset(self) -> list[Any]:
+        """The rows in that order."""
+        return [self.features.dataset[index] for index in self.order]
+
+    def in_row_order(self, predictions: Any, label_ids: Any) -> EvalPrediction:
+        """Return predictions for `dataset` in the order of the split's rows."""
+        rows = np.argsort(self.order)
+        return EvalPrediction(predictions[rows], label_ids[rows])
+
+    def metrics(self, predictions: Any, label_ids: Any) -> dict[str, Any]:
+        """Return the metrics of predictions for `dataset`."""
+        given = self.in_row_order(predictions, label_ids)
+        return self.task.score(given, self.features, self.labels).as_metrics()
 
 
-def longest_first(task: Task, held_out: Features) -> list[int]:
-    """Return the evaluation rows in the order that needs least padding."""
-    rows = held_out.dataset
-    return sorted(range(len(rows)), key=lambda index: -task.num_tokens(rows[index]))
+def no_metrics(prediction: EvalPrediction) -> dict[str, Any]:
+    """Return none: ScoredSplit computes them. Without a function Trainer keeps no predictions."""
+    return {}
 
 
 @dataclass(frozen=True)

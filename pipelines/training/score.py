@@ -9,7 +9,6 @@ from typing import Any
 from pipelines.data.rows import Examples
 from pipelines.hub.load import LoadedResult
 from pipelines.training.build import build_trainer
-from pipelines.training.trainer import score_of
 
 
 def score_result(loaded: LoadedResult, rows: Examples) -> dict[str, Any]:
@@ -23,7 +22,7 @@ def score_result(loaded: LoadedResult, rows: Examples) -> dict[str, Any]:
             loaded.model,
             tokenizer,
             train=None,
-            held_out=held_out,
+            scored={"eval": held_out},
             labels=labels,
         )
-        return score_of(trainer.evaluate())
+        return trainer.score("eval").metrics

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator, Mapping, Sized
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
+from transformers import EvalPrediction
+from transformers.trainer_utils import EvalLoopOutput
 
-from pipelines.errors import NonFiniteError
+from pipelines.errors import CheckpointError, NonFiniteError
 from pipelines.results.disk import explain_disk_errors
-from pipelines.training.checkpoints import MARKER, mark_complete, rotate
+from pipelines.training.checkpoints import MARKER, find_damage, mark_complete, rotate
 from pipelines.training.hyperparameters import RecipeOnResume
 from pipelines.training.loaders import ROW, Collate, WithRowNumbers, data_loader
+from pipelines.training.parts import ScoredSplit, no_metrics
 from pipelines.training.row_order import RowOrder
 from pipelines.training.upstream import HookedTrainer
 
@@ -32,16 +36,19 @@ class RecipeTrainer(HookedTrainer):
         self,
         *,
         identity: dict[str, Any],
+        splits: Mapping[str, ScoredSplit],
         describe_row: Callable[[int], str],
         eval_collator: Collate | None = None,
         **options: Any,
     ):
         """Take what checkpoints record, and what names a training row by its number.
 
-        `data_collator` makes the batches of training, and of evaluation without `eval_collator`.
+        `splits` are those that `score` can score. `data_collator` makes the batches of training,
+        and of evaluation without `eval_collator`.
         """
-        super().__init__(**options)
+        super().__init__(compute_metrics=no_metrics, **options)
         self.identity = identity
+        self.splits = splits
         self.describe_row = describe_row
         self.eval_collator = eval_collator
         self.recipe_on_resume = RecipeOnResume()
@@ -73,6 +80,28 @@ class RecipeTrainer(HookedTrainer):
             batch_size=self.args.eval_batch_size,
         )
         return self.accelerator.prepare(loader)
+
+    def get_test_dataloader(self, test_dataset: Any) -> Any:
+        """Return this process's batches of rows to score."""
+        return self.get_eval_dataloader(test_dataset)
+
+    def evaluation_loop(self, *arguments: Any, **options: Any) -> EvalLoopOutput:
+        """Add the metrics of the split that the prefix of the metrics names."""
+        output = super().evaluation_loop(*arguments, **options)
+        prefix = options["metric_key_prefix"]
+        metrics = self.splits[prefix].metrics(output.predictions, output.label_ids)
+        return with_metrics(output, prefix, metrics)
+
+    def score(self, split: str) -> Scored:
+        """Score the rows of a split, "eval" or "test"; every rank must do so."""
+        output = self.predict(self.rows_to_score(split), metric_key_prefix=split)
+        metrics = score_of(output.metrics or {}, split)
+        prediction = self.splits[split].in_row_order(output.predictions, output.label_ids)
+        return Scored(metrics, prediction)
+
+    def rows_to_score(self, split: str) -> Any:
+        """Return the encoded rows of a split in the form that batches are made from."""
+        return self.splits[split].dataset
 
     def get_batch_samples(self, *arguments: Any) -> Any:
         """Return the batches of a step; after the last step there are no batches."""
@@ -111,7 +140,7 @@ class RecipeTrainer(HookedTrainer):
             yield
             self.accelerator.wait_for_everyone()
             if self.accelerator.is_main_process:
-                mark_complete(checkpoint, self.identity)
+                mark_complete(checkpoint, self.identity, best_step=self.state.best_global_step)
                 rotate(folder)
         self.accelerator.wait_for_everyone()
 
@@ -134,6 +163,23 @@ class RecipeTrainer(HookedTrainer):
         """Tell whether there is a complete checkpoint of the last step."""
         return (self.last_checkpoint / MARKER).is_file()
 
+    def load_best(self) -> None:
+        """Load the weights of the best evaluation, and keep a checkpoint of the last step.
+
+        From that an interrupted run goes on. Raise CheckpointError if the best is damaged.
+        """
+        step = self.state.best_global_step
+        if step is None or step == self.state.global_step:
+            return
+        self.keep_last_step()
+        checkpoint = self.checkpoints_folder / f"checkpoint-{step}"
+        if damage := find_damage(checkpoint):
+            raise CheckpointError(
+                f"{checkpoint} has the weights of the best evaluation, but {damage}. Bring it "
+                "back, or give --train.keep last and another --output-dir."
+            )
+        self.load_weights(checkpoint)
+
     def check_gradients(self, norm: Any) -> None:
         """Raise NonFiniteError on every rank, before an update that would not be finite."""
         # (ranks) summed, so that all ranks stop at the same step
@@ -154,8 +200,27 @@ class RecipeTrainer(HookedTrainer):
         )
 
 
-def score_of(metrics: dict[str, Any]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Scored:
+    """The metrics of a split, and what they were computed from, in the order of its rows."""
+
+    metrics: dict[str, Any]
+    prediction: EvalPrediction
+
+
+def with_metrics(output: EvalLoopOutput, prefix: str, metrics: dict[str, Any]) -> EvalLoopOutput:
+    """Return the output of an evaluation with further metrics."""
+    named = {f"{prefix}_{name}": value for name, value in metrics.items()}
+    return EvalLoopOutput(
+        predictions=output.predictions,
+        label_ids=output.label_ids,
+        metrics=(output.metrics or {}) | named,
+        num_samples=output.num_samples,
+    )
+
+
+def score_of(metrics: dict[str, Any], prefix: str) -> dict[str, Any]:
     """Return the Trainer's metrics without its prefix and its clocks."""
     dropped = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
-    stripped = {key.removeprefix("eval_"): value for key, value in metrics.items()}
+    stripped = {key.removeprefix(f"{prefix}_"): value for key, value in metrics.items()}
     return {key: value for key, value in stripped.items() if key not in (*dropped, "epoch")}

@@ -18,7 +18,7 @@ from pipelines.models.generation import continue_prompts, without_adapter_class
 from pipelines.tasks.base import Features, Task
 from pipelines.training.log_probs import use_right_log_probs
 from pipelines.training.parts import TrainerParts
-from pipelines.training.trainer import RecipeTrainer
+from pipelines.training.trainer import RecipeTrainer, with_metrics
 from pipelines.training.upstream import WithEncodedRows, WithoutTelemetry
 
 OWN_DEFAULTS = {"bf16": False, "activation_checkpointing": False}
@@ -37,6 +37,10 @@ class TrlTrainer(WithoutTelemetry, RecipeTrainer):
                 parameter.data = trained[name].to(parameter.device)
         use_right_log_probs(without_adapter_class(model))
 
+    def rows_to_score(self, split: str) -> Dataset:
+        """Return the encoded rows of a split as trl's collators take them."""
+        return Dataset.from_list(super().rows_to_score(split))
+
     def create_model_card(self, *arguments: Any, **options: Any) -> None:
         """Write none: `publish` writes the card of a result."""
 
@@ -44,10 +48,9 @@ class TrlTrainer(WithoutTelemetry, RecipeTrainer):
 class InstructionTrainer(TrlTrainer, SFTTrainer):
     """trl's SFTTrainer on rows that the task has encoded, scored by the replies it writes."""
 
-    def __init__(self, *, task: Task, held_out: Features, **options: Any):
+    def __init__(self, *, task: Task, **options: Any):
         super().__init__(**options)
         self.task = task
-        self.held_out = held_out
 
     def prediction_step(
         self,
@@ -68,18 +71,13 @@ class InstructionTrainer(TrlTrainer, SFTTrainer):
         """Add the score of the generated replies, which is the primary one."""
         output = super().evaluation_loop(*arguments, **options)
         prefix = options["metric_key_prefix"]
-        score = {f"{prefix}_{name}": value for name, value in self.score_of_replies().items()}
-        return EvalLoopOutput(
-            predictions=output.predictions,
-            label_ids=output.label_ids,
-            metrics=(output.metrics or {}) | score,
-            num_samples=output.num_samples,
-        )
+        score = self.score_of_replies(self.splits[prefix].features)
+        return with_metrics(output, prefix, score)
 
-    def score_of_replies(self) -> dict[str, Any]:
+    def score_of_replies(self, held_out: Features) -> dict[str, Any]:
         """Write a reply to each prompt, shared among the processes, and return the score."""
         process, count = self.accelerator.process_index, self.accelerator.num_processes
-        prompts = [list(prompt.ids) for prompt in self.held_out.context]
+        prompts = [list(prompt.ids) for prompt in held_out.context]
         with self.compute_loss_context_manager():
             written = continue_prompts(
                 self.accelerator.unwrap_model(self.model),
@@ -91,7 +89,7 @@ class InstructionTrainer(TrlTrainer, SFTTrainer):
             )
         of_each = gather_object([written])
         replies = [of_each[i % count][i // count] for i in range(len(prompts))]
-        score = self.task.score_replies(replies, self.held_out)
+        score = self.task.score_replies(replies, held_out)
         return score.as_metrics()
 
 
@@ -140,7 +138,6 @@ def instruction_trainer(parts: TrainerParts) -> RecipeTrainer:
     return InstructionTrainer(
         args=arguments,
         task=task,
-        held_out=parts.held_out,
         processing_class=parts.tokenizer,
         eval_collator=task.collate(parts.pad_token_id),  # also where training packs the rows
         **arrow_tables(parts.options),

@@ -7,6 +7,7 @@ where a library renames one of them, or calls it otherwise, which would silently
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,6 +31,14 @@ class HookedTrainer(Trainer):
         """
         trained: Any = self.model
         self._save_checkpoint(trained, None)
+
+    def load_weights(self, checkpoint: Path) -> None:
+        """Load the weights of a checkpoint, as a run that resumes from it does.
+
+        The public way, `load_best_model_at_end`, wants the same steps between evaluations as
+        between checkpoints, and knows no damage.
+        """
+        self._load_from_checkpoint(str(checkpoint))
 
     def prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Put a batch on the model's device.

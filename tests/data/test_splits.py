@@ -18,7 +18,7 @@ from pipelines.data.splits import check_splits
 from pipelines.errors import DataError, RecipeError
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import Lora, Model, Train
-from pipelines.reporting.cautions import cautions, count_shared_inputs
+from pipelines.reporting.cautions import cautions, shared_input_cautions
 from pipelines.tasks.base import Features
 from pipelines.tasks.causal_lm import CausalLM
 from pipelines.tasks.instruction import InstructionTuning
@@ -188,6 +188,7 @@ def test_a_maximum_of_two_files_draws_from_all_their_rows(tmp_path):
     assert labels_of(splits.train) == {"neg": 30, "pos": 20}
     assert labels_of(splits.held_out) == {"neg": 6, "pos": 4}
     assert splits.record == {
+        "reported": "eval",
         "train": {"split": "train", "rows": 50, "of": 200},
         "eval": {"split": "test", "part": "all", "shares_inputs": False, "rows": 10, "of": 200},
         "split_seed": 42,
@@ -272,13 +273,14 @@ def test_nothing_that_a_model_reads_is_in_both_splits(kind, tmp_path):
     assert not sides[0] & sides[1]
     assert len(splits.train.rows) + len(splits.held_out.rows) == 90
     assert 8 <= len(splits.held_out.rows) <= 10
-    assert count_shared_inputs(task, splits) == 0
+    assert list(shared_input_cautions(task, splits)) == []
     assert splits.held_out.rows != rows[-9:]
     # as two files, each evaluation row that reads what a training row reads counts
     write_rows(tmp_path / "train.jsonl", rows)
     write_rows(tmp_path / "test.jsonl", [make(0), make(3), make(300)])
     splits, _ = split(task, tmp_path, eval_split="test")
-    assert count_shared_inputs(task, splits) == 2
+    [text] = shared_input_cautions(task, splits)
+    assert text.startswith("2 of ")
 
 
 def test_all_references_of_a_prompt_stay_together_up_to_the_maximum(tmp_path):
@@ -455,7 +457,7 @@ def told(splits, labels=(), train=None, held_out=None, task=CLASSIFY, **options)
     )
     train = train or Features([], {}, num_rows=180)
     held_out = held_out or Features([], {}, num_rows=20)
-    return list(cautions(recipe, splits, labels, train, held_out))
+    return list(cautions(recipe, splits, labels, train, {"eval": held_out}))
 
 
 def test_good_rows_give_no_caution(tmp_path):
@@ -594,6 +596,7 @@ def test_a_run_records_what_was_drawn_and_evaluate_draws_it_again(tmp_path, chec
     assert "is one file, without a split 'test': 10 % of the rows are held out" in printed
     sidecar = json.loads((tmp_path / "run" / "task.json").read_text())
     assert sidecar["dataset"]["splits"] == {
+        "reported": "eval",
         "train": {"split": "train", "rows": 40, "of": 180},
         "eval": {
             "split": "train",

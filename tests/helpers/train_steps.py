@@ -32,7 +32,9 @@ def steps(recipe: Recipe) -> list[dict]:
     tokenizer = load_tokenizer(recipe.model, [], max_length=256)
     train = recipe.task.features(splits.train, tokenizer, labels, training=True)
     model = build_model(recipe, tokenizer, labels)
-    trainer = build_trainer(recipe, model, tokenizer, train=train, held_out=train, labels=labels)
+    trainer = build_trainer(
+        recipe, model, tokenizer, train=train, scored={"eval": train}, labels=labels
+    )
     trainer.train()
     same = {"world_size": check_world_size(), "packed": sum(each is not None for each in plans)}
     return [

@@ -21,7 +21,6 @@ from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import Lora, Model, Train
 from pipelines.training.build import build_trainer
 from pipelines.training.language_model import LanguageModelTrainer
-from pipelines.training.trainer import score_of
 
 SIZES = {
     "hidden_size": 32,
@@ -108,7 +107,9 @@ def prepared(folder, task, tokenizer, output, *, lora=None, **train):
     )
     model = build_model(recipe, tokenizer, ())
     begin = copy.deepcopy(model)
-    trainer = build_trainer(recipe, model, tokenizer, train=train, held_out=held_out, labels=())
+    trainer = build_trainer(
+        recipe, model, tokenizer, train=train, scored={"eval": held_out}, labels=()
+    )
     return begin, trainer, held_out
 
 
@@ -173,7 +174,7 @@ def test_causal_lm_scores_and_learns_by_the_models_own_logits(
     task = make_tasks(helpdesk)["causal_lm"]
     begin, trainer, held_out = prepared(folders[family], task, tokenizer, tmp_path)
     nll, count = nll_of(begin, task, tokenizer, held_out.dataset)
-    metrics = score_of(trainer.evaluate())
+    metrics = trainer.score("eval").metrics
     assert metrics["perplexity"] == pytest.approx(math.exp(nll / count), rel=1e-4)
     assert metrics["predicted_tokens"] == count
     check_step(trainer, begin, mean_nll)

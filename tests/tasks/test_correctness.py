@@ -25,7 +25,6 @@ from pipelines.tasks.spans import Question, Window, window_starts
 from pipelines.tasks.text_classification import TextClassification, join_texts
 from pipelines.training.arguments import split_batch
 from pipelines.training.build import build_trainer
-from pipelines.training.trainer import score_of
 
 TASKS = ("causal_lm", "text_classification", "question_answering")
 ANYWHERE = DatasetSource(path="nowhere")
@@ -51,8 +50,10 @@ def test_reported_loss_is_the_mean_nll_per_predicted_token(tasks, checkpoint, to
     )
     model = build_model(recipe, tokenizer, labels)
     held_out = recipe.task.features(splits.held_out, tokenizer, labels, training=False)
-    trainer = build_trainer(recipe, model, tokenizer, train=None, held_out=held_out, labels=labels)
-    metrics = score_of(trainer.evaluate())
+    trainer = build_trainer(
+        recipe, model, tokenizer, train=None, scored={"eval": held_out}, labels=labels
+    )
+    metrics = trainer.score("eval").metrics
 
     nll, count, num_bytes = 0.0, 0, 0
     ids = [tokenizer.eos_token_id]

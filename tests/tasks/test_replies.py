@@ -21,7 +21,6 @@ from pipelines.tasks.instruction import InstructionTuning
 from pipelines.tasks.preference import PreferenceTuning
 from pipelines.tasks.replies import CHAT_TEMPLATE, encode_exchange
 from pipelines.training.build import build_trainer
-from pipelines.training.trainer import score_of
 
 ANYWHERE = DatasetSource(path="nowhere")
 CHAT = [
@@ -58,7 +57,7 @@ def trainer_for(task, checkpoint, tokenizer, folder, name="lora", training=None,
     ]
     model = build_model(recipe, tokenizer, ())
     return build_trainer(
-        recipe, model, tokenizer, train=features[0], held_out=features[1], labels=()
+        recipe, model, tokenizer, train=features[0], scored={"eval": features[1]}, labels=()
     )
 
 
@@ -215,10 +214,12 @@ def test_the_end_is_learned(tasks, checkpoint, tokenizer, tmp_path):
     )
     features = task.features(examples, tokenizer, (), training=True)
     model = build_model(recipe, tokenizer, ())
-    trainer = build_trainer(recipe, model, tokenizer, train=features, held_out=features, labels=())
-    before = score_of(trainer.evaluate())
+    trainer = build_trainer(
+        recipe, model, tokenizer, train=features, scored={"eval": features}, labels=()
+    )
+    before = trainer.score("eval").metrics
     trainer.train()
-    after = score_of(trainer.evaluate())
+    after = trainer.score("eval").metrics
     assert (before["ended"], after["ended"]) == (0.0, 1.0)
     assert after["rougeL"] == after["exact_match"] == after["f1"] == 1.0
     assert before["rougeL"] == 0.0
@@ -254,15 +255,15 @@ def test_packed_examples_are_isolated(tasks, checkpoint, tokenizer, tmp_path):
 def test_packing_changes_no_score(tasks, checkpoint, tokenizer, tmp_path):
     """Evaluation is of rows one by one, whether training packs or not."""
     found = [
-        score_of(
-            trainer_for(
-                replace(tasks["instruction_tuning"], packing=packing),
-                checkpoint,
-                tokenizer,
-                tmp_path,
-                per_device_eval_batch_size=3,
-            ).evaluate()
+        trainer_for(
+            replace(tasks["instruction_tuning"], packing=packing),
+            checkpoint,
+            tokenizer,
+            tmp_path,
+            per_device_eval_batch_size=3,
         )
+        .score("eval")
+        .metrics
         for packing in (False, True)
     ]
     assert found[0] == found[1]
@@ -378,7 +379,7 @@ def test_the_base_with_the_adapter_off_is_the_reference(tasks, checkpoint, token
     trainer = trainer_for(task, checkpoint, tokenizer, tmp_path, save_steps=None)
     assert list(trainer.model.peft_config) == ["default"]
     trainer.train()
-    metrics = score_of(trainer.evaluate())
+    metrics = trainer.score("eval").metrics
     base = AutoModelForCausalLM.from_pretrained(checkpoint).eval()
     tuned = trainer.model.eval()
     pairs = task.features(load_splits(task.dataset).held_out, tokenizer, (), training=False)

@@ -16,7 +16,6 @@ from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import Model, Train
 from pipelines.training.build import build_trainer
 from pipelines.training.row_order import RowOrder
-from pipelines.training.trainer import score_of
 
 NUM_ROWS = 4000
 
@@ -84,7 +83,7 @@ def trainer_of(task, checkpoint, tokenizer, folder, **train):
         for rows, training in ((splits.train, True), (splits.held_out, False))
     ]
     trainer = build_trainer(
-        recipe, model, tokenizer, train=both[0], held_out=both[1], labels=labels
+        recipe, model, tokenizer, train=both[0], scored={"eval": both[1]}, labels=labels
     )
     return trainer, both[1], labels
 
@@ -118,6 +117,6 @@ def test_a_score_is_that_of_the_rows_in_their_order(name, tasks, checkpoint, tok
     if name == "causal_lm":
         targets = np.zeros((len(rows), 1))
     alone = task.score(EvalPrediction(np.stack(rows), np.stack(targets)), held_out, labels)
-    metrics = score_of(trainer.evaluate())
+    metrics = trainer.score("eval").metrics
     assert metrics[alone.primary] == pytest.approx(alone.metrics[alone.primary], rel=1e-5)
     assert metrics["confidence_interval"] == pytest.approx(list(alone.interval), rel=1e-4)

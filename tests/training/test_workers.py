@@ -42,7 +42,9 @@ def trainer_of(task, checkpoint, tokenizer, folder, num_workers):
         task.features(rows, tokenizer, labels, training=rows is splits.train)
         for rows in (splits.train, splits.held_out)
     )
-    return build_trainer(recipe, model, tokenizer, train=train, held_out=held_out, labels=labels)
+    return build_trainer(
+        recipe, model, tokenizer, train=train, scored={"eval": held_out}, labels=labels
+    )
 
 
 def flat(batch):
