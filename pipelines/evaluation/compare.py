@@ -17,7 +17,7 @@ from pipelines.metrics.bootstrap import Difference, paired_bootstrap
 from pipelines.recipe.recipe import Recipe
 from pipelines.results.files import PREDICTIONS, damage_of_file
 from pipelines.results.predictions import read_predictions
-from pipelines.results.sidecar import read_sidecar
+from pipelines.results.sidecar import read_sidecar, reported_rows_sha256
 from pipelines.training.identity import comparable, differences
 
 READ = ("recipe.json", "task.json")
@@ -91,6 +91,12 @@ class Comparison:
     other_rows: Sequence[Problem]
     tests: Sequence[Difference | str]
 
+    @property
+    def greater_is_better(self) -> bool:
+        """Tell whether a greater score is better."""
+        first = self.results[0]
+        return first.recipe.task.metrics[first.metrics["primary"]]
+
 
 def compare(repos: Sequence[str], *, other_rows: bool = False) -> Comparison:
     """Compare results, each a folder or a Hub id, with the first one.
@@ -143,9 +149,9 @@ def why_other_rows(baseline: ComparedResult, other: ComparedResult) -> Iterator[
 
 def scored_rows(result: ComparedResult) -> str:
     """Return the split that a score is of, with the fingerprint of its rows."""
-    recorded = result.sidecar["dataset"]
-    split = recorded["splits"].get("eval", {}).get("split")
-    sha256 = f"SHA-256 {recorded['eval_rows_sha256'][:12]}"
+    splits = result.sidecar["dataset"]["splits"]
+    split = splits.get(splits.get("reported", "eval"), {}).get("split")
+    sha256 = f"SHA-256 {reported_rows_sha256(result.sidecar)[:12]}"
     return f"{sha256} of split {split!r}" if split else sha256
 
 

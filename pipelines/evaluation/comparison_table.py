@@ -98,9 +98,11 @@ def tests_table(comparison: Comparison, names: list[str]) -> Table:
     for name, test in zip(names[1:], comparison.tests, strict=True):
         if isinstance(test, Difference):
             low, high = test.interval
-            chance = "0 is in the interval" if low <= 0 <= high else "0 is outside the interval"
+            verdict = "no clear difference"
+            if not low <= 0 <= high:
+                verdict = "better" if (low > 0) == comparison.greater_is_better else "worse"
             interval = f"{low:+.4f} to {high:+.4f}"
-            table.add_row(name, f"{test.value:+.4f}", interval, f"{test.p_value:.4f}", chance)
+            table.add_row(name, f"{test.value:+.4f}", interval, f"{test.p_value:.4f}", verdict)
     return table
 
 
@@ -126,6 +128,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
         "not_comparable_because": [
             f"{problem.path}: {problem.message}" for problem in comparison.other_rows
         ],
+        "greater_is_better": None if comparison.other_rows else comparison.greater_is_better,
         "tests": [difference_as_json(test) for test in comparison.tests],
     }
 

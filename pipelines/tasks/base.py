@@ -120,7 +120,7 @@ class Task:
     def metrics(self) -> dict[str, bool]:
         """Return the metrics to choose by, the primary one first, and whether greater is better.
 
-        Nothing else asks for them.
+        A task needs them only for choices and for `gpt2-recipes compare`.
         """
         raise NotImplementedError
 

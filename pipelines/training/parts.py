@@ -12,7 +12,7 @@ import torch
 from transformers import EvalPrediction, PreTrainedTokenizerBase
 
 from pipelines.models.chunked_loss import token_losses
-from pipelines.tasks.base import Features, Task
+from pipelines.tasks.base import Features, RowResult, Task
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,10 @@ class ScoredSplit:
         """Return the metrics of predictions for `dataset`."""
         given = self.in_row_order(predictions, label_ids)
         return self.task.score(given, self.features, self.labels).as_metrics()
+
+    def row_results(self, prediction: EvalPrediction) -> list[RowResult]:
+        """Return the results of the split's rows; `prediction` is in their order."""
+        return self.task.row_results(prediction, self.features, self.labels)
 
 
 def no_metrics(prediction: EvalPrediction) -> dict[str, Any]:

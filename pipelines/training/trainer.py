@@ -16,6 +16,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from pipelines.errors import CheckpointError, NonFiniteError
 from pipelines.results.disk import explain_disk_errors
+from pipelines.tasks.base import RowResult
 from pipelines.training.checkpoints import MARKER, find_damage, mark_complete, rotate
 from pipelines.training.hyperparameters import RecipeOnResume
 from pipelines.training.loaders import ROW, Collate, WithRowNumbers, data_loader
@@ -98,6 +99,10 @@ class RecipeTrainer(HookedTrainer):
         metrics = score_of(output.metrics or {}, split)
         prediction = self.splits[split].in_row_order(output.predictions, output.label_ids)
         return Scored(metrics, prediction)
+
+    def row_results(self, split: str, scored: Scored) -> list[RowResult]:
+        """Return the results of the rows of a split that was scored last."""
+        return self.splits[split].row_results(scored.prediction)
 
     def rows_to_score(self, split: str) -> Any:
         """Return the encoded rows of a split in the form that batches are made from."""
