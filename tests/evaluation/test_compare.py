@@ -217,3 +217,37 @@ def test_comparing_imports_no_torch(results):
         [sys.executable, "-c", f"{code}sys.modules", "compare", *results], capture_output=True
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_runs_compare_on_their_test_rows_and_not_with_validation_scores(
+    tasks, checkpoint, tmp_path
+):
+    from pipelines.flow import run
+    from pipelines.hub.card import model_card
+
+    task = tasks["text_classification"]
+    recipe = Recipe(
+        name="tested",
+        task=replace(task, dataset=replace(task.dataset, test_fraction=0.25)),
+        model=Model(name_or_path=str(checkpoint)),
+        lora=Lora(r=2),
+        train=Train(max_steps=2, learning_rate=1e-2),
+        output_dir=str(tmp_path / "a"),
+    )
+    metrics = run(recipe)
+    run(replace(recipe, lora=Lora(r=4), output_dir=str(tmp_path / "b")))
+    validation = replace(recipe.task.dataset, scored_split="eval")
+    other = replace(recipe, task=replace(recipe.task, dataset=validation))
+    run(replace(other, output_dir=str(tmp_path / "c")))
+
+    found = compare([str(tmp_path / "a"), str(tmp_path / "b")])
+    references, values = found.results[0].rows
+    num_test = found.results[0].sidecar["dataset"]["splits"]["test"]["rows"]
+    assert len(references) == len(values) == metrics["rows"] == num_test
+    assert values.mean() == pytest.approx(metrics["accuracy"], abs=1e-9)
+    assert found.fields == {"lora.r": [2, 4]}
+    sidecar = found.results[0].sidecar
+    card = model_card(found.results[0].recipe, sidecar, "user/tested")
+    assert f"SHA-256 <code>{sidecar['dataset']['test_rows_sha256']}</code>" in card
+    with pytest.raises(RecipeError, match="was scored on other rows than"):
+        compare([str(tmp_path / "a"), str(tmp_path / "c")])
