@@ -15,11 +15,12 @@ import tyro
 
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import Precision
-from pipelines.recipe_cli import LaunchFlags
+from pipelines.recipe_cli import LaunchFlags, RepeatFlags
 from pipelines.tasks.generation import Generation, GenerationOptions
 from pipelines.terminal import report_errors, stop
 
 NO_LAUNCH_FLAGS = LaunchFlags()
+NO_REPEAT_FLAGS = RepeatFlags()
 Repo = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="REPO")]
 
 
@@ -44,21 +45,51 @@ def train(
 
 def train_words(words: list[str]) -> None:
     """Call `train` with the words after it."""
-    launch, others = launcher_flags(words)
-    if not others or others[0].startswith("-"):
-        stop(["train takes a RECIPE before the recipe's flags."], 2)
-    if launch.num_processes is not None:
-        at_least_one("num-processes", launch.num_processes)
-    train(*others, launch=launch)
+    found, others = launcher_flags("train", words)
+    train(*others, launch=LaunchFlags(**found))
 
 
-def launcher_flags(words: list[str]) -> tuple[LaunchFlags, list[str]]:
-    """Separate the flags of `train`, which may be anywhere, from the recipe and its flags."""
-    parser = argparse.ArgumentParser("gpt2-recipes train", add_help=False, allow_abbrev=False)
+def launcher_flags(verb: str, words: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """Separate the flags of `train`, which may be anywhere, from the recipe and its flags.
+
+    Those of `repeat` are `seeds` too.
+    """
+    parser = argparse.ArgumentParser(f"gpt2-recipes {verb}", add_help=False, allow_abbrev=False)
     parser.add_argument("--config-file", "--config_file", type=Path)
     parser.add_argument("--num-processes", "--num_processes", type=int)
+    if verb == "repeat":
+        parser.add_argument("--seeds", default=NO_REPEAT_FLAGS.seeds)
     launch, others = parser.parse_known_args(words)
-    return LaunchFlags(**vars(launch)), others
+    if not others or others[0].startswith("-"):
+        stop([f"{verb} takes a RECIPE before the recipe's flags."], 2)
+    if launch.num_processes is not None:
+        at_least_one("num-processes", launch.num_processes)
+    return vars(launch), others
+
+
+def repeat(
+    recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")],
+    /,
+    *flags: Annotated[str, tyro.conf.Positional],
+    launch: Annotated[RepeatFlags, tyro.conf.arg(name="")] = NO_REPEAT_FLAGS,
+) -> None:
+    """Run a recipe once for each of several seeds, and say how much its score varies.
+
+    The rows of all splits stay the same. Run the same command again to resume.
+
+    Args:
+        recipe: Python file with a RECIPE, a recipe.json, or the name of a shipped recipe.
+        flags: Flags of the recipe: `gpt2-recipes repeat RECIPE --help` lists them.
+    """
+    from pipelines.repeat import repeat as repeat_recipe
+
+    repeat_recipe(recipe, flags, launch)
+
+
+def repeat_words(words: list[str]) -> None:
+    """Call `repeat` with the words after it."""
+    found, others = launcher_flags("repeat", words)
+    repeat(*others, launch=RepeatFlags(**found))
 
 
 def evaluate(
@@ -95,6 +126,39 @@ def evaluate(
     )
     if result.claimed is not None and not result.equal:
         raise SystemExit(1)
+
+
+def compare(
+    *repos: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="REPO REPO ...")],
+    other_rows: bool = False,
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
+    out: Path | None = None,
+) -> None:
+    """Show what differs between results, and whether their scores differ by more than chance.
+
+    The first one is the baseline. The test resamples the rows that both were scored on.
+
+    Args:
+        repos: Folders of runs, or Hub ids; two or more.
+        other_rows: Show scores of different rows or metrics too, without a test.
+        as_json: Print JSON in place of the table.
+        out: File to write the JSON to.
+    """
+    if len(repos) < 2:
+        stop([f"compare takes two or more results, not {len(repos)}."], 2)
+    if out is not None and (out.is_dir() or not out.parent.is_dir()):
+        stop([f"--out: {out} is a folder, or in none. Give the path of a file."], 2)
+    from pipelines.evaluation.compare import compare as compare_results
+    from pipelines.evaluation.comparison_table import print_comparison, to_json
+    from pipelines.results.files import write_whole
+
+    found = compare_results(repos, other_rows=other_rows)
+    if out is not None:
+        write_whole(out, to_json(found))
+    if as_json:
+        print(json.dumps(to_json(found), indent=2))
+    else:
+        print_comparison(found)
 
 
 def generation_flags() -> Any:
@@ -349,7 +413,9 @@ def console() -> None:
     """Entry point of `gpt2-recipes`."""
     verbs: dict[str, Callable[..., Any]] = {
         "train": train,
+        "repeat": repeat,
         "evaluate": evaluate,
+        "compare": compare,
         "predict": predict,
         "generate": generate,
         "merge": merge,
@@ -363,8 +429,9 @@ def console() -> None:
         if words == ["--version"]:
             print(f"gpt2-recipes {version('gpt2-recipes')}")
             return
-        if words[:1] == ["train"] and words[1:2] not in ([], ["-h"], ["--help"]):
-            train_words(words[1:])
+        forwarding = {"train": train_words, "repeat": repeat_words}
+        if words[:1] and words[0] in forwarding and words[1:2] not in ([], ["-h"], ["--help"]):
+            forwarding[words[0]](words[1:])
             return
         tyro.extras.subcommand_cli_from_dict(
             verbs,

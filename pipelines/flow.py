@@ -35,6 +35,7 @@ from pipelines.reporting.cautions import cautions
 from pipelines.reporting.report import print_report, print_score
 from pipelines.results.lock import lock_run_folder
 from pipelines.results.save import FinishedRun, save
+from pipelines.tasks.base import RowResult
 from pipelines.tasks.chat_forms import texts_of
 from pipelines.training.build import build_trainer
 from pipelines.training.checkpoints import check_space
@@ -104,7 +105,8 @@ def run_in_folder(
         (recipe.folder / STARTED).write_text(trainer.identity["run"])
     train_to_the_end(trainer, prepared.checkpoint, signals)
     kept = keep_weights(recipe, trainer)
-    metrics = evaluate_at_the_end(trainer, splits, signals)
+    final = evaluate_at_the_end(trainer, splits, signals)
+    metrics = final.metrics
     check_finite(metrics, trainer, splits.record["reported"])
     metrics["baseline"] = prepared.baseline or first_score(trainer, splits)
     metrics |= num_skipped(splits, rejected)
@@ -114,8 +116,10 @@ def run_in_folder(
         tokenizer=prepared.tokenizer,
         labels=labels,
         metrics=metrics,
+        rows=final.rows,
         splits=splits,
         kept=kept,
+        tuned=final.tuned,
         identity=trainer.identity,
     )
     save(trainer, finished_run)
@@ -245,12 +249,33 @@ def keep_weights(recipe: Recipe, trainer: RecipeTrainer) -> dict[str, Any] | Non
     }
 
 
-def evaluate_at_the_end(
-    trainer: RecipeTrainer, splits: Splits, signals: StopSignals
-) -> dict[str, Any]:
-    """Return the metrics of the reported split, with those of the validation split if it is not.
+@dataclass(frozen=True)
+class FinalScore:
+    """The score of the reported split.
 
-    Raise Preempted, with a checkpoint of the last step, at a signal.
+    `metrics` have those of the validation split, too, where another one is reported; `rows` are
+    the results of the rows, on rank 0; `tuned` is what the validation rows have decided.
+    """
+
+    metrics: dict[str, Any]
+    rows: list[RowResult]
+    tuned: dict[str, Any]
+
+
+def final_score(trainer: RecipeTrainer, reported: str) -> FinalScore:
+    """Score the validation rows, and the test rows if those are reported."""
+    tuned, scored = trainer.tune(trainer.score("eval"))
+    metrics = scored.metrics
+    if reported == "test":
+        scored = trainer.score("test")
+        metrics = scored.metrics | {"validation": validation_of(metrics)}
+    is_main = PartialState().is_main_process
+    rows = trainer.row_results(reported, scored) if is_main else []
+    return FinalScore(metrics, rows, tuned)
+
+
+def evaluate_at_the_end(trainer: RecipeTrainer, splits: Splits, signals: StopSignals) -> FinalScore:
+    """Return the score. Raise Preempted, with a checkpoint of the last step, at a signal.
 
     On one process the signal itself ends the evaluation. Several leave it together, between two
     batches or after the last.
@@ -262,9 +287,7 @@ def evaluate_at_the_end(
     try:
         signals.immediate = PartialState().num_processes == 1
         stopping.check()
-        metrics = trainer.score("eval").metrics
-        if splits.record["reported"] == "test":
-            metrics = trainer.score("test").metrics | {"validation": validation_of(metrics)}
+        final = final_score(trainer, splits.record["reported"])
         signals.immediate = False
         stopping.check()
     except Stopped:
@@ -272,7 +295,7 @@ def evaluate_at_the_end(
         trainer.keep_last_step()
         text = f"stopped in the last evaluation, with a checkpoint of step {step:,}; {AGAIN}"
         raise Preempted(text) from None
-    return metrics
+    return final
 
 
 def validation_of(metrics: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -28,6 +28,14 @@ class LaunchFlags:
     """Number of processes."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class RepeatFlags(LaunchFlags):
+    """Flags of `gpt2-recipes repeat`."""
+
+    seeds: Annotated[str, tyro.conf.arg(metavar="N|SEED,SEED,...")] = "5"
+    """Number of seeds, which count up from --train.seed; or the seeds themselves."""
+
+
 def main(recipe: Recipe) -> None:
     """Run a recipe with the values of the command line in place of its own."""
     with report_errors():
@@ -49,17 +57,19 @@ def parse(recipe: Recipe, command: list[str]) -> Recipe:
     )
 
 
-def print_help(recipe: Recipe, program: str) -> None:
-    """Print the flags of a recipe, with those of `gpt2-recipes train`, and exit."""
-
-    def train(
-        values: Annotated[Recipe, tyro.conf.arg(name="")] = recipe,
-        launch: Annotated[LaunchFlags, tyro.conf.arg(name="")] = LaunchFlags(),
-    ) -> None:
-        raise NotImplementedError  # the flags are only shown
-
+def print_help(recipe: Recipe, program: str, launch: type[LaunchFlags]) -> None:
+    """Print the flags of a recipe, with those that start it, and exit."""
+    unnamed = tyro.conf.arg(name="")
+    flags = make_dataclass(
+        "Flags",
+        [
+            ("values", Annotated[Recipe, unnamed], recipe),
+            ("launch", Annotated[launch, unnamed], launch()),
+        ],
+        frozen=True,
+    )
     tyro.cli(
-        train,
+        flags,
         prog=program,
         args=["--help"],
         config=(tyro.conf.AvoidSubcommands,),

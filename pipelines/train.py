@@ -14,6 +14,7 @@ import runpy
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NoReturn
@@ -52,21 +53,52 @@ def train(recipe: str, flags: Sequence[str], launch_flags: LaunchFlags) -> None:
     and for what this machine cannot run.
     """
     file = find_file(recipe, "recipes", field="RECIPE")
-    config_file, num_processes = launch_flags.config_file, launch_flags.num_processes
-    if config_file is None:
-        config_file = default_config()
-    else:
-        config_file = find_file(config_file, "accelerate_configs", field="config_file")
-    config = read_config(config_file)
+    launcher = Launcher.of(launch_flags)
     if {"-h", "--help"} & set(flags):
-        print_help(load_recipe(file), f"gpt2-recipes train {recipe}")
-    elif num_processes in (None, 1) and is_one_on_cpu(config):
-        if config:
-            set_environment(config)
+        print_help(load_recipe(file), f"gpt2-recipes train {recipe}", LaunchFlags)
+    elif not launcher.needed:
+        launcher.set_environment()
         run_file(file, flags)
     else:
         parse(load_recipe(file), [str(file), *flags])  # before seconds of imports, and once
-        launch(file, flags, config_file, num_processes)
+        launcher.start("pipelines.train", [str(file), *flags])
+
+
+@dataclass(frozen=True)
+class Launcher:
+    """Accelerate's launcher, with a config file and a number of processes."""
+
+    config_file: Path | None
+    num_processes: int | None
+    config: dict[str, Any]
+    """Content of the file, {} for none."""
+
+    @classmethod
+    def of(cls, flags: LaunchFlags) -> Launcher:
+        """Return the launcher that flags ask for. Raise RecipeError for a config that is none."""
+        config_file = flags.config_file
+        if config_file is None:
+            config_file = default_config()
+        else:
+            config_file = find_file(config_file, "accelerate_configs", field="config_file")
+        return cls(config_file, flags.num_processes, read_config(config_file))
+
+    @property
+    def needed(self) -> bool:
+        """Tell whether anything else is requested than one process on the CPU."""
+        return self.num_processes not in (None, 1) or not is_one_on_cpu(self.config)
+
+    def set_environment(self) -> None:
+        """Set what `accelerate launch` sets for one process on the CPU."""
+        if self.config:
+            set_environment(self.config)
+
+    def start(self, module: str, arguments: Sequence[str]) -> None:
+        """Run a module in the processes, and exit as the first one that failed did.
+
+        Raise RecipeError for what the launcher cannot start.
+        """
+        launch(["--module", module, *arguments], self.config_file, self.num_processes)
 
 
 def load_recipe(file: Path) -> Recipe:
@@ -110,16 +142,14 @@ def set_environment(config: dict[str, Any]) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(psutil.cpu_count(logical=False) or 1))
 
 
-def launch(
-    file: Path, flags: Sequence[str], config_file: Path | None, num_processes: int | None
-) -> None:
-    """Run a recipe with Accelerate's launcher, and exit as the first process that failed did.
+def launch(program: list[str], config_file: Path | None, num_processes: int | None) -> None:
+    """Run a program with Accelerate's launcher, and exit as the first process that failed did.
 
     Raise RecipeError for what the launcher cannot start.
     """
     words = [] if config_file is None else ["--config_file", str(config_file)]
     words += [] if num_processes is None else ["--num_processes", str(num_processes)]
-    words += ["--module", "pipelines.train", str(file), *flags]
+    words += program
     trace = io.StringIO()
     with contextlib.redirect_stderr(trace):  # the processes inherit file descriptor 2
         arguments = validated(words)

@@ -19,6 +19,7 @@ from pipelines.hub.escaping import code, escape_markdown, literal, one_line
 from pipelines.models.quantization import HEADS
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import Model, Scratch
+from pipelines.results.sidecar import reported_rows_sha256
 from pipelines.tasks.base import Task
 from pipelines.tasks.spans import CONTRACTION_OR_SYMBOL
 
@@ -52,6 +53,7 @@ def model_card(
         },
         "dataset_name": dataset_name(recipe),
         "scored_split": scored_split(recipe, sidecar)[1],
+        "rows_sha256": reported_rows_sha256(sidecar),
         "widths": recipe.model.widths if isinstance(recipe.model, Scratch) else None,
         "quantization": type(recipe.quantization).__name__,
         "classes": imported_classes(recipe),

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import HFValidationError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from pipelines.errors import Problem, RecipeError
-from pipelines.hub.pin import pin_model, resolve_commit
+from pipelines.hub.pin import pin_model
+from pipelines.hub.result_folder import result_folder
 from pipelines.hub_client.client import Hub, reason
 from pipelines.hub_client.transport import HubError
 from pipelines.models.adapters import load_adapter_weights
@@ -25,7 +26,7 @@ from pipelines.results.base_weights import SHAPE
 from pipelines.results.check import check_result
 from pipelines.results.check_config import check_fetches_nothing
 from pipelines.results.check_tokenizer import load_result_tokenizer
-from pipelines.results.files import FILES, consistent_read, digest
+from pipelines.results.files import consistent_read, digest
 from pipelines.results.sidecar import tuned_options
 
 QUANTIZATIONS: dict[str, Int8 | NF4] = {"8bit": Int8(), "4bit": NF4()}
@@ -142,28 +143,6 @@ def _find_base(
             raise RecipeError(problems)
     check_base(model, sidecar["base"])
     return model
-
-
-def result_folder(repo: str | Path, revision: str | None) -> Path:
-    """Return the folder of a result, downloaded if it is not on disk."""
-    folder = Path(repo)
-    if not folder.is_dir():
-        hub = Hub()
-        problems: list[Problem] = []
-        name = str(repo)
-        commit = resolve_commit(hub, name, revision, kind="model", path=name, problems=problems)
-        if problems:
-            raise RecipeError(problems)
-        try:
-            folder = hub.download(name, commit, list(FILES))
-        except (HubError, HfHubHTTPError, OSError) as error:
-            text = f"cannot be downloaded: {reason(error)}"
-            raise RecipeError([Problem(name, text)]) from error
-    missing = [name for name in ("recipe.json", "task.json") if not (folder / name).is_file()]
-    if missing:
-        text = f"has no {' and no '.join(missing)}: it is not the result of a recipe."
-        raise RecipeError([Problem(str(repo), text)])
-    return folder
 
 
 def check_base(source: Model, recorded: dict[str, Any], *, weights: bool = True) -> None:

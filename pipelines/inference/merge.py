@@ -18,8 +18,9 @@ from pipelines.data.rows import Examples
 from pipelines.data.splits import check_splits
 from pipelines.errors import DataError, Problem, RecipeError
 from pipelines.hub.destination import check_destination
-from pipelines.hub.load import LoadedResult, load_result, result_folder
+from pipelines.hub.load import LoadedResult, load_result
 from pipelines.hub.publish import publish_finished
+from pipelines.hub.result_folder import result_folder
 from pipelines.process import quiet_libraries
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.schema import to_json_value
@@ -213,7 +214,8 @@ def with_own_score(merged: LoadedResult, rows: Examples) -> dict[str, Any]:
         "adapter_metric": primary,
         "adapter_score": of_adapter[primary],
     }
-    return merged.sidecar | {
+    of_one = {name: value for name, value in merged.sidecar.items() if name != "seeds"}
+    return of_one | {
         "merged": merged.sidecar["merged"] | scores,
         "metrics": metrics | unchanged,
     }

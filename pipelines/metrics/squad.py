@@ -3,7 +3,7 @@
 from typing import Any
 
 from pipelines.metrics import base
-from pipelines.metrics.squad_scoring import exact_match, normalize_answer, word_f1
+from pipelines.metrics.squad_scoring import best_f1, exact_match
 
 
 class Squad(base.AnswerMetric):
@@ -28,9 +28,8 @@ class Squad(base.AnswerMetric):
             if guess is None:
                 continue
             gold = row["answers"]["text"]
-            words = normalize_answer(guess).split()
             exact += max(exact_match(guess, answer) for answer in gold)
-            f1 += max(word_f1(words, normalize_answer(answer).split()) for answer in gold)
+            f1 += best_f1(guess, gold)
         return {
             "exact_match": 100.0 * exact / len(references),
             "f1": 100.0 * f1 / len(references),

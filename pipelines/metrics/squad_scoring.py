@@ -64,6 +64,15 @@ def best_over_answers(
     return max(score(prediction, answer) for answer in (gold or [""]))
 
 
+def best_f1(prediction: str, answers: Sequence[str]) -> float:
+    """Return the best F1 over the gold answers, by the rule of v1.
+
+    A prediction or an answer without a word scores 0.0.
+    """
+    guess = normalize_answer(prediction).split()
+    return max(word_f1(guess, normalize_answer(answer).split()) for answer in answers)
+
+
 def find_best_threshold(
     scores: Sequence[float],
     predictions: Sequence[str],

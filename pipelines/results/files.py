@@ -43,8 +43,10 @@ FILES = (  # all that a repository may hold; nothing else is ever uploaded or do
     "vocab.json",
     "vocab.txt",
 )
+PREDICTIONS = "predictions.jsonl"  # stays on this machine: it has the texts of the rows
 # Files that transformers or peft would load as well if they are next to a result.
 LOADED = ("*.safetensors", "pytorch_model*.bin", "adapter_model.bin")
+WITHOUT_EFFECT = (PREDICTIONS, "training_curve.png")  # on what a model predicts
 NOT_LISTED = ("README.md", "task.json")  # `publish` writes the card; task.json holds the list
 STAGE = ".result"  # folder inside the run's folder: a new result until it replaces the old one
 PUBLISH_STAGE = ".publish-"  # prefix of the stages that earlier versions of `publish` made
@@ -52,7 +54,7 @@ PUBLISH_STAGE = ".publish-"  # prefix of the stages that earlier versions of `pu
 
 def files_of(folder: Path) -> list[Path]:
     """Return the files in a folder that belong to a result, or would be loaded with one."""
-    patterns = (*FILES, *LOADED)
+    patterns = (*FILES, *LOADED, PREDICTIONS)
     return [
         file
         for file in sorted(folder.iterdir())
@@ -132,6 +134,13 @@ def write_manifest(folder: Path, sidecar: dict[str, Any] | None = None) -> None:
     write_whole(folder / "task.json", sidecar | {"files": listed})
 
 
+def update_manifest(folder: Path, fields: dict[str, Any]) -> None:
+    """Replace fields of task.json, but not its list of files, which may be damaged by now."""
+    before = read_manifest(folder)
+    if before | fields != before:
+        write_whole(folder / "task.json", before | fields)
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Return the content of task.json. Raise ValueError unless it is what a run writes."""
     try:
@@ -146,14 +155,21 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def find_result_damage(folder: Path) -> list[str]:
-    """Return how the files in a folder differ from those that task.json lists."""
+    """Return how the files in a folder differ from those that task.json lists.
+
+    predictions.jsonl may be missing: its texts may be private, and nothing loads it.
+    """
     if not (folder / "task.json").is_file():
         return ["has no task.json: no finished run left a result there."]
     try:
         listed = read_manifest(folder)["files"]
     except ValueError as error:
         return [f"{error}."]
-    damaged = [damage_of_file(folder / name, entry) for name, entry in listed.items()]
+    damaged = [
+        damage_of_file(folder / name, entry)
+        for name, entry in listed.items()
+        if name != PREDICTIONS or (folder / name).exists()
+    ]
     extra = [
         f"{file.name} does not belong to the result"
         for file in files_of(folder)
@@ -205,7 +221,8 @@ def digest(sidecar: dict[str, Any]) -> str:
 
     That is weights, recipe, tokenizer and labels, and what the run decided by its validation rows.
     """
-    used = {n: e["sha256"] for n, e in sidecar["files"].items() if n != "training_curve.png"}
+    listed = sidecar["files"].items()
+    used = {name: entry["sha256"] for name, entry in listed if name not in WITHOUT_EFFECT}
     tuned = tuned_options(sidecar)
     text = json.dumps([used, sidecar["labels"], *([tuned] if tuned else [])], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

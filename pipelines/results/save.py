@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +21,8 @@ from pipelines.results.base_weights import SHAPE, checkpoint_folder, weights_sha
 from pipelines.results.disk import explain_disk_errors
 from pipelines.results.files import install_staged_result, make_stage, write_manifest
 from pipelines.results.names import public_name
+from pipelines.results.predictions import write_predictions
+from pipelines.tasks.base import RowResult
 
 LIBRARIES = ("torch", "transformers", "datasets", "accelerate", "peft", "evaluate", "bitsandbytes")
 
@@ -36,6 +39,8 @@ class FinishedRun:
     tokenizer: PreTrainedTokenizerBase
     labels: tuple[str, ...]
     metrics: dict[str, Any]
+    rows: Sequence[RowResult]
+    """Results of the rows that the metrics are of; only rank 0 needs them."""
     splits: Splits
     kept: dict[str, Any] | None
     """Which weights were chosen by the validation rows, if any were."""
@@ -47,8 +52,8 @@ def save(trainer: Trainer, finished: FinishedRun) -> Path:
     """Write a result and put it in the place of the one before, whole; return its folder.
 
     Rank 0 alone writes. The result has the adapter or the model, the tokenizer, recipe.json,
-    task.json and the curve. Raise CheckpointError for an error of the disk; the result before it
-    is then still whole.
+    task.json, predictions.jsonl and the curve. Raise CheckpointError for an error of the disk; the
+    result before it is then still whole.
     """
     recipe = finished.recipe
     folder = recipe.folder
@@ -81,6 +86,7 @@ def write_result(stage: Path, trainer: Trainer, finished: FinishedRun) -> None:
     compact_tokenizer_file(tokenizer, stage)
     text = replace(recipe, overwrite=False).to_json()
     (stage / "recipe.json").write_text(text, encoding="utf-8")
+    write_predictions(stage, finished.rows)
     plot_training(trainer.state.log_history, stage / "training_curve.png")
     write_manifest(stage, make_sidecar(trainer, model, finished))
 

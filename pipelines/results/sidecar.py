@@ -85,6 +85,15 @@ class MergeRecord(TypedDict):
     adapter_score: NotRequired[float]
 
 
+class SeedsRecord(TypedDict):
+    """The primary metric of the recipe for several seeds, of which the result has one."""
+
+    values: dict[str, float]
+    mean: float
+    standard_deviation: float
+    interval: list[float]
+
+
 class Sidecar(TypedDict):
     """What is needed to use a result, and how its score was computed.
 
@@ -103,6 +112,7 @@ class Sidecar(TypedDict):
     metrics: Metrics
     kept: NotRequired[KeptRecord]
     merged: NotRequired[MergeRecord]
+    seeds: NotRequired[SeedsRecord]
     run: str
     changed_on_resume: list[dict[str, Any]]
     files: dict[str, Any]

@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import (
+    Callable,
+    Collection,
+    Hashable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -63,6 +71,19 @@ class Score:
         }
 
 
+@dataclass(frozen=True)
+class RowResult:
+    """What a model made of one evaluation row; `row` is its location.
+
+    `Task.statistic` gives the primary metric from the mean `values` of all rows.
+    """
+
+    row: str
+    prediction: Any
+    reference: Any
+    values: Sequence[float]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """Options of a task; a subclass adds its behaviour."""
@@ -101,7 +122,7 @@ class Task:
     def metrics(self) -> dict[str, bool]:
         """Return the metrics to choose by, the primary one first, and whether greater is better.
 
-        Nothing else asks for them.
+        A task needs them only for choices and for `gpt2-recipes compare`.
         """
         raise NotImplementedError
 
@@ -278,6 +299,26 @@ class Task:
         """Score what the model writes after each prompt of `held_out.context`."""
         raise NotImplementedError
 
+    def row_results(
+        self, prediction: EvalPrediction, held_out: Features, labels: tuple[str, ...]
+    ) -> list[RowResult]:
+        """Return the result of each row that `score` scores, in their order.
+
+        A task without this method or `reply_results` leaves no predictions.jsonl.
+        """
+        return []
+
+    def reply_results(self, written: Sequence[Continuation], held_out: Features) -> list[RowResult]:
+        """Return the result of each reply that `score_replies` scores, in their order."""
+        return []
+
+    def statistic(self, means: Any) -> Any:
+        """Return the primary metric of each set of rows, (sets,), from (sets, k) mean values.
+
+        The values are those of `RowResult`. By default the metric is the mean of the first one.
+        """
+        return means[:, 0]
+
     def predictions(
         self, logits: Any, given: Features, labels: tuple[str, ...]
     ) -> list[dict[str, Any]]:
@@ -337,6 +378,20 @@ class Task:
     def model_kwargs(self, labels: tuple[str, ...]) -> dict[str, Any]:
         """Return keyword arguments of from_pretrained that configure the head."""
         return {}
+
+
+def to_row_results(
+    locations: Iterable[str],
+    predictions: Iterable[Any],
+    references: Iterable[Any],
+    values: Any,
+) -> list[RowResult]:
+    """Return the results of rows; `values` is (rows, k)."""
+    import numpy as np
+
+    numbers = np.asarray(values, dtype=np.float64).tolist()
+    columns = zip(locations, predictions, references, numbers, strict=True)
+    return [RowResult(*each) for each in columns]
 
 
 def text_of(examples: Examples, index: int, row: dict[str, Any], column: str) -> str:

@@ -14,7 +14,16 @@ from pipelines.data.padding import Batch, PaddingCollator, pad_inputs, pad_right
 from pipelines.data.rows import Examples
 from pipelines.errors import DataError
 from pipelines.metrics.bootstrap import bootstrap
-from pipelines.tasks.base import Features, Objective, Score, Task, text_of, token_ids
+from pipelines.tasks.base import (
+    Features,
+    Objective,
+    RowResult,
+    Score,
+    Task,
+    text_of,
+    to_row_results,
+    token_ids,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -214,7 +223,7 @@ class CausalLM(Task):
 
         rows = np.asarray(prediction.predictions, dtype=np.float64)
         nll, count = rows.sum(0)
-        low, high = bootstrap(rows, lambda means: np.exp(means[:, 0] / means[:, 1]))
+        low, high = bootstrap(rows, self.statistic)
         metrics = {
             "loss": nll / count,
             "perplexity": math.exp(nll / count),
@@ -222,6 +231,25 @@ class CausalLM(Task):
             "predicted_tokens": int(count),
         }
         return Score(metrics, "perplexity", (low, high), num_rows=len(rows))
+
+    def row_results(
+        self, prediction: EvalPrediction, held_out: Features, labels: tuple[str, ...]
+    ) -> list[RowResult]:
+        import numpy as np
+
+        rows = np.asarray(prediction.predictions, dtype=np.float64)
+        return to_row_results(
+            map(held_out.locate, range(len(rows))),
+            ({"loss": float(nll / count)} for nll, count in rows),
+            ({"tokens": int(count)} for _, count in rows),
+            rows,
+        )
+
+    def statistic(self, means: Any) -> Any:
+        """Return the perplexity from mean summed losses and mean numbers of tokens."""
+        import numpy as np
+
+        return np.exp(means[:, 0] / means[:, 1])
 
     def row(self, text: str) -> dict[str, Any]:
         """Return the row of a text to continue."""

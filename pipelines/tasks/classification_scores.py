@@ -93,9 +93,25 @@ def score_label_sets(
     hits, predicted, support = (guess & truth).sum(0), guess.sum(0), truth.sum(0)
     values |= scores_per_class(labels, f1_per_class, hits, predicted, support)
     values["loss"] = float(loss.mean())
-    rows = np.stack([2 * (guess & truth).sum(1), (guess + truth).sum(1)], axis=1)
-    interval = bootstrap(rows, lambda means: means[:, 0] / np.maximum(means[:, 1], 1e-12))
+    interval = bootstrap(f1_counts(guess, truth), f1_of_counts)
     return Score(values, "micro_f1", interval, num_rows=len(truth))
+
+
+def f1_counts(guess: Any, truth: Any) -> Any:
+    """Return (rows, 2): twice the labels in both, and the labels in either added up.
+
+    `guess` and `truth` are 0/1 integers, (rows, labels).
+    """
+    import numpy as np
+
+    return np.stack([2 * (guess & truth).sum(1), (guess + truth).sum(1)], axis=1)
+
+
+def f1_of_counts(means: Any) -> Any:
+    """Return micro F1 from mean `f1_counts`; 0 where no row has a label or gets one."""
+    import numpy as np
+
+    return means[:, 0] / np.maximum(means[:, 1], 1e-12)
 
 
 def score_numbers(predictions: Any, truth: Any) -> Score:
@@ -110,10 +126,28 @@ def score_numbers(predictions: Any, truth: Any) -> Score:
     values = correlations(predictions, truth)
     values |= metrics.load("mse").compute(predictions=predictions, references=truth)
     values["loss"] = values["mse"]
-    x, y = predictions - predictions.mean(), truth - truth.mean()
-    moments = np.stack([x, y, x * x, y * y, x * y], axis=1)
-    interval = bootstrap(moments, correlation_of_moments)
+    interval = bootstrap(moments(predictions, truth), correlation_of_moments)
     return Score(values, "pearsonr", interval, num_rows=len(truth))
+
+
+def moments(predictions: Any, truth: Any) -> Any:
+    """Return (rows, 5): the moments x, y, xx, yy and xy of centred predictions and targets.
+
+    The predictions are 0 where `correlations` takes them for equal.
+    """
+    import numpy as np
+
+    x, y = predictions - predictions.mean(), truth - truth.mean()
+    if all_equal(predictions):
+        x = np.zeros_like(x)
+    return np.stack([x, y, x * x, y * y, x * y], axis=1)
+
+
+def all_equal(predictions: Any) -> bool:
+    """Tell whether predictions differ by no more than rounding errors of float32."""
+    import numpy as np
+
+    return bool(np.ptp(predictions) <= 1e-6 * np.abs(predictions).max())
 
 
 def correlations(predictions: Any, references: Any) -> dict[str, Any]:
@@ -123,12 +157,10 @@ def correlations(predictions: Any, references: Any) -> dict[str, Any]:
     float32 rounding errors. A model that predicts one number for all rows explains none of the
     variance of the targets, hence 0; its mean squared error is still defined.
     """
-    import numpy as np
-
     from pipelines import metrics
 
     names = ("pearsonr", "spearmanr")
-    if np.ptp(predictions) <= 1e-6 * np.abs(predictions).max():
+    if all_equal(predictions):
         return dict.fromkeys(names, 0.0)
     values: dict[str, Any] = {}
     for name in names:

@@ -13,7 +13,14 @@ from annotated_types import Ge, Lt
 from pipelines.data.padding import Batch, PaddingCollator, pad_inputs, pad_right
 from pipelines.errors import DataError
 from pipelines.metrics.bootstrap import bootstrap
-from pipelines.tasks.base import Features, Objective, Score, check_truncated
+from pipelines.tasks.base import (
+    Features,
+    Objective,
+    RowResult,
+    Score,
+    check_truncated,
+    to_row_results,
+)
 from pipelines.tasks.chat_forms import looks_like_turns
 from pipelines.tasks.replies import IGNORED, Prompt, ReplyTask, encode_exchange
 
@@ -39,10 +46,14 @@ class ReplyCollator(PaddingCollator):
 
 @dataclass(frozen=True)
 class PromptReferences:
-    """A different prompt of the evaluation rows, with the replies of all its rows."""
+    """A different prompt of the evaluation rows, with the replies of all its rows.
+
+    `row` is the first of them.
+    """
 
     ids: Sequence[int]
-    references: Sequence[str]
+    references: list[str]
+    row: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +150,7 @@ class InstructionTuning(ReplyTask):
         import numpy as np
 
         rows: list[dict[str, Any]] = []
-        references: dict[tuple[int, ...], list[str]] = {}
+        prompts: dict[tuple[int, ...], PromptReferences] = {}
         num_cut, lengths = 0, []
         for index, row in enumerate(examples.rows):
             prompt, replies = self.example(examples, index, row, labels)
@@ -149,17 +160,19 @@ class InstructionTuning(ReplyTask):
             cut = whole.truncated(self.max_length)
             ids = {"input_ids": cut.input_ids, "labels": cut.labels}
             rows.append({name: np.array(each, np.int32) for name, each in ids.items()})
-            references.setdefault(tuple(cut.prompt_ids), []).extend(replies)
+            own = prompts.setdefault(
+                tuple(cut.prompt_ids), PromptReferences(cut.prompt_ids, [], index)
+            )
+            own.references.extend(replies)
         if not rows:
             raise DataError(f"{examples.origin}: no rows.")
         check_truncated(examples, num_cut, len(rows), self.max_truncated_fraction)
-        prompts = [PromptReferences(ids, texts) for ids, texts in references.items()]
         report = {"rows": len(rows), "rows_cut": num_cut, "prompts": len(prompts)}
         return Features(
             rows,
             report,
             num_rows=len(rows),
-            context=prompts,
+            context=list(prompts.values()),
             locate=examples.locate,
             lengths=lengths,
         )
@@ -189,9 +202,7 @@ class InstructionTuning(ReplyTask):
 
         guesses = [reply.text for reply in written]
         gold = [list(prompt.references) for prompt in held_out.context]
-        rouge = metrics.load("rouge").compute(
-            predictions=guesses, references=gold, use_aggregator=False
-        )["rougeL"]
+        rouge = rouge_of_replies(written, held_out)
         answers = [
             {"id": str(i), "answers": {"text": texts, "answer_start": [0] * len(texts)}}
             for i, texts in enumerate(gold)
@@ -208,5 +219,25 @@ class InstructionTuning(ReplyTask):
             "f1": squad["f1"] / 100,
             "ended": sum(reply.ended for reply in written) / len(written),
         }
-        interval = bootstrap([[value] for value in rouge], lambda means: means[:, 0])
+        interval = bootstrap([[value] for value in rouge], self.statistic)
         return Score(values, "rougeL", interval, num_rows=len(guesses))
+
+    def reply_results(self, written: Sequence[Continuation], held_out: Features) -> list[RowResult]:
+        return to_row_results(
+            (held_out.locate(prompt.row) for prompt in held_out.context),
+            ({"text": reply.text.strip(), "ended": reply.ended} for reply in written),
+            (list(prompt.references) for prompt in held_out.context),
+            [[value] for value in rouge_of_replies(written, held_out)],
+        )
+
+
+def rouge_of_replies(written: Sequence[Continuation], held_out: Features) -> list[float]:
+    """Return the ROUGE-L of each reply against the references of its prompt."""
+    from pipelines import metrics
+
+    scores: list[float] = metrics.load("rouge").compute(
+        predictions=[reply.text for reply in written],
+        references=[list(prompt.references) for prompt in held_out.context],
+        use_aggregator=False,
+    )["rougeL"]
+    return scores

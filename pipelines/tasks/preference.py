@@ -9,7 +9,14 @@ from annotated_types import Gt
 
 from pipelines.data.padding import Batch, PaddingCollator, pad_inputs
 from pipelines.errors import DataError
-from pipelines.tasks.base import Features, Objective, Score, check_truncated
+from pipelines.tasks.base import (
+    Features,
+    Objective,
+    RowResult,
+    Score,
+    check_truncated,
+    to_row_results,
+)
 from pipelines.tasks.instruction import InstructionTuning
 from pipelines.tasks.replies import Prompt, ReplyTask, encode_exchange
 
@@ -142,10 +149,10 @@ class PreferenceTuning(ReplyTask):
         import numpy as np
         from scipy.stats import binomtest
 
-        chosen, rejected, ref_chosen, ref_rejected = np.asarray(
+        chosen, rejected, ref_chosen, ref_rejected = log_probs = np.asarray(
             prediction.predictions, dtype=np.float64
         ).T
-        rewards = self.beta * np.stack([chosen - ref_chosen, rejected - ref_rejected])
+        rewards = self.rewards(log_probs)
         margins = rewards[0] - rewards[1]
         num_right = int((margins > 0).sum())
         values = {
@@ -159,6 +166,26 @@ class PreferenceTuning(ReplyTask):
         }
         low, high = binomtest(num_right, len(margins)).proportion_ci(method="wilson")
         return Score(values, "reward_accuracy", (low, high), num_rows=len(margins))
+
+    def rewards(self, log_probs: Any) -> Any:
+        """Return (2, pairs), of chosen and rejected replies, from (4, pairs) log-probabilities."""
+        return self.beta * (log_probs[:2] - log_probs[2:])
+
+    def row_results(
+        self, prediction: EvalPrediction, held_out: Features, labels: tuple[str, ...]
+    ) -> list[RowResult]:
+        import numpy as np
+
+        rewards = self.rewards(np.asarray(prediction.predictions, dtype=np.float64).T)
+        margins = rewards[0] - rewards[1]
+        names = ("chosen_reward", "rejected_reward", "reward_margin")
+        rows = zip(*rewards.tolist(), margins.tolist(), strict=True)
+        return to_row_results(
+            map(held_out.locate, range(len(margins))),
+            (dict(zip(names, row, strict=True)) for row in rows),
+            (None for _ in margins),
+            (margins > 0)[:, None],
+        )
 
     def baseline(self, train: Features, held_out: Features) -> dict[str, float]:
         return {"chance": 0.5}

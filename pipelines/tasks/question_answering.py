@@ -20,10 +20,12 @@ from pipelines.tasks.answer_forms import read_answers
 from pipelines.tasks.base import (
     Features,
     Objective,
+    RowResult,
     Score,
     Task,
     check_truncated,
     text_of,
+    to_row_results,
     token_ids,
 )
 from pipelines.tasks.cells import parse_bit, to_python
@@ -231,11 +233,8 @@ class QuestionAnswering(Task):
         self, prediction: EvalPrediction, held_out: Features, labels: tuple[str, ...]
     ) -> Score:
         from pipelines import metrics
-        from pipelines.metrics.squad_scoring import best_over_answers, token_f1
 
-        questions, windows = held_out.context
-        lengths = [len(row["input_ids"]) for row in held_out.dataset]
-        decoded = self.decode(prediction.predictions, questions, windows, lengths)
+        questions, decoded = self.decode_rows(prediction.predictions, held_out)
         best = [answers[0].text for answers in decoded]
         truth = [{"id": str(i), "answers": q.answers} for i, q in enumerate(questions)]
         if self.version_2_with_negative:
@@ -254,25 +253,50 @@ class QuestionAnswering(Task):
             if not key.endswith("total")
         }
         values["loss"] = mean_loss(prediction.predictions, prediction.label_ids)
-        rows = [
-            [best_over_answers(token_f1, text, question.answers["text"])]
-            for text, question in zip(best, questions, strict=True)
-        ]
-        interval = bootstrap(rows, lambda means: means[:, 0])
+        interval = bootstrap(self.f1_of_answers(best, questions), self.statistic)
         return Score(values, "f1", interval, num_rows=len(questions))
+
+    def row_results(
+        self, prediction: EvalPrediction, held_out: Features, labels: tuple[str, ...]
+    ) -> list[RowResult]:
+        questions, decoded = self.decode_rows(prediction.predictions, held_out)
+        first_windows: dict[int, int] = {}
+        for number, window in enumerate(held_out.context[1]):
+            first_windows.setdefault(window.question, number)
+        best = [answers[0].text for answers in decoded]
+        return to_row_results(
+            (held_out.locate(first_windows[number]) for number in range(len(questions))),
+            as_predictions(decoded),
+            (question.answers["text"] for question in questions),
+            self.f1_of_answers(best, questions),
+        )
+
+    def f1_of_answers(
+        self, answers: Sequence[str], questions: Sequence[Question]
+    ) -> list[list[float]]:
+        """Return [F1] of each answer, by the rules of SQuAD's version."""
+        from pipelines.metrics.squad_scoring import best_f1, best_over_answers, token_f1
+
+        gold = [question.answers["text"] for question in questions]
+        if self.version_2_with_negative:
+            return [
+                [best_over_answers(token_f1, answer, texts)]
+                for answer, texts in zip(answers, gold, strict=True)
+            ]
+        return [[best_f1(answer, texts)] for answer, texts in zip(answers, gold, strict=True)]
 
     def predictions(
         self, logits: Any, given: Features, labels: tuple[str, ...]
     ) -> list[dict[str, Any]]:
+        return as_predictions(self.decode_rows(logits, given)[1])
+
+    def decode_rows(
+        self, logits: Any, given: Features
+    ) -> tuple[Sequence[Question], list[list[Answer]]]:
+        """Return the questions of encoded rows, with the n best answers of each."""
         questions, windows = given.context
         lengths = [len(row["input_ids"]) for row in given.dataset]
-        decoded = self.decode(logits, questions, windows, lengths)
-        return [
-            {"answer": best.text, "start": best.start, "end": best.end, "score": probability}
-            for best, probability in (
-                (answers[0], probability_of_first(answers)) for answers in decoded
-            )
-        ]
+        return questions, self.decode(logits, questions, windows, lengths)
 
     @property
     def metrics(self) -> dict[str, bool]:
@@ -330,6 +354,19 @@ class QuestionAnswering(Task):
             version_2_with_negative=self.version_2_with_negative,
         )
         return decoder.decode(logits, questions, windows, lengths)
+
+
+def as_predictions(decoded: Sequence[Sequence[Answer]]) -> list[dict[str, Any]]:
+    """Return the best answer of each question, with its probability among the n best."""
+    return [
+        {
+            "answer": answers[0].text,
+            "start": answers[0].start,
+            "end": answers[0].end,
+            "score": probability_of_first(answers),
+        }
+        for answers in decoded
+    ]
 
 
 def holds_answer(row: dict[str, Any]) -> bool:

@@ -18,13 +18,23 @@ from pipelines.tasks.base import (
     Features,
     Loss,
     Objective,
+    RowResult,
     Score,
     Task,
     check_truncated,
     text_of,
+    to_row_results,
     token_ids,
 )
-from pipelines.tasks.classification_scores import score_classes, score_label_sets, score_numbers
+from pipelines.tasks.classification_scores import (
+    correlation_of_moments,
+    f1_counts,
+    f1_of_counts,
+    moments,
+    score_classes,
+    score_label_sets,
+    score_numbers,
+)
 from pipelines.tasks.label_reader import LabelReader, natural_order
 from pipelines.tasks.label_values import (
     balanced_class_weights,
@@ -420,6 +430,31 @@ class TextClassification(Task):
             }
             for row in probabilities
         ]
+
+    def row_results(
+        self, prediction: EvalPrediction, held_out: Features, labels: tuple[str, ...]
+    ) -> list[RowResult]:
+        import numpy as np
+
+        logits = np.asarray(prediction.predictions, dtype=np.float64)
+        truth = np.asarray(prediction.label_ids)
+        references: list[Any]
+        if self.problem_type == "regression":
+            values, references = moments(logits[:, 0], truth), truth.tolist()
+        elif self.several:
+            values = f1_counts((logits > 0).astype(int), truth.astype(int))
+            references = [[labels[i] for i in np.flatnonzero(row)] for row in truth]
+        else:
+            values = (logits.argmax(1) == truth)[:, None]
+            references = [labels[i] for i in truth]
+        predictions = self.predictions(logits, held_out, labels)
+        locations = map(held_out.locate, range(len(truth)))
+        return to_row_results(locations, predictions, references, values)
+
+    def statistic(self, means: Any) -> Any:
+        if self.problem_type == "regression":
+            return correlation_of_moments(means)
+        return f1_of_counts(means) if self.several else super().statistic(means)
 
     @property
     def evaluator_name(self) -> str | None:

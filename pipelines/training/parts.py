@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from transformers import EvalPrediction, PreTrainedTokenizerBase
 
 from pipelines.models.chunked_loss import token_losses
-from pipelines.tasks.base import Features, Loss, Task
+from pipelines.tasks.base import Features, Loss, RowResult, Task
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,17 @@ class ScoredSplit:
         rows = np.argsort(self.order)
         return EvalPrediction(predictions[rows], label_ids[rows])
 
-    def metrics(self, predictions: Any, label_ids: Any) -> dict[str, Any]:
-        """Return the metrics of predictions for `dataset`."""
-        given = self.in_row_order(predictions, label_ids)
-        return self.task.score(given, self.features, self.labels).as_metrics()
+    def metrics(self, prediction: EvalPrediction) -> dict[str, Any]:
+        """Return the metrics of predictions in the order of the split's rows."""
+        return self.task.score(prediction, self.features, self.labels).as_metrics()
+
+    def tuned(self, options: dict[str, Any]) -> ScoredSplit:
+        """Return the split with a task whose options the validation rows have decided."""
+        return replace(self, task=self.task.tuned(options))
+
+    def row_results(self, prediction: EvalPrediction) -> list[RowResult]:
+        """Return the results of the split's rows; `prediction` is in their order."""
+        return self.task.row_results(prediction, self.features, self.labels)
 
 
 def no_metrics(prediction: EvalPrediction) -> dict[str, Any]:

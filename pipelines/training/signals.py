@@ -29,13 +29,14 @@ class StopSignals:
 
     A signal only sets `asked`, which the training looks at after each step. While `immediate` is
     set, where nothing would be lost, it also raises Stopped. A SIGHUP that is ignored, as under
-    nohup, stays ignored.
+    nohup, stays ignored. Inside of other StopSignals both note a signal, whichever receives it.
     """
 
     def __init__(self) -> None:
         self.asked = False
         self.immediate = False
         self._before: dict[int, Any] = {}
+        self._outer: StopSignals | None = None
         self._terminals = [fd for fd in (1, 2) if is_terminal(fd)]
 
     def __enter__(self) -> StopSignals:
@@ -43,6 +44,10 @@ class StopSignals:
             for number in STOP_SIGNALS:
                 if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
                     self._before[number] = signal.signal(number, self.receive)
+            outer = getattr(self._before[signal.SIGTERM], "__self__", None)
+            if isinstance(outer, StopSignals):
+                self._outer = outer
+                self.asked = self.asked or outer.asked
         return self
 
     def __exit__(
@@ -51,6 +56,8 @@ class StopSignals:
         self.immediate = False
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if self._outer is not None:
+            self._outer.asked = self._outer.asked or self.asked
         if isinstance(error, Stopped):
             raise Preempted(f"stopped; {AGAIN}") from None
 

@@ -16,6 +16,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from pipelines.errors import CheckpointError, NonFiniteError
 from pipelines.results.disk import explain_disk_errors
+from pipelines.tasks.base import RowResult
 from pipelines.training.checkpoints import MARKER, find_damage, mark_complete, rotate
 from pipelines.training.hyperparameters import RecipeOnResume
 from pipelines.training.loaders import ROW, Collate, WithRowNumbers, data_loader
@@ -89,7 +90,8 @@ class RecipeTrainer(HookedTrainer):
         """Add the metrics of the split that the prefix of the metrics names."""
         output = super().evaluation_loop(*arguments, **options)
         prefix = options["metric_key_prefix"]
-        metrics = self.splits[prefix].metrics(output.predictions, output.label_ids)
+        rows = self.splits[prefix]
+        metrics = rows.metrics(rows.in_row_order(output.predictions, output.label_ids))
         return with_metrics(output, prefix, metrics)
 
     def score(self, split: str) -> Scored:
@@ -104,6 +106,23 @@ class RecipeTrainer(HookedTrainer):
             self.log(output.metrics or {})
         prediction = self.splits[split].in_row_order(output.predictions, output.label_ids)
         return Scored(metrics, prediction)
+
+    def tune(self, validation: Scored) -> tuple[dict[str, Any], Scored]:
+        """Decide by the validation rows what the task leaves to them, see `Task.tune`.
+
+        Every later score is with that. Return it, and the validation score with it.
+        """
+        rows = self.splits["eval"]
+        options = rows.task.tune(validation.prediction, rows.labels)
+        if not options:
+            return {}, validation
+        self.splits = {name: each.tuned(options) for name, each in self.splits.items()}
+        metrics = self.splits["eval"].metrics(validation.prediction)
+        return options, Scored(metrics, validation.prediction)
+
+    def row_results(self, split: str, scored: Scored) -> list[RowResult]:
+        """Return the results of the rows of a split that was scored last."""
+        return self.splits[split].row_results(scored.prediction)
 
     def rows_to_score(self, split: str) -> Any:
         """Return the encoded rows of a split in the form that batches are made from."""

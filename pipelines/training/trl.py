@@ -15,10 +15,11 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from pipelines.models.generation import continue_prompts, without_adapter_class
-from pipelines.tasks.base import Features, Task
+from pipelines.tasks.base import Features, RowResult, Task
+from pipelines.tasks.generation import Continuation
 from pipelines.training.log_probs import use_right_log_probs
 from pipelines.training.parts import TrainerParts
-from pipelines.training.trainer import RecipeTrainer, with_metrics
+from pipelines.training.trainer import RecipeTrainer, Scored, with_metrics
 from pipelines.training.upstream import WithEncodedRows, WithoutTelemetry
 
 OWN_DEFAULTS = {"bf16": False, "activation_checkpointing": False}
@@ -51,6 +52,7 @@ class InstructionTrainer(TrlTrainer, SFTTrainer):
     def __init__(self, *, task: Task, **options: Any):
         super().__init__(**options)
         self.task = task
+        self.replies: dict[str, list[Continuation]] = {}
 
     def prediction_step(
         self,
@@ -71,11 +73,17 @@ class InstructionTrainer(TrlTrainer, SFTTrainer):
         """Add the score of the generated replies, which is the primary one."""
         output = super().evaluation_loop(*arguments, **options)
         prefix = options["metric_key_prefix"]
-        score = self.score_of_replies(self.splits[prefix].features)
-        return with_metrics(output, prefix, score)
+        held_out = self.splits[prefix].features
+        self.replies[prefix] = self.write_replies(held_out)
+        score = self.task.score_replies(self.replies[prefix], held_out)
+        return with_metrics(output, prefix, score.as_metrics())
 
-    def score_of_replies(self, held_out: Features) -> dict[str, Any]:
-        """Write a reply to each prompt, shared among the processes, and return the score."""
+    def row_results(self, split: str, scored: Scored) -> list[RowResult]:
+        """Return the results of the replies that the last evaluation of a split wrote."""
+        return self.task.reply_results(self.replies[split], self.splits[split].features)
+
+    def write_replies(self, held_out: Features) -> list[Continuation]:
+        """Write a reply to each prompt, shared among the processes."""
         process, count = self.accelerator.process_index, self.accelerator.num_processes
         prompts = [list(prompt.ids) for prompt in held_out.context]
         with self.compute_loss_context_manager():
@@ -88,9 +96,7 @@ class InstructionTrainer(TrlTrainer, SFTTrainer):
                 seed=self.args.seed,
             )
         of_each = gather_object([written])
-        replies = [of_each[i % count][i // count] for i in range(len(prompts))]
-        score = self.task.score_replies(replies, held_out)
-        return score.as_metrics()
+        return [of_each[i % count][i // count] for i in range(len(prompts))]
 
 
 class PreferenceTrainer(WithEncodedRows, TrlTrainer, DPOTrainer):

@@ -8,18 +8,21 @@ from dataclasses import replace
 
 import datasets
 import evaluate
+import numpy as np
 import pytest
 import torch
 
-from helpers.factories import ROOT, first_logits, make_tasks
+from helpers.factories import ROOT, TASKS, first_logits, make_tasks
 from pipelines.data.load import load_splits, read_file
 from pipelines.errors import DataError, RecipeError
+from pipelines.evaluation.compare import compare
 from pipelines.evaluation.evaluate import evaluate as evaluate_result
 from pipelines.hub.load import load_result
 from pipelines.inference.evaluate_pipeline import Pipeline
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import Int8, Lora, Model, Train
-from pipelines.results.files import write_manifest
+from pipelines.results.files import read_manifest, write_manifest
+from pipelines.results.predictions import read_predictions
 
 CLI = ("-m", "pipelines")
 METRICS = ROOT / "pipelines" / "metrics"
@@ -98,6 +101,29 @@ def test_a_copy_of_the_base_on_disk_serves(results, checkpoint, tmp_path):
     inputs = torch.tensor([[1, 2, 3, 4]])
     with torch.inference_mode():
         assert torch.equal(loaded.model(inputs).logits, other.model(inputs).logits)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_run_leaves_the_results_of_its_rows(results, task):
+    folder = results / task
+    recipe = Recipe.from_file(folder / "recipe.json")
+    sidecar = read_manifest(folder)
+    rows = list(read_predictions(folder, sidecar, task))
+    metrics = sidecar["metrics"]
+    assert len(rows) == metrics["rows"]
+    means = np.array([row.values for row in rows]).mean(0)
+    found = float(recipe.task.statistic(means[None])[0])
+    assert found == pytest.approx(metrics[metrics["primary"]], rel=1e-9, abs=1e-9)
+    names = [row.row for row in rows]
+    assert len(set(names)) == len(names)
+    if task != "causal_lm":  # whose rows are blocks
+        assert names[0].endswith("test.jsonl:1")
+
+
+def test_a_result_compares_with_itself_in_every_task(results):
+    for task in TASKS:
+        (test,) = compare([str(results / task)] * 2).tests
+        assert (test.value, test.p_value) == (0.0, 1.0)
 
 
 @pytest.mark.parametrize("task", ["causal_lm", "text_classification", "question_answering"])

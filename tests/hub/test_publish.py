@@ -98,7 +98,9 @@ def is_complete(hub, repo: str, result) -> bool:
     found = hub.repos.get(("models", repo))
     files = set(found.commit("main")["files"]) - {".gitattributes"} if found else set()
     here = {file.name for file in result.glob("[!.]*.*")}  # not the lock
-    wanted = here - {"run.log"} | {"README.md"}  # nor the log, which stays on this machine
+    stays = {"run.log", "predictions.jsonl"}  # what has texts of the rows
+    assert stays <= here
+    wanted = here - stays | {"README.md"}
     assert files in (set(), wanted), files ^ wanted
     return bool(files)
 
@@ -292,3 +294,23 @@ def test_files_of_an_earlier_result_are_deleted_and_others_stay(hub, publisher, 
     num_commits = len(repo.commits)
     assert publisher.publish(result, "local/plain") == (0, "")
     assert len(repo.commits) == num_commits  # nothing was new
+
+
+def test_a_published_result_has_no_predictions_and_compares_without_its_weights(
+    hub, publisher, result, place
+):
+    assert publisher.publish(result, "local/plain") == (0, "")
+    assert "predictions.jsonl" not in hub.repos["models", "local/plain"].commit("main")["files"]
+    hub.seen.clear()
+    done = subprocess.run(
+        [sys.executable, *CLI, "compare", str(result), "local/plain", "--json"],
+        capture_output=True,
+        text=True,
+        env=environment(hub, place / "home-compare"),
+        cwd=place,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert [each["score"] for each in found["results"]] == [found["results"][0]["score"]] * 2
+    assert found["tests"] == [{"none_because": "local/plain has no predictions.jsonl here"}]
+    assert not [seen.path for seen in hub.seen if "safetensors" in seen.path]

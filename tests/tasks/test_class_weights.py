@@ -20,7 +20,6 @@ from pipelines.recipe_cli import parse
 from pipelines.tasks.base import Features
 from pipelines.tasks.text_classification import TextClassification
 from pipelines.training.build import build_trainer
-from pipelines.training.trainer import score_of
 
 ANYWHERE = DatasetSource(path="nowhere")
 LN2 = math.log(2)
@@ -124,11 +123,11 @@ def test_the_reported_loss_is_not_weighted(checkpoint, tokenizer, tasks, tmp_pat
             build_model(recipe, tokenizer, labels),
             tokenizer,
             train=task.features(splits.train, tokenizer, labels, training=True),
-            held_out=task.features(splits.held_out, tokenizer, labels, training=False),
+            scored={"eval": task.features(splits.held_out, tokenizer, labels, training=False)},
             labels=labels,
         )
         trained = trainer.train().training_loss
-        return trained, score_of(trainer.evaluate())["loss"], labels
+        return trained, trainer.score("eval").metrics["loss"], labels
 
     task = tasks["text_classification"]
     trained, plain, labels = reported(task)

@@ -6,31 +6,23 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from transformers import EvalPrediction
 
-from pipelines.data.load import load_splits
 from pipelines.data.rows import Examples
 from pipelines.data.source import DatasetSource
-from pipelines.data.splits import check_splits
 from pipelines.errors import RecipeError
 from pipelines.evaluation.evaluate import evaluate
+from pipelines.flow import run
 from pipelines.hub.load import load_result
 from pipelines.inference.merge import merge
 from pipelines.inference.predict import predict_examples
-from pipelines.models.build import build_model
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import Lora, Model, Train
 from pipelines.recipe_cli import parse
 from pipelines.results.check import check_sidecar
-from pipelines.results.files import write_manifest
-from pipelines.results.save import FinishedRun, save
+from pipelines.results.files import read_manifest, write_manifest
 from pipelines.tasks.text_classification import TextClassification
 from pipelines.tasks.thresholds import best_threshold, sigmoid
-from pipelines.training.build import build_trainer
-from pipelines.training.identity import identity_of
-from pipelines.training.trainer import score_of
-from pipelines.training.tuning import tune
 
 ANYWHERE = DatasetSource(path="nowhere")
 
@@ -141,7 +133,7 @@ def test_the_score_and_the_predictions_use_the_thresholds():
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, checkpoint, tokenizer):
+def finished(tmp_path_factory, checkpoint):
     """A trained and saved adapter whose thresholds are tuned, with the metrics of its run.
 
     Each row has the label "lamp" if it names one, and few have "broken".
@@ -156,43 +148,21 @@ def finished(tmp_path_factory, checkpoint, tokenizer):
     ]
     file = folder / "rows.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)))
-    source = DatasetSource(path=str(file), eval_fraction=0.4)
-    recipe = Recipe(
+    # scored on the validation rows, so that the effect of the thresholds is certain
+    source = DatasetSource(path=str(file), eval_fraction=0.4, test_fraction=0.0)
+    plain = Recipe(
         name="tuned",
-        task=several(source, tune_thresholds=True, max_length=32),
+        task=several(source, max_length=32, label_form="list"),
         model=Model(name_or_path=str(checkpoint)),
         lora=Lora(r=2),
-        train=Train(max_steps=6, learning_rate=1e-2, global_batch_size=8, save_steps=None),
-        output_dir=str(folder / "run"),
+        train=Train(max_steps=2, learning_rate=1e-2, global_batch_size=8, save_steps=None),
+        output_dir=str(folder / "plain"),
     )
-    raw = load_splits(source)
-    recipe = replace(recipe, task=recipe.task.resolved(raw.train))
-    splits, labels = check_splits(recipe.task, raw)
-    torch.manual_seed(0)
-    trainer = build_trainer(
-        recipe,
-        build_model(recipe, tokenizer, labels),
-        tokenizer,
-        train=recipe.task.features(splits.train, tokenizer, labels, training=True),
-        held_out=recipe.task.features(splits.held_out, tokenizer, labels, training=False),
-        labels=labels,
-    )
-    trainer.train()
-    before = score_of(trainer.evaluate())
-    tuned = tune(trainer, recipe.task, labels)
-    trainer.compute_metrics = replace(trainer.compute_metrics, task=recipe.task.tuned(tuned))
-    metrics = score_of(trainer.evaluate())
-    identity = identity_of(recipe, splits, 1) | {"run": "tuned", "changed": []}
-    run = FinishedRun(
-        recipe=recipe,
-        tokenizer=tokenizer,
-        labels=labels,
-        metrics=metrics,
-        splits=splits,
-        identity=identity,
-        tuned=tuned,
-    )
-    return recipe, before, metrics, tuned, save(trainer, run)
+    task = replace(plain.task, tune_thresholds=True)
+    recipe = replace(plain, task=task, output_dir=str(folder / "run"))
+    before, after = run(plain), run(recipe)
+    tuned = {"thresholds": read_manifest(folder / "run")["thresholds"]}
+    return recipe, before, after, tuned, folder / "run"
 
 
 def test_tuned_thresholds_have_no_lower_f1_for_any_label(finished):
@@ -314,3 +284,16 @@ def test_thresholds_are_typed_as_pairs_and_survive_recipe_json():
     assert typed.task.thresholds == {"a": 0.3, "b": 0.5}
     assert Recipe.from_json(typed.to_json()) == typed
     assert parse(recipe_of(several()), ["r.py", "--task.tune-thresholds"]).task.tune_thresholds
+
+
+def test_thresholds_chosen_with_test_rows_are_scored_on_these(finished, tmp_path):
+    recipe = finished[0]
+    source = replace(recipe.task.dataset, test_fraction=None)
+    recipe = replace(
+        recipe, task=replace(recipe.task, dataset=source), output_dir=str(tmp_path / "run")
+    )
+    metrics = run(recipe)
+    sidecar = read_manifest(tmp_path / "run")
+    assert sidecar["dataset"]["splits"]["reported"] == "test"
+    assert metrics["rows"] == sidecar["dataset"]["splits"]["test"]["rows"] == 8
+    assert evaluate(tmp_path / "run").equal
