@@ -45,26 +45,30 @@ def train(
 
 def train_words(words: list[str]) -> None:
     """Call `train` with the words after it."""
-    found, others = launcher_flags("train", words)
-    train(*others, launch=LaunchFlags(**found))
+    launch, others = launcher_flags(words)
+    check_launch("train", launch, others)
+    train(*others, launch=launch)
 
 
-def launcher_flags(verb: str, words: list[str]) -> tuple[dict[str, Any], list[str]]:
-    """Separate the flags of `train`, which may be anywhere, from the recipe and its flags.
-
-    Those of `repeat` are `seeds` too.
-    """
-    parser = argparse.ArgumentParser(f"gpt2-recipes {verb}", add_help=False, allow_abbrev=False)
+def launcher_flags(
+    words: list[str], kind: type[LaunchFlags] = LaunchFlags
+) -> tuple[LaunchFlags, list[str]]:
+    """Separate the flags of `kind`, which may be anywhere, from the recipe and its flags."""
+    parser = argparse.ArgumentParser("gpt2-recipes", add_help=False, allow_abbrev=False)
     parser.add_argument("--config-file", "--config_file", type=Path)
     parser.add_argument("--num-processes", "--num_processes", type=int)
-    if verb == "repeat":
+    if kind is RepeatFlags:
         parser.add_argument("--seeds", default=NO_REPEAT_FLAGS.seeds)
     launch, others = parser.parse_known_args(words)
+    return kind(**vars(launch)), others
+
+
+def check_launch(verb: str, launch: LaunchFlags, others: list[str]) -> None:
+    """Stop for words without a recipe, and for a number of processes below 1."""
     if not others or others[0].startswith("-"):
         stop([f"{verb} takes a RECIPE before the recipe's flags."], 2)
     if launch.num_processes is not None:
         at_least_one("num-processes", launch.num_processes)
-    return vars(launch), others
 
 
 def repeat(
@@ -88,8 +92,9 @@ def repeat(
 
 def repeat_words(words: list[str]) -> None:
     """Call `repeat` with the words after it."""
-    found, others = launcher_flags("repeat", words)
-    repeat(*others, launch=RepeatFlags(**found))
+    launch, others = launcher_flags(words, RepeatFlags)
+    check_launch("repeat", launch, others)
+    repeat(*others, launch=cast(RepeatFlags, launch))
 
 
 def evaluate(
@@ -154,7 +159,10 @@ def compare(
 
     found = compare_results(repos, other_rows=other_rows)
     if out is not None:
-        write_whole(out, to_json(found))
+        try:
+            write_whole(out, to_json(found))
+        except OSError as error:
+            stop([f"--out: {out}: {error.strerror}."], 2)
     if as_json:
         print(json.dumps(to_json(found), indent=2))
     else:

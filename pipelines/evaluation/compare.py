@@ -15,7 +15,7 @@ from pipelines.errors import Problem, RecipeError
 from pipelines.hub.result_folder import result_folder
 from pipelines.metrics.bootstrap import Difference, paired_bootstrap
 from pipelines.recipe.recipe import Recipe
-from pipelines.results.files import PREDICTIONS, damage_of_file
+from pipelines.results.files import PREDICTIONS, damage_of_file, read_manifest
 from pipelines.results.predictions import read_predictions
 from pipelines.results.sidecar import read_sidecar, reported_rows_sha256
 from pipelines.training.identity import comparable, differences
@@ -122,9 +122,11 @@ def read_result(repo: str) -> ComparedResult:
     folder = result_folder(repo, files=READ)
     recipe = Recipe.from_file(folder / "recipe.json")
     sidecar = read_sidecar(folder / "task.json")
-    entry = sidecar["files"].get("recipe.json")
-    damage = damage_of_file(folder / "recipe.json", entry) if entry else "recipe.json is not listed"
-    if damage:
+    try:
+        listed = read_manifest(folder)["files"]
+    except ValueError as error:
+        raise RecipeError([Problem(repo, f"{error}.")]) from None
+    if damage := damage_of_file(folder / "recipe.json", listed["recipe.json"]):
         raise RecipeError([Problem(repo, f"{damage}.")])
     return ComparedResult(repo, folder, recipe, sidecar)
 
@@ -141,7 +143,7 @@ def why_other_rows(baseline: ComparedResult, other: ComparedResult) -> Iterator[
         yield Problem(other.name, text)
         return
     tokens = [each.metrics.get("predicted_tokens") for each in (other, baseline)]
-    if tokens[0] != tokens[1]:
+    if None not in tokens and tokens[0] != tokens[1]:
         text = f"its tokens are others than those of {baseline.name} ({tokens[0]:,}, there "
         text += f"{tokens[1]:,}), so that the perplexity of one is of other units."
         yield Problem(other.name, text)

@@ -52,6 +52,8 @@ class Metrics(TypedDict):
     confidence_interval: list[float]
     rows: Count
     rows_skipped: NotRequired[Count]
+    loss: NotRequired[float]
+    predicted_tokens: NotRequired[Count]
     seconds: NotRequired[float]
     baseline: NotRequired[dict[str, float]]
     f1_per_class: NotRequired[dict[str, float]]
@@ -196,11 +198,23 @@ def value_problems(sidecar: dict[str, Any]) -> Iterator[Problem]:
         yield Problem("metrics", f"its {metrics['primary']} is {score}.")
     if len(metrics["confidence_interval"]) != 2:
         yield Problem("metrics.confidence_interval", "is not a pair of numbers.")
+    yield from split_problems(sidecar["dataset"])
     if merged := sidecar.get("merged"):
         problems: list[Problem] = []
         from_json_value(Lora, merged["lora"], "merged.lora", problems)
         from_json_value(Int8 | NF4 | None, merged["quantization"], "merged.quantization", problems)
         yield from problems
+
+
+def split_problems(dataset: dict[str, Any]) -> Iterator[Problem]:
+    """Yield the splits that are not described, and a reported one that has no rows."""
+    splits = dataset["splits"]
+    for name in ("eval", "test"):
+        if not isinstance(splits.get(name, {}), dict):
+            yield Problem(f"dataset.splits.{name}", "is not an object.")
+    reported = splits.get("reported", "eval")
+    if reported not in ("eval", "test") or f"{reported}_rows_sha256" not in dataset:
+        yield Problem("dataset.splits.reported", f"{reported!r} is no split with rows.")
 
 
 def reported_rows_sha256(sidecar: dict[str, Any]) -> str:

@@ -442,7 +442,8 @@ class TextClassification(Task):
         if self.problem_type == "regression":
             values, references = moments(logits[:, 0], truth), truth.tolist()
         elif self.several:
-            values = f1_counts((logits > 0).astype(int), truth.astype(int))
+            guess = sigmoid(logits) > self._thresholds_of(labels)
+            values = f1_counts(guess.astype(int), truth.astype(int))
             references = [[labels[i] for i in np.flatnonzero(row)] for row in truth]
         else:
             values = (logits.argmax(1) == truth)[:, None]

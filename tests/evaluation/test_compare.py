@@ -251,3 +251,33 @@ def test_runs_compare_on_their_test_rows_and_not_with_validation_scores(
     assert f"SHA-256 <code>{sidecar['dataset']['test_rows_sha256']}</code>" in card
     with pytest.raises(RecipeError, match="was scored on other rows than"):
         compare([str(tmp_path / "a"), str(tmp_path / "c")])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"files": {"recipe.json": 5}}, "task.json does not list the files of the result"),
+        ({"metrics": {"loss": "low"}}, "loss"),
+        ({"dataset": {"splits": {"reported": "train"}}}, "'train' is no split with rows"),
+        ({"dataset": {"splits": {"reported": "test"}}}, "'test' is no split with rows"),
+        ({"dataset": {"splits": {"eval": 5}}}, "dataset.splits.eval: is not an object"),
+    ],
+)
+def test_a_task_json_that_somebody_else_wrote_is_refused_by_its_field(
+    results, tmp_path, change, message
+):
+    file = tmp_path / "b" / "task.json"
+    sidecar = json.loads(file.read_text())
+    for name, value in change.items():
+        sidecar[name] = value if name == "files" else sidecar[name] | value
+    file.write_text(json.dumps(sidecar))
+    with pytest.raises(RecipeError, match=message):
+        compare(results)
+
+
+def test_a_file_that_cannot_be_written_is_named(results, tmp_path):
+    out = tmp_path / "found.json"
+    out.with_name("found.json.tmp").mkdir()
+    done = command(*results, "--out", out)
+    assert done.returncode == 2
+    assert done.stderr == f"--out: {out}: Is a directory.\n"

@@ -57,6 +57,13 @@ def test_the_values_of_several_labels_are_counts_of_micro_f1(tokenizer):
     assert [result.values for result in results] == [[2.0, 4.0], [0.0, 1.0]]
     assert metric_of(task, results) == pytest.approx(2 / 5, abs=1e-12)
     assert task.score(prediction, held_out, labels).metrics["micro_f1"] == pytest.approx(2 / 5)
+    # Probabilities are 0.73 and 0.27: with these thresholds the first row has b alone
+    strict = task.tuned({"thresholds": {"a": 0.8, "b": 0.2, "c": 0.8}})
+    results = strict.row_results(prediction, held_out, labels)
+    assert [result.prediction["labels"] for result in results] == [["b"], ["b"]]
+    assert [result.values for result in results] == [[2.0, 3.0], [0.0, 2.0]]
+    score = strict.score(prediction, held_out, labels)
+    assert metric_of(strict, results) == pytest.approx(score.metrics["micro_f1"], abs=1e-12)
 
 
 @pytest.mark.parametrize(
