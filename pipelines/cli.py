@@ -16,10 +16,12 @@ import tyro
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import Precision
 from pipelines.recipe_cli import LaunchFlags
+from pipelines.search.plan import SearchFlags
 from pipelines.tasks.generation import Generation, GenerationOptions
 from pipelines.terminal import report_errors, stop
 
 NO_LAUNCH_FLAGS = LaunchFlags()
+NO_SEARCH_FLAGS = SearchFlags()
 Repo = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="REPO")]
 
 
@@ -52,8 +54,38 @@ def train_words(words: list[str]) -> None:
     train(*others, launch=launch)
 
 
+def search(
+    recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")],
+    /,
+    *values: Annotated[str, tyro.conf.Positional],
+    flags: Annotated[SearchFlags, tyro.conf.arg(name="")] = NO_SEARCH_FLAGS,
+    launch: Annotated[LaunchFlags, tyro.conf.arg(name="")] = NO_LAUNCH_FLAGS,
+) -> None:
+    """Search the best values of a recipe's parameters, and train it with them.
+
+    A range is 1e-5:1e-3, 1e-5:1e-3:log or 0.1:0.5:0.1, and choices are 4,8,16. Run the same command
+    again to resume, or several times at once for several workers.
+
+    Args:
+        recipe: Python file with a RECIPE, a recipe.json, or the name of a shipped recipe.
+        values: Flags of the recipe, with a value, a range or choices each:
+            --train.learning-rate 1e-5:1e-3:log --lora.r 4,8,16
+    """
+    raise NotImplementedError  # search_words reads the words
+
+
+def search_words(words: list[str]) -> None:
+    """Search with the words after `search`."""
+    launch, others = launcher_flags(words)
+    if not others or others[0].startswith("-"):
+        stop(["search takes a RECIPE before its flags."], 2)
+    from pipelines.search.command import search as run_search
+
+    run_search(others[0], others[1:], launch)
+
+
 def launcher_flags(words: list[str]) -> tuple[LaunchFlags, list[str]]:
-    """Separate the flags of `train`, which may be anywhere, from the recipe and its flags."""
+    """Separate the launcher's flags, which may be anywhere, from the recipe and its flags."""
     parser = argparse.ArgumentParser("gpt2-recipes train", add_help=False, allow_abbrev=False)
     parser.add_argument("--config-file", "--config_file", type=Path)
     parser.add_argument("--num-processes", "--num_processes", type=int)
@@ -349,6 +381,7 @@ def console() -> None:
     """Entry point of `gpt2-recipes`."""
     verbs: dict[str, Callable[..., Any]] = {
         "train": train,
+        "search": search,
         "evaluate": evaluate,
         "predict": predict,
         "generate": generate,
@@ -365,6 +398,9 @@ def console() -> None:
             return
         if words[:1] == ["train"] and words[1:2] not in ([], ["-h"], ["--help"]):
             train_words(words[1:])
+            return
+        if words[:1] == ["search"] and words[1:2] not in ([], ["-h"], ["--help"]):
+            search_words(words[1:])
             return
         tyro.extras.subcommand_cli_from_dict(
             verbs,

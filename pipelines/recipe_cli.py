@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -49,17 +49,14 @@ def parse(recipe: Recipe, command: list[str]) -> Recipe:
     )
 
 
-def print_help(recipe: Recipe, program: str) -> None:
-    """Print the flags of a recipe, with those of `gpt2-recipes train`, and exit."""
-
-    def train(
-        values: Annotated[Recipe, tyro.conf.arg(name="")] = recipe,
-        launch: Annotated[LaunchFlags, tyro.conf.arg(name="")] = LaunchFlags(),
-    ) -> None:
-        raise NotImplementedError  # the flags are only shown
-
+def print_help(recipe: Recipe, program: str, *others: type) -> None:
+    """Print the flags of a recipe, with those of other frozen dataclasses, and exit."""
+    sections: list[tuple[str, Any, Any]] = [
+        (kind.__name__, Annotated[kind, tyro.conf.arg(name="")], kind()) for kind in others
+    ]
+    values = ("values", Annotated[Recipe, tyro.conf.arg(name="")], recipe)
     tyro.cli(
-        train,
+        make_dataclass("Flags", [values, *sections], frozen=True, kw_only=True),
         prog=program,
         args=["--help"],
         config=(tyro.conf.AvoidSubcommands,),

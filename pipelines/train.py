@@ -52,14 +52,10 @@ def train(recipe: str, flags: Sequence[str], launch_flags: LaunchFlags) -> None:
     and for what this machine cannot run.
     """
     file = find_file(recipe, "recipes", field="RECIPE")
-    config_file, num_processes = launch_flags.config_file, launch_flags.num_processes
-    if config_file is None:
-        config_file = default_config()
-    else:
-        config_file = find_file(config_file, "accelerate_configs", field="config_file")
-    config = read_config(config_file)
+    config_file, config = read_launch_config(launch_flags)
+    num_processes = launch_flags.num_processes
     if {"-h", "--help"} & set(flags):
-        print_help(load_recipe(file), f"gpt2-recipes train {recipe}")
+        print_help(load_recipe(file), f"gpt2-recipes train {recipe}", LaunchFlags)
     elif num_processes in (None, 1) and is_one_on_cpu(config):
         if config:
             set_environment(config)
@@ -67,6 +63,19 @@ def train(recipe: str, flags: Sequence[str], launch_flags: LaunchFlags) -> None:
     else:
         parse(load_recipe(file), [str(file), *flags])  # before seconds of imports, and once
         launch(file, flags, config_file, num_processes)
+
+
+def read_launch_config(flags: LaunchFlags) -> tuple[Path | None, dict[str, Any]]:
+    """Return the Accelerate config of a command and its values, {} if there is none.
+
+    Raise RecipeError for a file that is not one.
+    """
+    config_file = flags.config_file
+    if config_file is None:
+        config_file = default_config()
+    else:
+        config_file = find_file(config_file, "accelerate_configs", field="config_file")
+    return config_file, read_config(config_file)
 
 
 def load_recipe(file: Path) -> Recipe:

@@ -12,6 +12,7 @@ PACKAGE = ROOT / "pipelines"
 LAYERS = (
     "__main__",
     "cli",
+    "search",
     "train",
     "selftest",
     "recipe_cli",

@@ -22,7 +22,7 @@ ANYWHERE = DatasetSource(path="nowhere")
 CLASSIFY = TextClassification(dataset=ANYWHERE)
 
 VERBS = ("train", "evaluate", "predict", "generate", "merge", "publish", "lm-eval", "hub")
-VERBS += ("selftest", "train helpdesk_pretrain")
+VERBS += ("selftest", "train helpdesk_pretrain", "search", "search helpdesk_pretrain")
 
 
 def help_in_a_second(*words):

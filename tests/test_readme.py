@@ -23,6 +23,7 @@ from helpers.documents import (
 from helpers.factories import ROOT, load_module
 from pipelines.cli import launcher_flags
 from pipelines.recipe.recipe import Recipe
+from pipelines.search.plan import make_plan, split_flags
 
 DOCS = ROOT / "docs"
 COMMANDS = [
@@ -50,6 +51,11 @@ def test_a_command_names_files_and_flags_that_exist(command):
         flags = words[recipes[0] + 1 :]
         if words[:2] == ["gpt2-recipes", "train"]:
             flags = launcher_flags(flags)[1]
+        if words[:2] == ["gpt2-recipes", "search"]:
+            search_flags, others = split_flags(launcher_flags(flags)[1])
+            recipe = load_module(ROOT / words[recipes[0]]).RECIPE
+            assert make_plan(recipe, search_flags, others).parameters
+            return
         assert isinstance(recipe_with(words[recipes[0]], flags), Recipe)
 
 
@@ -79,7 +85,7 @@ def test_a_command_has_the_verb_and_flags_that_it_shows(command):
 
     _, verb, *words = shlex.split(command)
     assert f'"{verb}": ' in inspect.getsource(cli.console)
-    if verb == "train":  # the other flags are the recipe's, see above
+    if verb in ("train", "search"):  # the other flags are the recipe's, see above
         words = [word for word in words if word.startswith("recipes/")]
     parsed = tyro.extras.get_parser(vars(cli)[verb.replace("-", "_")]).parse_args(words)
     assert parsed is not None
