@@ -44,6 +44,7 @@ def model_card(
         "train": recipe.train,
         "sidecar": sidecar,
         "metrics": metrics,
+        "kept": sidecar.get("kept"),
         "other_scores": {
             name: value
             for name, value in metrics.items()

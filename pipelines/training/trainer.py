@@ -93,9 +93,15 @@ class RecipeTrainer(HookedTrainer):
         return with_metrics(output, prefix, metrics)
 
     def score(self, split: str) -> Scored:
-        """Score the rows of a split, "eval" or "test"; every rank must do so."""
+        """Score the rows of a split, "eval" or "test"; every rank must do so.
+
+        An evaluation of a step that has none is logged.
+        """
         output = self.predict(self.rows_to_score(split), metric_key_prefix=split)
         metrics = score_of(output.metrics or {}, split)
+        evaluated = {row["step"] for row in self.state.log_history if "eval_loss" in row}
+        if split == "eval" and self.state.global_step not in evaluated:
+            self.log(output.metrics or {})
         prediction = self.splits[split].in_row_order(output.predictions, output.label_ids)
         return Scored(metrics, prediction)
 

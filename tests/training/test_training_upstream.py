@@ -4,6 +4,7 @@ import inspect
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
 from trl import DPOTrainer, SFTTrainer
 
@@ -91,6 +92,17 @@ def test_a_checkpoint_can_be_written_after_the_training(trainer):
     trainer.save_checkpoint()
     assert {file.name for file in (trainer.folder / "checkpoint-2").iterdir()} >= COMPLETE
     assert trainer.seen[-2:] == [("writes", False), trainer.seen[-1]]
+
+
+def test_the_weights_of_a_checkpoint_can_be_loaded_after_the_training(trainer):
+    trainer.args.save_steps = trainer.state.save_steps = 1
+    trainer.train()
+    last = {name: each.clone() for name, each in trainer.model.named_parameters()}
+    saved = load_file(trainer.folder / "checkpoint-1" / "model.safetensors")
+    trainer.load_weights(trainer.folder / "checkpoint-1")
+    found = dict(trainer.model.named_parameters())
+    assert not all(torch.equal(found[name], last[name]) for name in saved)
+    assert all(torch.equal(found[name], saved[name]) for name in saved)
 
 
 def test_gradients_are_checked_where_they_are_not_clipped(trainer):
