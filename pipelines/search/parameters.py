@@ -40,6 +40,10 @@ class Choices:
         """Return the value of a trial, which its sampler draws at the first call."""
         return trial.suggest_categorical(self.path, self.values)
 
+    def at(self, fraction: float) -> Value:
+        """Return the value at a fraction, from 0 to below 1, of all."""
+        return self.values[int(fraction * len(self.values))]
+
     def exact(self, drawn: Value) -> Value:
         """Return the value that a drawn one stands for: itself."""
         return drawn
@@ -86,6 +90,20 @@ class Range:
         low, high = float(self.low), float(self.high)
         step = None if self.step is None else float(self.step)
         return self.exact(trial.suggest_float(self.path, low, high, step=step, log=self.log))
+
+    def at(self, fraction: float) -> Value:
+        """Return the value at a fraction, from 0 to below 1, of the way from `low` to `high`."""
+        if self.grid is not None:
+            return self.grid[int(fraction * len(self.grid))]
+        low, high = float(self.low), float(self.high)
+        if self.integer:
+            high += 1  # each whole number has an interval of its own
+        if self.log:
+            value = math.exp(math.log(low) + fraction * (math.log(high) - math.log(low)))
+        else:
+            value = low + fraction * (high - low)
+        bounded = min(max(value, float(self.low)), float(self.high))  # rounding may pass a bound
+        return int(bounded) if self.integer else bounded
 
     def exact(self, drawn: Value) -> Value:
         """Return the value that a drawn one stands for: 0.3 for 0.1 + 2 * 0.1 in floats."""

@@ -116,12 +116,19 @@ def make_plan(recipe: Recipe, flags: SearchFlags, words: Sequence[str]) -> Plan:
 
 
 def for_search(recipe: Recipe) -> Recipe:
-    """Return a recipe whose test rows no trial sees, and that publishes nothing."""
+    """Return a recipe that publishes nothing, and whose best values are scored on test rows.
+
+    Raise RecipeError if it has none: the score of the rows that values are chosen by is too good.
+    """
     source = recipe.task.dataset
     given = source.test_split is not None or source.test_fraction is not None
     if not given and not source.streaming:  # no rows can be held out of a stream
         source = replace(source, test_fraction=DEFAULT_TEST_FRACTION)
-    task = replace(recipe.task, dataset=source)
+    if not source.has_test:
+        text = "a search chooses by the validation rows, so that the best result needs other rows "
+        text += "for its score. Name a test_split, or set a test_fraction unless it is a stream."
+        raise RecipeError([Problem("task.dataset.test_split", text)])
+    task = replace(recipe.task, dataset=replace(source, scored_split="auto"))
     return replace(recipe, task=task, output_dir=None, push_to=None, public=False)
 
 

@@ -98,9 +98,6 @@ def say_start(opened: OpenStudy) -> None:
     line += f", {ended} of them have ended" if ended else ""
     better = "higher" if objective.greater_is_better else "lower"
     say(f"{line}; {objective.name} of the validation rows, {better} is better")
-    if not plan.recipe.task.dataset.has_test:
-        text = "  There are no test rows. The best result reports the rows that it was chosen by."
-        say(f"{text} Set --task.dataset.test-fraction or --task.dataset.test-split.")
 
 
 def say_trial(opened: OpenStudy, claim: Claim, outcome: Outcome, seconds: float) -> None:

@@ -1,6 +1,7 @@
 """The nth trial has the same values, whichever worker begins it."""
 
 import itertools
+import math
 
 import optuna
 import pytest
@@ -47,6 +48,33 @@ def test_trials_differ_and_a_seed_repeats_them(sampler):
         assert each["layers"] in (2, 4, 6, 8, 10, 12)
         assert each["dropout"] in (0.1, 0.2, 0.3, 0.4, 0.5)  # not 0.30000000000000004
         assert each["optim"] in ("adam", "sgd")
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+@pytest.mark.parametrize("seed", [0, 42])
+def test_the_first_trials_are_spread_over_the_whole_range(sampler, seed):
+    found = searched(SearchFlags(sampler=sampler, seed=seed), PARAMETERS, 8)[: NUM_RANDOM - 1]
+    quarters = {int(math.log10(each["rate"] / 1e-5)) for each in found}  # of four decades
+    assert quarters == {0, 1, 2, 3}
+    assert len({each["optim"] for each in found}) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "fractions", "values"),
+    [
+        ("1:9", float, (0, 0.5, 0.75), (1, 5, 7)),
+        ("1:10000:log", float, (0, 0.25, 0.5), (1, 10, 100)),
+        ("0.1:0.5:0.1", float, (0, 0.19, 0.2, 0.5, 0.99), (0.1, 0.1, 0.2, 0.3, 0.5)),
+        ("2:4", int, (0, 0.33, 0.34, 0.99), (2, 2, 3, 4)),
+        ("1:7:log", int, (0, 0.32, 0.34, 0.99), (1, 1, 2, 7)),  # of 8: a third is a doubling
+        ("4:16:4", int, (0, 0.26, 0.99), (4, 8, 16)),
+    ],
+)
+def test_a_fraction_of_a_range_has_the_value_that_lies_there(text, kind, fractions, values):
+    parameter = range_of("a", text, [kind])
+    found = [parameter.at(fraction) for fraction in fractions]
+    assert found == pytest.approx(values)
+    assert all(isinstance(value, kind) for value in found)
 
 
 def test_tpe_comes_to_better_values_than_chance():

@@ -68,8 +68,8 @@ def test_a_tenth_of_the_training_rows_is_held_out_unless_the_recipe_has_test_row
     assert plan_of("--lora.r", "4,8").recipe.task.dataset.test_fraction == 0.1
     plan = plan_of("--lora.r", "4,8", "--task.dataset.test-split", "last")
     assert plan.recipe.task.dataset.test_fraction is None
-    plan = plan_of("--lora.r", "4,8", "--task.dataset.test-fraction", "0")
-    assert plan.recipe.task.dataset.test_fraction == 0
+    plan = plan_of("--lora.r", "4,8", "--task.dataset.scored-split", "eval")
+    assert plan.recipe.task.dataset.reported_split == "test"
 
 
 @pytest.mark.parametrize(
@@ -102,6 +102,7 @@ def test_a_tenth_of_the_training_rows_is_held_out_unless_the_recipe_has_test_row
         ("--lora.r 4,8 --trials many", "trials", "'many' is not allowed"),
         ("--lora.r 4,8 --prune median", "prune", "Set --train.eval-steps"),
         ("--lora.r 4,8 --overwrite", "overwrite", "never replaces a study"),
+        ("--lora.r 4,8 --task.dataset.test-fraction 0", "task.dataset.test_split", "other rows"),
         ("--lora.r 4:16 --sampler grid", "lora.r", "has no single values for --sampler grid"),
         (
             "--task.problem-type single_label_classification,regression",
