@@ -1,7 +1,6 @@
 """Locks that the kernel releases when their process ends, however it ends.
 
 They work between the machines of a shared disk if its file system supports `flock`, as NFS does.
-Imports neither torch nor Optuna.
 """
 
 from __future__ import annotations
@@ -9,11 +8,12 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import IO
 
 from pipelines.errors import Problem, RecipeError
+from pipelines.results.lock import closed_in_children
 
 
 class Lock:
@@ -21,7 +21,7 @@ class Lock:
 
     def __init__(self, file: Path):
         self.file = file
-        self._open: IO[str] | None = None
+        self._held: ExitStack | None = None
 
     def __enter__(self) -> Lock:
         """Wait for the lock."""
@@ -43,9 +43,9 @@ class Lock:
 
     def release(self) -> None:
         """Let others lock the file."""
-        if self._open is not None:
-            self._open.close()
-            self._open = None
+        if self._held is not None:
+            self._held.close()
+            self._held = None
 
     def owner(self) -> str:
         """Return host and process id of the last process that locked the file."""
@@ -69,4 +69,6 @@ class Lock:
         opened.truncate(0)
         opened.write(f"{socket.gethostname()}, process {os.getpid()}\n")
         opened.flush()
-        self._open = opened
+        self._held = ExitStack()
+        self._held.enter_context(opened)
+        self._held.enter_context(closed_in_children(opened))

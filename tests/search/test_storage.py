@@ -14,7 +14,7 @@ from pipelines.search.storage import FILES, JournalLock, open_storage
 
 def hold(file):
     lock = Lock(file)
-    lock.try_acquire()
+    assert lock.try_acquire()
     time.sleep(60)
 
 
