@@ -58,7 +58,8 @@ def search_file(file: Path, words: Sequence[str]) -> None:
     flags, others = split_flags(words)
     plan = make_plan(load_recipe(file), flags, others)
     if importlib.util.find_spec("optuna") is None:
-        text = 'needs Optuna, which is not installed. Use `pip install -e ".[search]"`.'
+        text = 'Use `pip install -c constraints.txt -e ".[search]"`.'
+        text = f"needs Optuna, which is not installed. {text}"
         raise RecipeError([Problem("gpt2-recipes search", text)])
     from pipelines.search.worker import work
 
