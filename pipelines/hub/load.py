@@ -26,13 +26,17 @@ from pipelines.results.check import check_result
 from pipelines.results.check_config import check_fetches_nothing
 from pipelines.results.check_tokenizer import load_result_tokenizer
 from pipelines.results.files import FILES, consistent_read, digest
+from pipelines.results.sidecar import tuned_options
 
 QUANTIZATIONS: dict[str, Int8 | NF4] = {"8bit": Int8(), "4bit": NF4()}
 
 
 @dataclass(frozen=True)
 class LoadedResult:
-    """A result, ready to use. `sidecar` is its task.json, with the labels and the metrics."""
+    """A result, ready to use. `sidecar` is its task.json, with the labels and the metrics.
+
+    The task of `recipe` has what the run decided by its validation rows, which recipe.json has not.
+    """
 
     recipe: Recipe
     model: Any
@@ -119,7 +123,8 @@ def load_folder(
         model = load_adapter_weights(model, folder, path=name)
     if quantization is None:
         model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    recipe = replace(recipe, output_dir=str(folder))
+    task = recipe.task.tuned(tuned_options(sidecar))
+    recipe = replace(recipe, task=task, output_dir=str(folder))
     return LoadedResult(recipe, model.eval(), tokenizer, labels, sidecar)
 
 

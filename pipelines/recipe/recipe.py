@@ -58,7 +58,7 @@ class Recipe:
     @property
     def chooses(self) -> bool:
         """Tell whether anything in the result is chosen by the validation split."""
-        return self.train.chooses or self.task.chooses
+        return self.train.chooses or bool(self.task.tunes)
 
     def with_test_rows(self) -> Recipe:
         """Return the recipe that holds out test rows if something is chosen and none are given.

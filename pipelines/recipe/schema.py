@@ -135,10 +135,13 @@ def wrong_value(item: Any, hint: Any, path: str) -> Iterator[Problem]:
 
 def allowed_values(hint: Any, item: Any) -> str:
     """Return a sentence with the values or types that a field takes."""
-    literals = [a for c in union_members(hint) for a in typing.get_args(c) if isinstance(a, str)]
+    members = union_members(hint)
+    literals = [a for c in members for a in typing.get_args(c) if isinstance(a, str)]
     if literals:
-        return suggest(str(item), literals) + f" Allowed: {', '.join(literals)}."
-    names = [getattr(c, "__name__", str(c)) for c in union_members(hint)]
+        others = [str(c) for c in members if typing.get_origin(c) is dict]
+        allowed = ", or ".join([", ".join(literals), *others])
+        return f"{suggest(str(item), literals)} Allowed: {allowed}."
+    names = [getattr(c, "__name__", str(c)) for c in members]
     return f"it takes {' or '.join(names)}."
 
 

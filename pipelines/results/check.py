@@ -16,7 +16,7 @@ from pipelines.recipe.values import Model
 from pipelines.results.check_adapter import check_adapter_files
 from pipelines.results.check_model import check_model_files, read_model_config
 from pipelines.results.check_tokenizer import check_tokenizer_files
-from pipelines.results.sidecar import read_sidecar
+from pipelines.results.sidecar import read_sidecar, tuned_options
 
 READ = (".json", ".safetensors", ".jinja", ".txt")
 
@@ -63,6 +63,12 @@ def check_sidecar(recipe: Recipe, sidecar: dict[str, Any]) -> None:
     if bool(labels) != task.has_labels:
         text = "has labels, but its task has none." if labels else "labels are missing."
         problems.append(Problem("task.json", text))
+    found = tuned_options(sidecar)
+    for name in sorted(found.keys() ^ set(task.tunes)):
+        text = "but its recipe decides none" if name in found else "which its recipe decides"
+        problems.append(
+            Problem("task.json", f"has {'' if name in found else 'no '}{name}, {text}.")
+        )
     base, model = sidecar["base"], recipe.model
     if (base is None) != (recipe.lora is None):
         text = "base is for an adapter, and the recipe has none." if base else "base is missing."

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import Problem, RecipeError
+from pipelines.results.sidecar import tuned_options
 
 FILES = (  # all that a repository may hold; nothing else is ever uploaded or downloaded
     "README.md",
@@ -200,9 +201,13 @@ def was_replaced(folder: Path, before: dict[str, Any]) -> bool:
 
 
 def digest(sidecar: dict[str, Any]) -> str:
-    """Return a hash of all that decides predictions: weights, recipe, tokenizer and labels."""
+    """Return a hash of all that decides predictions.
+
+    That is weights, recipe, tokenizer and labels, and what the run decided by its validation rows.
+    """
     used = {n: e["sha256"] for n, e in sidecar["files"].items() if n != "training_curve.png"}
-    text = json.dumps([used, sidecar["labels"]], sort_keys=True)
+    tuned = tuned_options(sidecar)
+    text = json.dumps([used, sidecar["labels"], *([tuned] if tuned else [])], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,8 @@ LIBRARIES = ("torch", "transformers", "datasets", "accelerate", "peft", "evaluat
 class FinishedRun:
     """What a result is saved from, in addition to the trainer and its model.
 
-    `identity` identifies the run and its rows, and lists what changed when it was resumed.
+    `identity` identifies the run and its rows, and lists what changed when it was resumed. `tuned`
+    are the options that the validation rows decided, see `Task.tune`.
     """
 
     recipe: Recipe
@@ -39,6 +40,7 @@ class FinishedRun:
     kept: dict[str, Any] | None
     """Which weights were chosen by the validation rows, if any were."""
     identity: dict[str, Any]
+    tuned: dict[str, Any] = field(default_factory=dict)
 
 
 def save(trainer: Trainer, finished: FinishedRun) -> Path:
@@ -90,6 +92,7 @@ def make_sidecar(trainer: Trainer, model: Any, finished: FinishedRun) -> dict[st
     return {
         "task": type(recipe.task).__name__,
         "labels": list(finished.labels),
+        **finished.tuned,
         "pad_token_id": tokenizer.pad_token_id,
         "max_length": tokenizer.model_max_length,
         "base": describe_base(recipe, model),

@@ -15,7 +15,10 @@ from annotated_types import Ge
 from pipelines.errors import Problem, RecipeError
 from pipelines.recipe.schema import from_json_value, shortened, wrong_value
 from pipelines.recipe.values import NF4, Int8, Lora
+from pipelines.tasks.label_values import wrong_thresholds
 
+TUNED = ("thresholds",)
+"""Options of tasks (`Task.tunes`) that task.json has, and recipe.json has not."""
 Count = Annotated[int, Ge(0)]
 Size = Annotated[int, Ge(1)]
 
@@ -52,6 +55,9 @@ class Metrics(TypedDict):
     seconds: NotRequired[float]
     baseline: NotRequired[dict[str, float]]
     f1_per_class: NotRequired[dict[str, float]]
+    precision_per_class: NotRequired[dict[str, float]]
+    recall_per_class: NotRequired[dict[str, float]]
+    support_per_class: NotRequired[dict[str, int]]
     validation: NotRequired[dict[str, Any]]
 
 
@@ -87,6 +93,7 @@ class Sidecar(TypedDict):
 
     task: str
     labels: list[str]
+    thresholds: NotRequired[dict[str, float]]
     pad_token_id: Count
     max_length: Size
     base: BaseRecord | None
@@ -99,6 +106,11 @@ class Sidecar(TypedDict):
     run: str
     changed_on_resume: list[dict[str, Any]]
     files: dict[str, Any]
+
+
+def tuned_options(sidecar: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of the task that the run decided by its validation rows, by name."""
+    return {name: sidecar[name] for name in TUNED if name in sidecar}
 
 
 def read_json(file: Path, *, limit: int) -> dict[str, Any]:
@@ -160,6 +172,11 @@ def value_problems(sidecar: dict[str, Any]) -> Iterator[Problem]:
     duplicated = sorted({label for label in labels if labels.count(label) > 1})
     if duplicated:
         yield Problem("labels", f"{duplicated[0]!r} is duplicated.")
+    if "thresholds" in sidecar:
+        if sidecar["thresholds"].keys() != set(labels):
+            yield Problem("thresholds", "are of other labels.")
+        for text in wrong_thresholds(sidecar["thresholds"]):
+            yield Problem("thresholds", text)
     if unreadable := [label for label in labels if not is_utf8(label)]:
         yield Problem("labels", f"{unreadable[0]!r} is not UTF-8.")
     score = metrics.get(metrics["primary"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pipelines.data.padding import Collator, PaddingCollator
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from transformers import EvalPrediction, PreTrainedTokenizerBase
 
 Objective = Literal["head", "language_model", "instruction", "preference"]
+Loss = Callable[[Any, "torch.Tensor", "torch.Tensor"], "torch.Tensor"]
+"""Takes a model's outputs, labels, and the number of labels of the whole global batch."""
 MULTIPLE = 8
 """Of which the lengths of training batches are multiples: few lengths, whose kernels a CPU caches.
 
@@ -102,11 +104,6 @@ class Task:
         Nothing else asks for them.
         """
         raise NotImplementedError
-
-    @property
-    def chooses(self) -> bool:
-        """Tell whether an option of the task is chosen by the validation rows."""
-        return False
 
     @property
     def length(self) -> int:
@@ -247,6 +244,10 @@ class Task:
         """
         raise NotImplementedError
 
+    def training_loss(self, train: Features, labels: tuple[str, ...]) -> Loss:
+        """Return the loss to train by: `loss`, with what the training rows decide of it."""
+        return self.loss
+
     def reduce_logits(self, logits: Any, labels: torch.Tensor | None) -> Any:
         """Return the part of a batch's logits that the scorer needs."""
         return logits
@@ -256,6 +257,22 @@ class Task:
     ) -> Score:
         """Score a whole evaluation split."""
         raise NotImplementedError
+
+    @property
+    def tunes(self) -> tuple[str, ...]:
+        """Return the names of the options that the validation rows decide after the training."""
+        return ()
+
+    def tune(self, prediction: EvalPrediction, labels: tuple[str, ...]) -> dict[str, Any]:
+        """Return the options that `tunes` names, as JSON-like values, from the validation rows.
+
+        `prediction` is as for `score`, with its rows in any order.
+        """
+        return {}
+
+    def tuned(self, options: Mapping[str, Any]) -> Task:
+        """Return the task with the options that `tune` returned."""
+        return replace(self, **options) if options else self
 
     def score_replies(self, written: Sequence[Continuation], held_out: Features) -> Score:
         """Score what the model writes after each prompt of `held_out.context`."""

@@ -12,7 +12,7 @@ from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from annotated_types import Ge, Le
+from annotated_types import Ge, Le, Lt
 
 from pipelines.errors import DataError
 from pipelines.metrics.bootstrap import bootstrap
@@ -80,6 +80,8 @@ class QuestionAnswering(Task):
     """Most tokens of an answer."""
     n_best: Annotated[int, Ge(1)] = 20
     """Best starts, and best ends, to combine in each window."""
+    label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
+    """Fraction of the target spread over all positions that a start, or an end, can have."""
 
     pipeline_tag: ClassVar[str] = "question-answering"
 
@@ -203,21 +205,19 @@ class QuestionAnswering(Task):
             yield window, {"input_ids": row, "labels": [*target, first, len(row)]}
 
     def loss(self, outputs: Any, labels: torch.Tensor, num_items: torch.Tensor) -> torch.Tensor:
-        """Return the mean cross-entropy of start and end.
+        """Return the mean cross-entropy of start and end, smoothed by `label_smoothing`.
 
         `labels` is (batch, 4): start, end, first and one past the last position to choose from.
         These bounds exclude the padding of a batch from the softmax.
         """
         import torch
-        from torch.nn.functional import cross_entropy
 
         start, end, first, stop = labels.unsqueeze(-1).unbind(1)
         positions = torch.arange(outputs.start_logits.shape[1], device=labels.device)
         outside = (positions < first) | (positions >= stop)  # (batch, length)
         total = torch.zeros((), device=labels.device)
         for logits, target in ((outputs.start_logits, start), (outputs.end_logits, end)):
-            masked = logits.float().masked_fill(outside, float("-inf"))
-            total = total + cross_entropy(masked, target.squeeze(-1), reduction="sum")
+            total = total + position_loss(logits, target, outside, self.label_smoothing)
         num_rows = num_items / labels.shape[1]
         return total / (2 * num_rows)
 
@@ -338,8 +338,27 @@ def holds_answer(row: dict[str, Any]) -> bool:
     return bool(start < stop - 1)
 
 
+def position_loss(
+    logits: torch.Tensor, target: torch.Tensor, outside: torch.Tensor, label_smoothing: float
+) -> torch.Tensor:
+    """Return the summed cross-entropy of positions.
+
+    `logits` is (batch, length), `target` (batch, 1). `outside`, (batch, length), excludes positions
+    from the softmax, and from those that smoothing spreads a part of the target over.
+    """
+    from torch.nn.functional import cross_entropy
+
+    masked = logits.float().masked_fill(outside, float("-inf"))
+    loss = cross_entropy(masked, target.squeeze(-1), reduction="sum")
+    if not label_smoothing:
+        return loss
+    logs = masked.log_softmax(-1).masked_fill(outside, 0.0)
+    spread = -(logs.sum(-1) / (~outside).sum(-1)).sum()
+    return (1 - label_smoothing) * loss + label_smoothing * spread
+
+
 def mean_loss(logits: Any, labels: Any) -> float:
-    """Return `QuestionAnswering.loss` over all windows.
+    """Return `QuestionAnswering.loss` over all windows, without smoothing.
 
     `logits` is (windows, length, 2).
     """

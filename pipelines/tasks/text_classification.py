@@ -6,15 +6,17 @@ import math
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from annotated_types import Ge, Le
+from annotated_types import Ge, Le, Lt
 
 from pipelines.data.rows import Examples
 from pipelines.errors import DataError
 from pipelines.tasks import label_cautions
 from pipelines.tasks.base import (
     Features,
+    Loss,
     Objective,
     Score,
     Task,
@@ -24,11 +26,28 @@ from pipelines.tasks.base import (
 )
 from pipelines.tasks.classification_scores import score_classes, score_label_sets, score_numbers
 from pipelines.tasks.label_reader import LabelReader, natural_order
+from pipelines.tasks.label_values import (
+    balanced_class_weights,
+    balanced_positive_weights,
+    check_names,
+    wrong_thresholds,
+    wrong_weights,
+)
+from pipelines.tasks.thresholds import DEFAULT, best_threshold, sigmoid
 
 if TYPE_CHECKING:
     import torch
     from transformers import EvalPrediction, PreTrainedTokenizerBase
 
+SEVERAL_ONLY = (
+    "label_columns",
+    "label_form",
+    "label_names",
+    "label_separator",
+    "thresholds",
+    "tune_thresholds",
+)
+"""Options of multi-label classification alone."""
 LARGEST = 3.4028234663852886e38  # the largest float32, in which targets are learned
 
 
@@ -59,6 +78,17 @@ class TextClassification(Task):
     """Most tokens of a row; longer rows are truncated and counted."""
     max_truncated_fraction: Annotated[float, Ge(0), Le(1)] = 1.0
     """Stop if more than this fraction of the rows is truncated."""
+    class_weights: Literal["balanced"] | dict[str, float] | None = None
+    """Weight of each label in the training loss: balanced, or a value for each, as "spam 3 ham 1".
+    For several labels, the weight of the rows that have the label."""
+    label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
+    """Fraction of the target spread over all labels; for several labels, over yes and no."""
+    thresholds: dict[str, float] | None = None
+    """For several labels: the probability above which each is predicted, as "a 0.3 b 0.6";
+    by default 0.5."""
+    tune_thresholds: bool = False
+    """For several labels: choose the thresholds with the best F1 of each label on the validation
+    rows, after the training. task.json records them."""
 
     pipeline_tag: ClassVar[str] = "text-classification"
 
@@ -85,11 +115,25 @@ class TextClassification(Task):
         return self.problem_type == "multi_label_classification"
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        """Yield options that need several labels, and options that exclude each other."""
+        """Yield options of other problem types, and options that exclude each other."""
+        yield from self._label_problems()
+        for message in wrong_weights(self.class_weights):
+            yield "class_weights", message
+        for message in wrong_thresholds(self.thresholds):
+            yield "thresholds", message
+        if self.tune_thresholds and self.thresholds is not None:
+            yield "tune_thresholds", "would replace the given thresholds. Give one of them."
+        if self.problem_type == "regression":
+            for option in ("class_weights", "label_smoothing"):
+                if getattr(self, option) not in (None, 0.0):
+                    yield option, "is for labels; a regression learns a number."
+
+    def _label_problems(self) -> Iterator[tuple[str, str]]:
+        """Yield problems of the options that say how rows hold several labels."""
         columns, names = self.label_columns, self.label_names
         if not self.several:
-            for option in ("label_columns", "label_form", "label_names", "label_separator"):
-                if getattr(self, option) not in ((), None, "auto"):
+            for option in SEVERAL_ONLY:
+                if getattr(self, option) not in ((), None, "auto", False):
                     text = 'is for problem_type "multi_label_classification".'
                     yield option, text
             return
@@ -121,9 +165,21 @@ class TextClassification(Task):
         return replace(self, label_form=reader.form, label_names=reader.names)
 
     def labels(self, train: Examples) -> tuple[str, ...]:
-        """Return names from the dataset's ClassLabel, or from the rows in natural order."""
+        """Return names from the dataset's ClassLabel, or from the rows in natural order.
+
+        Raise RecipeError for an option with a value a label that lacks one or has another.
+        """
         if self.problem_type == "regression":
             return ()
+        names = self._read_names(train)
+        for option in ("class_weights", "thresholds"):
+            values = getattr(self, option)
+            if isinstance(values, dict):
+                check_names(option, values, names)
+        return names
+
+    def _read_names(self, train: Examples) -> tuple[str, ...]:
+        """Return the names of all labels in the order of their ids."""
         reader = self.label_reader.resolved(train)
         names = {name for i, row in enumerate(train.rows) for name in reader.read(train, i, row)}
         if reader.columns or reader.form == "multi_hot":
@@ -233,17 +289,52 @@ class TextClassification(Task):
         lengths = [sum(map(len, parts)) + len(parts) - 1 for parts in zip(*encoded, strict=True)]
         return Features(rows, report, num_rows=len(rows), locate=examples.locate, lengths=lengths)
 
-    def loss(self, outputs: Any, labels: torch.Tensor, num_items: torch.Tensor) -> torch.Tensor:
+    def loss(
+        self,
+        outputs: Any,
+        labels: torch.Tensor,
+        num_items: torch.Tensor,
+        weights: Sequence[float] | None = None,
+    ) -> torch.Tensor:
+        """Return the summed loss divided by `num_items`, whatever the `weights` of the labels.
+
+        To divide by the number of labels, and not by their weights, keeps the loss of a step the
+        same under accumulation and on several processes. Balanced weights of classes are 1 on
+        average over the training rows.
+        """
+        import torch
         from torch.nn import functional
 
-        logits = outputs.logits.float()
+        logits, smoothing = outputs.logits.float(), self.label_smoothing
+        weight = None if weights is None else torch.tensor(weights, device=logits.device)
         if self.problem_type == "regression":
             total = functional.mse_loss(logits.squeeze(-1), labels.float(), reduction="sum")
         elif self.several:
-            total = functional.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
+            targets = labels * (1 - smoothing) + smoothing / 2 if smoothing else labels
+            total = functional.binary_cross_entropy_with_logits(
+                logits, targets, pos_weight=weight, reduction="sum"
+            )
         else:
-            total = functional.cross_entropy(logits, labels, reduction="sum")
+            total = functional.cross_entropy(
+                logits, labels, weight=weight, label_smoothing=smoothing, reduction="sum"
+            )
         return total / num_items
+
+    def training_loss(self, train: Features, labels: tuple[str, ...]) -> Loss:
+        return partial(self.loss, weights=self.loss_weights(train, labels))
+
+    def loss_weights(self, train: Features, labels: tuple[str, ...]) -> list[float] | None:
+        """Return the weight of each label in the training loss; None where all weigh the same."""
+        import numpy as np
+
+        if self.class_weights is None:
+            return None
+        if isinstance(self.class_weights, dict):
+            return [float(self.class_weights[name]) for name in labels]
+        targets = np.asarray([row["labels"] for row in train.dataset])
+        if self.several:
+            return balanced_positive_weights(targets.sum(0), len(targets))
+        return balanced_class_weights(np.bincount(targets, minlength=len(labels)))
 
     def check_scorable(self, held_out: Features) -> None:
         """Raise DataError if F1 or the correlation is not defined for the rows."""
@@ -274,8 +365,33 @@ class TextClassification(Task):
         if self.problem_type == "regression":
             return score_numbers(logits[:, 0], truth)
         if self.several:
-            return score_label_sets(logits, truth)
+            return score_label_sets(logits, truth, labels, self._thresholds_of(labels))
         return score_classes(logits, truth, labels)
+
+    def _thresholds_of(self, labels: tuple[str, ...]) -> list[float]:
+        """Return the probability above which each label is predicted."""
+        if self.thresholds is None:
+            return [DEFAULT] * len(labels)
+        return [self.thresholds[name] for name in labels]
+
+    @property
+    def tunes(self) -> tuple[str, ...]:
+        return ("thresholds",) if self.tune_thresholds else ()
+
+    def tune(self, prediction: EvalPrediction, labels: tuple[str, ...]) -> dict[str, Any]:
+        """Return the threshold of each label by which it has the highest F1."""
+        import numpy as np
+
+        if not self.tune_thresholds:
+            return {}
+        probabilities = sigmoid(prediction.predictions)
+        truth = np.asarray(prediction.label_ids)
+        columns = zip(labels, probabilities.T, truth.T, strict=True)
+        return {"thresholds": {name: best_threshold(*column) for name, *column in columns}}
+
+    def tuned(self, options: Mapping[str, Any]) -> TextClassification:
+        """Return the task with the thresholds as given options."""
+        return replace(self, tune_thresholds=False, **options) if options else self
 
     def predictions(
         self, logits: Any, given: Features, labels: tuple[str, ...]
@@ -286,13 +402,13 @@ class TextClassification(Task):
         if self.problem_type == "regression":
             return [{"value": float(row[0])} for row in logits]
         if self.several:
-            probabilities = 1 / (1 + np.exp(-logits))
+            thresholds = self._thresholds_of(labels)
             return [
                 {
-                    "labels": [labels[i] for i in np.flatnonzero(row > 0.5)],
+                    "labels": [labels[i] for i in np.flatnonzero(row > thresholds)],
                     "scores": dict(zip(labels, map(float, row), strict=True)),
                 }
-                for row in probabilities
+                for row in sigmoid(logits)
             ]
         probabilities = np.exp(logits - logits.max(1, keepdims=True))
         probabilities /= probabilities.sum(1, keepdims=True)

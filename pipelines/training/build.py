@@ -79,7 +79,7 @@ def build_trainer(
         options["optimizer_cls_and_kwargs"] = (muon_factory, {"train": recipe.train})
     arguments = partial(training_arguments, recipe, eval_on_start=eval_on_start)
     trainer = TRAINERS[recipe.task.objective](
-        TrainerParts(recipe.task, base, tokenizer, train, arguments, options)
+        TrainerParts(recipe.task, base, tokenizer, train, labels, arguments, options)
     )
     trainer.remove_callback(PrinterCallback)
     for callback in (StepLog(), *choosing_callbacks(recipe.train), *callbacks):
@@ -99,9 +99,9 @@ def prepare_base(task: Task, base: Any) -> None:
 
 def head_trainer(parts: TrainerParts) -> RecipeTrainer:
     """Return the trainer of a head that the task has a loss for; its batches are packed."""
-    task, base = parts.task, parts.base
+    task, base, train = parts.task, parts.base, parts.train
     collate = task.collate(parts.pad_token_id, task.pad_to_multiple_of)
-    packs = parts.train is not None and isolates_packed_rows(base.base_model)
+    packs = train is not None and isolates_packed_rows(base.base_model)
     if packs and passes_keywords_to_body(base):
         accept_plans(base.base_model)
         collate = WithPlan(collate)
@@ -109,7 +109,7 @@ def head_trainer(parts: TrainerParts) -> RecipeTrainer:
         args=parts.arguments(TrainingArguments, **task.trainer_options()),
         data_collator=collate,
         eval_collator=task.collate(parts.pad_token_id),
-        compute_loss_func=TaskLoss(task),
+        compute_loss_func=TaskLoss(task.training_loss(train, parts.labels) if train else task.loss),
         preprocess_logits_for_metrics=task.reduce_logits,
         **parts.options,
     )

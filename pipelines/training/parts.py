@@ -12,7 +12,7 @@ import torch
 from transformers import EvalPrediction, PreTrainedTokenizerBase
 
 from pipelines.models.chunked_loss import token_losses
-from pipelines.tasks.base import Features, Task
+from pipelines.tasks.base import Features, Loss, Task
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class TrainerParts:
     base: Any
     tokenizer: PreTrainedTokenizerBase
     train: Features | None
+    labels: tuple[str, ...]
     arguments: Callable[..., Any]
     options: dict[str, Any]
 
@@ -73,15 +74,19 @@ def no_metrics(prediction: EvalPrediction) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class TaskLoss:
-    """A task's own loss, as the Trainer calls it."""
+    """A task's own loss, as the Trainer calls it.
 
-    task: Task
+    Trainer calls it in evaluations too, but what they report as `loss` is that of `Task.score`,
+    which has no weights and no smoothing.
+    """
+
+    loss: Loss
 
     def __call__(
         self, outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None
     ) -> torch.Tensor:
         """Return the summed loss divided by the labels of the global batch."""
-        loss: torch.Tensor = self.task.loss(outputs, labels, num_items_in_batch)
+        loss: torch.Tensor = self.loss(outputs, labels, num_items_in_batch)
         return loss
 
 

@@ -47,6 +47,9 @@ SIDECAR = {
         "seconds": 1.0,
         "baseline": {"majority class": 0.25},
         "f1_per_class": dict.fromkeys(HOSTILE, 0.5),
+        "precision_per_class": dict.fromkeys(HOSTILE, 0.25),
+        "recall_per_class": dict.fromkeys(HOSTILE, 0.75),
+        "support_per_class": dict.fromkeys(HOSTILE, 1234),
     },
 }
 RECIPE = Recipe(
@@ -79,9 +82,55 @@ def test_names_do_not_break_out_of_metadata_html_or_code():
     assert "\n---" not in outside
     assert "\u202e" not in body
     assert body.count("```") == 8
-    table = [line for line in outside.splitlines() if line.startswith("| F1 of")]
+    table = [line for line in outside.splitlines() if line.endswith("| 0.5000 | 1,234 |")]
     assert len(table) == len(HOSTILE)
-    assert all(line.count("|") == 3 for line in table)
+    assert all(line.count("|") == 6 for line in table)
+
+
+def test_a_card_has_the_thresholds_of_labels_and_applies_them_in_its_snippet():
+    task = TextClassification(
+        dataset=RECIPE.task.dataset,
+        problem_type="multi_label_classification",
+        tune_thresholds=True,
+        class_weights={"a|b": 3, "c": 0.5},
+        label_smoothing=0.1,
+    )
+    thresholds = {"a|b": 0.25, "c": 0.5}
+    metrics = SIDECAR["metrics"] | {
+        "f1_per_class": {"a|b": 0.5, "c": 0.25},
+        "precision_per_class": {"a|b": 0.75, "c": 0.125},
+        "recall_per_class": {"a|b": 0.375, "c": 1.0},
+        "support_per_class": {"a|b": 8, "c": 3},
+    }
+    sidecar = SIDECAR | {"labels": ["a|b", "c"], "metrics": metrics, "thresholds": thresholds}
+    body = parts(model_card(replace(RECIPE, task=task), sidecar, "user/x"))[1]
+    assert (
+        "| label | threshold | precision | recall | F1 | rows |\n|---|---|---|---|---|---|" in body
+    )
+    first = "| <code>a&#124;b</code> | 0.2500 | 0.7500 | 0.3750 | 0.5000 | 8 |\n"
+    assert (
+        f"{first}| <code>c</code> | 0.5000 | 0.1250 | 1.0000 | 0.2500 | 3 |\n\nA label is " in body
+    )
+    assert "which was chosen for the best F1 of the label on the validation rows." in body
+    assert "| weights of labels in the loss | <code>a&#124;b</code> 3, <code>c</code> 0.5 |" in body
+    assert "| label smoothing | 0.1 |" in body
+    plain = re.findall(r"```python\n(.*?)```", body, re.DOTALL)[1]
+    decide = plain[plain.index("names = model.config") :].replace("model.config.id2label", "NAMES")
+    import torch
+
+    printed = []
+    logits = torch.tensor([[-1.0, -0.5], [-2.0, 0.5]])  # probabilities 0.27 0.38, 0.12 0.62
+    names = {1: "c", 0: "a|b"}
+    exec(decide, {"NAMES": names, "logits": logits, "torch": torch, "print": printed.append})
+    assert printed == [[["a|b"], ["c"]]]
+
+
+def test_the_table_of_labels_has_no_other_scores_where_a_result_has_f1_alone():
+    later = ("precision_per_class", "recall_per_class", "support_per_class")
+    metrics = {name: value for name, value in SIDECAR["metrics"].items() if name not in later}
+    metrics["f1_per_class"] = {"a": 0.5, "b": 1.0}
+    body = parts(model_card(RECIPE, SIDECAR | {"metrics": metrics}, "user/hostile"))[1]
+    assert "| <code>a</code> |  |  | 0.5000 |  |\n| <code>b</code> |  |  | 1.0000 |  |\n" in body
 
 
 def test_the_snippets_of_a_hostile_card_are_python_with_the_same_labels():

@@ -35,6 +35,11 @@ def launch(config: str, recipes: dict[str, Recipe], folder) -> dict[str, list[di
 
 APART = ("documents_apart", "full")
 SCALED = ("scaled_logits", "full")
+WEIGHTED = [
+    ("weighted_labels", "full"),
+    ("weighted_label_sets", "full"),
+    ("smoothed_spans", "full"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +58,23 @@ def scaled(tmp_path_factory, tokenizer):
     return folder
 
 
+def weighted_tasks(tasks, folder):
+    """Return tasks of WEIGHTED, on rows of which few have the label b."""
+    labels, answers = tasks["text_classification"], tasks["question_answering"]
+    options = {"class_weights": "balanced", "label_smoothing": 0.1}
+    found = {"smoothed_spans": replace(answers, label_smoothing=0.1)}
+    for name, as_label, several in (
+        ("weighted_labels", str, {}),
+        ("weighted_label_sets", list, {"problem_type": "multi_label_classification"}),
+    ):
+        file = folder / f"{name}.jsonl"
+        rows = (classified(i) | {"label": as_label("b" if i % 9 == 4 else "a")} for i in range(40))
+        file.write_text("\n".join(map(json.dumps, rows)))
+        source = replace(labels.dataset, path=str(file))
+        found[name] = replace(labels, dataset=source, **options, **several)
+    return found
+
+
 @pytest.fixture(scope="module")
 def logs(tmp_path_factory, checkpoint, scaled, helpdesk):
     """The logs of every task and method in the three layouts."""
@@ -64,6 +86,7 @@ def logs(tmp_path_factory, checkpoint, scaled, helpdesk):
         source = replace(tasks[name].dataset, path=str(file), eval_split=None)
         tasks[name] = replace(tasks[name], dataset=source)
     tasks["text_classification"] = replace(tasks["text_classification"], label_column="label")
+    tasks |= weighted_tasks(tasks, folder)
     tasks[APART[0]] = replace(tasks["causal_lm"], packing="bfd_split")
     base = {
         f"{task} {name}": Recipe(
@@ -82,7 +105,7 @@ def logs(tmp_path_factory, checkpoint, scaled, helpdesk):
             output_dir=str(folder / "out"),
             **method(name),
         )
-        for task, name in [*CASES, APART]
+        for task, name in [*CASES, APART, *WEIGHTED]
     }
     unscaled = base["causal_lm full"]
     base[" ".join(SCALED)] = replace(unscaled, model=Model(name_or_path=str(scaled)))
@@ -97,18 +120,23 @@ def logs(tmp_path_factory, checkpoint, scaled, helpdesk):
     return found | {f"{name} two": rows for name, rows in two.items()}
 
 
-@pytest.mark.parametrize(("task", "name"), [*CASES, APART, SCALED])
+@pytest.mark.parametrize(("task", "name"), [*CASES, APART, SCALED, *WEIGHTED])
 @pytest.mark.parametrize("layout", ["accumulated", "two"])
 def test_loss_and_gradient_norm_do_not_depend_on_the_layout(logs, task, name, layout):
     whole, split = logs[f"{task} {name}"], logs[f"{task} {name} {layout}"]
     assert len(whole) == len(split) == 3
     assert {row["world_size"] for row in split} == {2 if layout == "two" else 1}
-    if task in ("text_classification", "question_answering"):
+    if (task, name) in WEIGHTED or task in ("text_classification", "question_answering"):
         assert whole[0]["packed"] > 1
         assert split[0]["packed"] or layout == "accumulated"  # a row at a time
     for expected, got in zip(whole, split, strict=True):
         for value in ("loss", "grad_norm"):
             assert got[value] == pytest.approx(expected[value], rel=TOLERANCE), value
+
+
+def test_smoothing_changes_the_loss_of_a_run(logs):
+    smoothed, plain = (logs[f"{name} full"][0] for name in ("smoothed_spans", "question_answering"))
+    assert abs(smoothed["loss"] - plain["loss"]) > 1e-3
 
 
 def test_two_processes_reach_the_scores_of_one(checkpoint, helpdesk, tmp_path):
