@@ -29,14 +29,17 @@ def train_best(opened: OpenStudy, trial: FrozenTrial) -> dict[str, Any]:
     (folder / FILE).write_text(recipe.to_json(), encoding="utf-8")
     result = folder / "best"
     say(f"training the recipe of trial {trial.number}, {folder / FILE}, in {result}")
-    before = has_other_values(opened, result / "recipe.json", values)
-    metrics = run(replace(recipe, output_dir=str(result), overwrite=before))
+    finished = has_values(opened, result / "recipe.json", values)
+    metrics = run(replace(recipe, output_dir=str(result), overwrite=not finished))
     say(f"Publish it with: gpt2-recipes publish {result} USER/NAME")
     return metrics
 
 
-def has_other_values(opened: OpenStudy, file: Path, values: dict[str, Value]) -> bool:
-    """Tell whether a result is that of an earlier best trial, before more trials were run."""
+def has_values(opened: OpenStudy, file: Path, values: dict[str, Value]) -> bool:
+    """Tell whether a result has these values.
+
+    Otherwise it, or the checkpoints of one that was interrupted, are of an earlier best trial.
+    """
     if not file.is_file():
         return False
-    return values_at(Recipe.from_file(file), opened.plan.parameters) != values
+    return values_at(Recipe.from_file(file), opened.plan.parameters) == values

@@ -5,14 +5,17 @@ import os
 import random
 import signal
 import time
+from dataclasses import replace
 
 import optuna
 import pytest
 from optuna.trial import TrialState
 
 from helpers.searches import SPACE, planned, searched, start_worker
+from pipelines.recipe.recipe import Recipe
 from pipelines.search.storage import FILES, open_storage
 from pipelines.search.study import NAME
+from pipelines.training.checkpoints import MARKER
 
 NUM_TRIALS = 5
 
@@ -111,6 +114,28 @@ def test_a_worker_takes_up_the_trial_of_another_that_was_killed(recipe, uninterr
     assert states == [TrialState.COMPLETE, TrialState.RUNNING]
     assert ended(start_worker(plan, output)) == 0, output.read_text()
     check_same_trials(tmp_path, "sqlite", uninterrupted)
+
+
+def test_a_new_best_replaces_the_one_whose_training_was_killed(recipe, tmp_path):
+    # by seed 0 the trial that learns nothing is the first
+    train = replace(recipe.train, max_steps=30)
+    words = ["--train.learning-rate", "1e-9,1e-2", "--sampler", "grid", "--seed", "0"]
+    plans = [
+        planned(replace(recipe, train=train), tmp_path, *words, "--metric", "loss", "--trials", n)
+        for n in "12"
+    ]
+    output = tmp_path / "output.txt"
+    process = start_worker(plans[0], output)
+    while not (tmp_path / "best" / "checkpoints" / "checkpoint-4" / MARKER).exists():
+        assert process.is_alive(), output.read_text()
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    assert ended(process) == -signal.SIGKILL
+    assert ended(start_worker(plans[1], output)) == 0, output.read_text()
+    rates = [trial.params["train.learning_rate"] for trial in trials_of(tmp_path, "sqlite")]
+    assert rates == [1e-9, 1e-2]
+    best = Recipe.from_file(tmp_path / "best" / "recipe.json")
+    assert best.train.learning_rate == 1e-2
 
 
 def test_a_signal_stops_a_search_that_the_same_command_resumes(recipe, uninterrupted, tmp_path):
