@@ -16,11 +16,13 @@ import tyro
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import Precision
 from pipelines.recipe_cli import LaunchFlags, RepeatFlags
+from pipelines.search.plan import SearchFlags
 from pipelines.tasks.generation import Generation, GenerationOptions
 from pipelines.terminal import report_errors, stop
 
 NO_LAUNCH_FLAGS = LaunchFlags()
 NO_REPEAT_FLAGS = RepeatFlags()
+NO_SEARCH_FLAGS = SearchFlags()
 Repo = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="REPO")]
 
 
@@ -48,6 +50,35 @@ def train_words(words: list[str]) -> None:
     launch, others = launcher_flags(words)
     check_launch("train", launch, others)
     train(*others, launch=launch)
+
+
+def search(
+    recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")],
+    /,
+    *values: Annotated[str, tyro.conf.Positional],
+    flags: Annotated[SearchFlags, tyro.conf.arg(name="")] = NO_SEARCH_FLAGS,
+    launch: Annotated[LaunchFlags, tyro.conf.arg(name="")] = NO_LAUNCH_FLAGS,
+) -> None:
+    """Search the best values of a recipe's parameters, and train it with them.
+
+    A range is 1e-5:1e-3, 1e-5:1e-3:log or 0.1:0.5:0.1, and choices are 4,8,16. Run the same command
+    again to resume, or several times at once for several workers.
+
+    Args:
+        recipe: Python file with a RECIPE, a recipe.json, or the name of a shipped recipe.
+        values: Flags of the recipe, with a value, a range or choices each:
+            --train.learning-rate 1e-5:1e-3:log --lora.r 4,8,16
+    """
+    raise NotImplementedError  # search_words reads the words
+
+
+def search_words(words: list[str]) -> None:
+    """Search with the words after `search`."""
+    launch, others = launcher_flags(words)
+    check_launch("search", launch, others)
+    from pipelines.search.command import search as run_search
+
+    run_search(others[0], others[1:], launch)
 
 
 def launcher_flags(
@@ -422,6 +453,7 @@ def console() -> None:
     verbs: dict[str, Callable[..., Any]] = {
         "train": train,
         "repeat": repeat,
+        "search": search,
         "evaluate": evaluate,
         "compare": compare,
         "predict": predict,
@@ -437,7 +469,7 @@ def console() -> None:
         if words == ["--version"]:
             print(f"gpt2-recipes {version('gpt2-recipes')}")
             return
-        forwarding = {"train": train_words, "repeat": repeat_words}
+        forwarding = {"train": train_words, "search": search_words, "repeat": repeat_words}
         if words[:1] and words[0] in forwarding and words[1:2] not in ([], ["-h"], ["--help"]):
             forwarding[words[0]](words[1:])
             return

@@ -72,7 +72,13 @@ def run(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> dict[str, 
 
 @contextmanager
 def collector_without_imports() -> Iterator[None]:
-    """Let Python's garbage collector skip the half million objects of the imports inside."""
+    """Let Python's garbage collector skip the half million objects of the imports inside.
+
+    In a search, the objects of one run are not skipped in the next: only the outer block counts.
+    """
+    if gc.get_freeze_count():
+        yield
+        return
     gc.freeze()
     try:
         yield

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, make_dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -57,19 +57,14 @@ def parse(recipe: Recipe, command: list[str]) -> Recipe:
     )
 
 
-def print_help(recipe: Recipe, program: str, launch: type[LaunchFlags]) -> None:
-    """Print the flags of a recipe, with those that start it, and exit."""
-    unnamed = tyro.conf.arg(name="")
-    flags = make_dataclass(
-        "Flags",
-        [
-            ("values", Annotated[Recipe, unnamed], recipe),
-            ("launch", Annotated[launch, unnamed], launch()),
-        ],
-        frozen=True,
-    )
+def print_help(recipe: Recipe, program: str, *others: type) -> None:
+    """Print the flags of a recipe, with those of other frozen dataclasses, and exit."""
+    sections: list[tuple[str, Any, Any]] = [
+        (kind.__name__, Annotated[kind, tyro.conf.arg(name="")], kind()) for kind in others
+    ]
+    values = ("values", Annotated[Recipe, tyro.conf.arg(name="")], recipe)
     tyro.cli(
-        flags,
+        make_dataclass("Flags", [values, *sections], frozen=True, kw_only=True),
         prog=program,
         args=["--help"],
         config=(tyro.conf.AvoidSubcommands,),

@@ -7,6 +7,6 @@ source scripts/venv.sh
 install ".[dev]"
 # pip reports that these are above the ceilings of the project, and installs them.
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --upgrade \
-    accelerate bitsandbytes datasets evaluate huggingface_hub peft torch transformers trl
+    accelerate bitsandbytes datasets evaluate huggingface_hub optuna peft torch transformers trl
 .venv/bin/python -m pip list | grep -iE \
-    "^(accelerate|bitsandbytes|datasets|evaluate|huggingface.hub|peft|torch|transformers|trl) "
+    "^(accelerate|bitsandbytes|datasets|evaluate|huggingface.hub|optuna|peft|torch|transformers|trl) "

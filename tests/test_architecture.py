@@ -13,6 +13,7 @@ LAYERS = (
     "__main__",
     "cli",
     "repeat",
+    "search",
     "train",
     "selftest",
     "recipe_cli",

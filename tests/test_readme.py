@@ -24,6 +24,7 @@ from helpers.factories import ROOT, load_module
 from pipelines.cli import launcher_flags
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe_cli import RepeatFlags
+from pipelines.search.plan import make_plan, split_flags
 
 DOCS = ROOT / "docs"
 COMMANDS = [
@@ -53,6 +54,11 @@ def test_a_command_names_files_and_flags_that_exist(command):
             flags = launcher_flags(flags)[1]
         elif words[:2] == ["gpt2-recipes", "repeat"]:
             flags = launcher_flags(flags, RepeatFlags)[1]
+        elif words[:2] == ["gpt2-recipes", "search"]:
+            search_flags, others = split_flags(launcher_flags(flags)[1])
+            recipe = load_module(ROOT / words[recipes[0]]).RECIPE
+            assert make_plan(recipe, search_flags, others).parameters
+            return
         assert isinstance(recipe_with(words[recipes[0]], flags), Recipe)
 
 
@@ -82,7 +88,7 @@ def test_a_command_has_the_verb_and_flags_that_it_shows(command):
 
     _, verb, *words = shlex.split(command)
     assert f'"{verb}": ' in inspect.getsource(cli.console)
-    if verb in ("train", "repeat"):  # the other flags are the recipe's, see above
+    if verb in ("train", "repeat", "search"):  # the other flags are the recipe's, see above
         words = [word for word in words if word.startswith("recipes/")]
     parsed = tyro.extras.get_parser(vars(cli)[verb.replace("-", "_")]).parse_args(words)
     assert parsed is not None

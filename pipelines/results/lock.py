@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import IO
 
@@ -18,6 +19,7 @@ from pipelines.results.files import PUBLISH_STAGE
 # fcntl, not filelock: of its locks with readers only ReadWriteLock is released by a kill, and that
 # is an SQLite database, which does not name its holder and does not work on network file systems.
 _locked: set[Path] = set()  # folders that this process has locked for a run
+_files: set[IO[str]] = set()  # files that this process alone holds open
 
 
 @contextmanager
@@ -44,11 +46,38 @@ def lock_run_folder(folder: Path) -> Iterator[None]:
         _remove_leftovers(folder)
         _locked.add(folder.resolve())
         try:
-            yield
+            with closed_in_children(lock):
+                yield
         finally:
             _locked.discard(folder.resolve())
             with suppress(OSError):  # a full disk is reported by what needed it
                 lock.truncate(0)
+
+
+@contextmanager
+def closed_in_children(file: IO[str]) -> Iterator[None]:
+    """Close a locked file in every process that is forked inside.
+
+    A lock is held until the last process that has inherited it closes it: workers of a data loader
+    would hold that of a run which was killed, for the seconds until they notice.
+    """
+    _close_at_fork()
+    _files.add(file)
+    try:
+        yield
+    finally:
+        _files.discard(file)
+
+
+@cache
+def _close_at_fork() -> None:
+    """Let forked processes close the files; once, since it cannot be undone."""
+
+    def close_all() -> None:
+        for file in _files:
+            file.close()
+
+    os.register_at_fork(after_in_child=close_all)
 
 
 @contextmanager

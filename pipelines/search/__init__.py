@@ -1,0 +1,1 @@
+"""Search the values of a recipe's parameters: a study of trials, each an ordinary run."""
