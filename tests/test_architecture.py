@@ -18,6 +18,7 @@ LAYERS = (
     "selftest",
     "recipe_cli",
     "flow",
+    "final_score",
     "finished",
     "evaluation",
     "inference",
