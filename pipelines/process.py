@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import platform
 import warnings
@@ -140,3 +141,10 @@ def returning_freed_memory() -> Iterator[None]:
     finally:
         if on_cpu:
             disable_malloc_trim()
+
+
+def release_memory() -> None:
+    """Free the model of a run, also one in a reference cycle, before the next run loads its own."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

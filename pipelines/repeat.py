@@ -157,6 +157,7 @@ def run_seeds(recipes: dict[int, Recipe], callbacks: Sequence[TrainerCallback] =
     """
     from pipelines.console import say
     from pipelines.flow import run
+    from pipelines.process import release_memory
     from pipelines.training.signals import StopAtSignal, StopSignals
     from pipelines.training.world_size import check_world_size
 
@@ -204,17 +205,6 @@ def seeds_to_overwrite(recipes: dict[int, Recipe]) -> set[int]:
     if PartialState().num_processes > 1:
         broadcast_object_list(decided)
     return decided[0]
-
-
-def release_memory() -> None:
-    """Free the model of a run before the next one loads its own."""
-    import gc
-
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def record_scores(recipes: dict[int, Recipe], scores: SeedScores) -> None:

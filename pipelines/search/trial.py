@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import time
 from contextlib import ExitStack, redirect_stdout
@@ -11,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-import torch
 from optuna.trial import TrialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from pipelines.errors import CheckpointError, DataError, Preempted, RecipeError
 from pipelines.flow import run
+from pipelines.process import release_memory
 from pipelines.recipe.recipe import Recipe
 from pipelines.search.claims import Claim
 from pipelines.search.space import with_values
@@ -89,9 +88,7 @@ def run_trial(opened: OpenStudy, claim: Claim, *, quiet: bool) -> Outcome:
         claim.trial.set_user_attr("message", outcome.message)
     opened.study.tell(claim.number, outcome.value, outcome.state)
     clean_up(opened, claim.number)
-    gc.collect()  # a model that an error has left in a cycle
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    release_memory()
     return outcome
 
 
