@@ -35,7 +35,7 @@ def test_a_wrong_range_is_refused_before_torch_is_imported():
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (("search", "--trials", "3"), "search takes a RECIPE before its flags."),
+        (("search", "--trials", "3"), "search takes a RECIPE before the recipe's flags."),
         (
             (*SEARCH, "1e-4,1e-3", "--num-processes", "2"),
             "--num-processes: 2: a trial runs in one process. Start the same command once for "
