@@ -217,10 +217,9 @@ def record_scores(recipes: dict[int, Recipe], scores: SeedScores) -> None:
         for recipe in recipes.values():
             with lock_run_folder(recipe.folder):
                 update_manifest(recipe.folder, {"seeds": scores.to_json()})
-            folder = recipe.folder.parent
         record = {"name": recipe.name, "metric": scores.metric, **scores.to_json()}
         record["folders"] = {str(seed): each.folder.name for seed, each in recipes.items()}
-        write_whole(folder / "seeds.json", record)
+        write_whole(recipe.folder.parent / "seeds.json", record)
     PartialState().wait_for_everyone()
 
 
