@@ -39,7 +39,8 @@ def test_a_majority_class_scores_high_accuracy_and_low_balanced_accuracy():
 def test_scores_of_label_sets_are_counted_for_each_label():
     truth = np.array([[1, 1, 0, 0], [1, 0, 0, 0], [0, 1, 0, 0], [1, 0, 1, 0]], dtype=np.float32)
     guess = np.array([[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]])
-    found = score_label_sets(2.0 * guess - 1, truth, ("a", "b", "c", "d")).metrics
+    labels = ("a", "b", "c", "d")
+    found = score_label_sets(2.0 * guess - 1, truth, labels, np.full(4, 0.5)).metrics
     assert found["support_per_class"] == {"a": 3, "b": 2, "c": 1, "d": 0}
     assert found["precision_per_class"] == pytest.approx({"a": 2 / 3, "b": 0, "c": 0, "d": 0})
     assert found["recall_per_class"] == pytest.approx({"a": 2 / 3, "b": 0, "c": 0, "d": 0})
