@@ -66,17 +66,17 @@ def shared_input_cautions(task: Task, splits: Splits) -> Iterator[str]:
     """Yield a caution for each split with inputs of another one; for a stream's none."""
     seen: list[tuple[str, set[Hashable]]] = []
     if not splits.train.streamed:
-        seen.append(("training", {task.inputs(row) for row in splits.train.rows}))
+        seen.append(("a training", {task.inputs(row) for row in splits.train.rows}))
     for split, examples in splits.scored.items():
         inputs = [task.inputs(row) for row in examples.rows]
         for other, known in seen:
             num_shared = sum(each in known for each in inputs)
             if num_shared:
                 yield (
-                    f"{num_shared:,} of {len(inputs):,} {ROWS[split]} rows have the input of a "
+                    f"{num_shared:,} of {len(inputs):,} {ROWS[split]} rows have the input of "
                     f"{other} row: the score is too good"
                 )
-        seen.append((ROWS[split], set(inputs)))
+        seen.append((f"an {ROWS[split]}", set(inputs)))
 
 
 def split_cautions(task: Task, splits: Splits) -> Iterator[str]:

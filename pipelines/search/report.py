@@ -16,7 +16,6 @@ from pipelines.search.study import OpenStudy
 
 WORDS = {TrialState.COMPLETE: "", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
 NUM_SHOWN = 20  # trials in the table of the terminal
-NUM_BEST = 5  # trials, as Optuna recommends
 MIN_TRIALS = 4  # below which the importance of parameters says nothing
 
 
@@ -31,7 +30,7 @@ def report_search(opened: OpenStudy) -> None:
         say(f"{len(trials) - NUM_SHOWN} more are in {opened.plan.folder / 'trials.csv'}.")
     if importances:
         shown = ", ".join(f"{name} {value:.0%}" for name, value in importances.items())
-        say(f"importance of the parameters (PED-ANOVA): {shown}")
+        say(f"importance of the parameters (fANOVA): {shown}")
 
 
 def ranked(opened: OpenStudy) -> list[FrozenTrial]:
@@ -49,15 +48,15 @@ def ranked(opened: OpenStudy) -> list[FrozenTrial]:
 def importances_of(opened: OpenStudy) -> dict[str, float]:
     """Return the importance of each parameter, as fractions of 1; {} for too few trials.
 
-    It tells how much the values of the best trials differ from those of all (PED-ANOVA, Watanabe
-    et al. 2023). The best are a tenth, and at least `NUM_BEST` or half of the trials.
+    It tells how much of the variance of the trials' values a parameter explains, in a random forest
+    fitted to them (fANOVA, Hutter et al. 2014).
     """
     complete = opened.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if len(complete) < MIN_TRIALS or len({each.value for each in complete}) == 1:
         return {}
-    best = max(0.1, min(0.5, NUM_BEST / len(complete)))
-    evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=best)
-    return optuna.importance.get_param_importances(opened.study, evaluator=evaluator)
+    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+    found = optuna.importance.get_param_importances(opened.study, evaluator=evaluator)
+    return {path: float(value) for path, value in found.items()}
 
 
 def cells_of(opened: OpenStudy, trial: FrozenTrial) -> dict[str, Any]:

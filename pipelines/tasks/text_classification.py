@@ -117,7 +117,7 @@ class TextClassification(Task):
             return {"pearsonr": True, "spearmanr": True, "mse": False, "loss": False}
         if self.several:
             return {"micro_f1": True, "macro_f1": True, "loss": False}
-        return {"accuracy": True, "macro_f1": True, "loss": False}
+        return {"accuracy": True, "macro_f1": True, "balanced_accuracy": True, "loss": False}
 
     @property
     def several(self) -> bool:

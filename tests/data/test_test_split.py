@@ -16,6 +16,7 @@ from pipelines.flow import run
 from pipelines.hub.card import model_card
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import Model, Train
+from pipelines.reporting.cautions import shared_input_cautions
 from pipelines.results.files import read_manifest
 from pipelines.tasks.causal_lm import CausalLM
 from pipelines.tasks.question_answering import QuestionAnswering
@@ -114,6 +115,21 @@ def test_scored_split_eval_holds_test_rows_out_and_reports_none_of_them(tmp_path
     assert trial.train.rows == full.train.rows
     assert trial.reported is trial.held_out
     assert list(trial.scored) == ["eval"]
+
+
+def test_inputs_of_another_split_are_told(tmp_path):
+    rows = {"train": SORTED, "dev": [*SORTED[:2], {"text": "new", "label": "a"}]}
+    rows["test"] = [*rows["dev"][2:], *SORTED[5:6]]
+    for name, content in rows.items():
+        write(tmp_path / f"{name}.jsonl", content)
+    source = DatasetSource(path=str(tmp_path), eval_split="dev", test_split="test")
+    task = TextClassification(dataset=source)
+    splits, _ = check_splits(task, load_splits(source))
+    assert list(shared_input_cautions(task, splits)) == [
+        "2 of 3 evaluation rows have the input of a training row: the score is too good",
+        "1 of 2 test rows have the input of a training row: the score is too good",
+        "1 of 2 test rows have the input of an evaluation row: the score is too good",
+    ]
 
 
 def test_files_of_two_splits_are_refused(tmp_path):

@@ -2,8 +2,11 @@
 
 import numpy as np
 import pytest
+from transformers import EvalPrediction
 
+from pipelines.data.source import DatasetSource
 from pipelines.tasks.classification_scores import score_classes, score_label_sets
+from pipelines.tasks.text_classification import TextClassification
 
 
 def logits_of(guesses, num_labels):
@@ -48,3 +51,18 @@ def test_scores_of_label_sets_are_counted_for_each_label():
     assert found["macro_f1"] == pytest.approx(4 / 6 / 4)
     assert found["micro_f1"] == pytest.approx(2 * 2 / (4 + 6))  # 4 predicted, 6 true
     assert all(type(count) is int for count in found["support_per_class"].values())
+
+
+@pytest.mark.parametrize(
+    ("problem_type", "logits", "truth"),
+    [
+        ("single_label_classification", [[1.0, 0.0], [0.0, 2.0]], [0, 1]),
+        ("multi_label_classification", [[1.0, -1.0], [-1.0, 2.0]], [[1.0, 0.0], [0.0, 1.0]]),
+        ("regression", [[1.0], [2.0], [4.0]], [1.0, 2.0, 3.0]),
+    ],
+)
+def test_the_metrics_to_choose_by_are_in_the_score(problem_type, logits, truth):
+    task = TextClassification(dataset=DatasetSource(path="nowhere"), problem_type=problem_type)
+    score = task.score(EvalPrediction(np.array(logits), np.array(truth)), None, ("a", "b"))
+    assert next(iter(task.metrics)) == score.primary
+    assert task.metrics.keys() <= score.metrics.keys()

@@ -258,7 +258,11 @@ def test_two_ranks_stop_together_and_choose_as_one(whole, tmp_path):
         ({"eval_steps": None}, "train.keep", "Set train.eval_steps"),
         ({"eval_steps": 12}, "train.eval_steps", "12 is not before the last step, 12"),
         ({"save_steps": None}, "train.keep", "Set train.save_steps"),
-        ({"metric_for_best": "f1"}, "train.metric_for_best", "Known: accuracy, macro_f1"),
+        (
+            {"metric_for_best": "f1"},
+            "train.metric_for_best",
+            "Known: accuracy, macro_f1,",
+        ),
         (
             {"keep": "last", "early_stopping_patience": 1, "eval_steps": None},
             "train.early_stopping_patience",
