@@ -240,7 +240,7 @@ class CausalLM(Task):
         rows = np.asarray(prediction.predictions, dtype=np.float64)
         return to_row_results(
             map(held_out.locate, range(len(rows))),
-            ({"loss": float(nll / count)} for nll, count in rows),
+            ({"loss": float(nll / count) if count else None} for nll, count in rows),
             ({"tokens": int(count)} for _, count in rows),
             rows,
         )

@@ -100,6 +100,8 @@ def test_the_values_of_a_block_are_its_loss_and_its_tokens(tokenizer):
     count = held_out.num_rows
     perplexity = math.exp(count * (count + 1) / 2 / (7 * count))
     assert metric_of(task, results) == pytest.approx(perplexity, rel=1e-12)
+    losses[0] = 0, 0  # a block without a token to predict
+    assert task.row_results(prediction, held_out, ())[0].prediction == {"loss": None}
 
 
 @pytest.mark.parametrize("version_2", [False, True])
