@@ -157,7 +157,7 @@ class Train:
     early_stopping_patience: Annotated[int, Ge(1)] | None = None
     """Stop after this many evaluations in a row that are not better than the best."""
     early_stopping_threshold: Annotated[float, Ge(0)] = 0.0
-    """How much better an evaluation must be for the patience to start anew."""
+    """Least gain over the best for an evaluation to count as better."""
     torch_compile: bool = False
     """Compile the model; the first step, and each new row length, waits for the compiler."""
     dataloader_num_workers: Annotated[int, Ge(0), Le(64)] = 0

@@ -48,7 +48,7 @@ class SaveBest(TrainerCallback):
 
 
 class EarlyStopping(EarlyStoppingCallback):
-    """transformers' early stopping; a run that resumes goes on with the patience that was left."""
+    """transformers' early stopping; a resumed run takes its count from the checkpoint."""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -191,7 +191,7 @@ class RecipeTrainer(HookedTrainer):
     def load_best(self) -> None:
         """Load the weights of the best evaluation, and keep a checkpoint of the last step.
 
-        From that an interrupted run goes on. Raise CheckpointError if the best is damaged.
+        An interrupted run resumes from the latter. Raise CheckpointError if the best is damaged.
         """
         step = self.state.best_global_step
         if step is None or step == self.state.global_step:
