@@ -158,7 +158,7 @@ def length_cautions(task: Task, name: str, features: Features) -> Iterator[str]:
 
 
 def schedule_cautions(recipe: Recipe, train: Features) -> Iterator[str]:
-    """Yield cautions about a batch larger than the training rows, and warm-up without an end."""
+    """Yield cautions about a batch above the rows, endless warm-up, and a single evaluation."""
     options = recipe.train
     size, num_rows = options.global_batch_size, train.num_rows
     num_steps = options.max_steps or 0
@@ -174,4 +174,9 @@ def schedule_cautions(recipe: Recipe, train: Features) -> Iterator[str]:
         yield (
             f"{options.warmup_steps:g} steps of warm-up (--train.warmup-steps) in a run of "
             f"{num_steps:,}: the learning rate never reaches {options.learning_rate:g}"
+        )
+    if options.chooses and 0 < num_steps <= (options.eval_steps or 0):
+        yield (
+            f"an evaluation every {options.eval_steps:,} steps (--train.eval-steps) in a run of "
+            f"{num_steps:,}: there is only one, so that nothing is chosen"
         )

@@ -471,6 +471,16 @@ def test_good_rows_give_no_caution(tmp_path):
     assert told(*split(CLASSIFY, file), train=few, held_out=few) == []
 
 
+def test_a_choice_between_one_evaluation_is_cautioned(tmp_path):
+    file = write_rows(tmp_path / "rows.jsonl", SORTED)
+    source = DatasetSource(path=str(file), test_fraction=0.1)
+    splits, labels = check_splits(replace(CLASSIFY, dataset=source), load_splits(source))
+    options = {"keep": "best", "num_train_epochs": 2.0, "global_batch_size": 30}  # 12 steps
+    assert told(splits, labels, eval_steps=11, **options) == []
+    [text] = told(splits, labels, eval_steps=12, **options)
+    assert text.startswith("an evaluation every 12 steps (--train.eval-steps) in a run of 12:")
+
+
 def test_one_file_in_place_of_an_eval_split_is_cautioned(tmp_path):
     file = write_rows(tmp_path / "rows.jsonl", SORTED)
     task = replace(CLASSIFY, dataset=DatasetSource(path=str(file), eval_split="test"))
