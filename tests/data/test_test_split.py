@@ -219,6 +219,9 @@ def test_a_choice_holds_out_test_rows_and_reports_their_score(
     assert "10 % of the rows of train, the test rows" in capsys.readouterr().out
     card = model_card(recipe.with_test_rows(), sidecar, "user/tested")
     assert "| accuracy of the validation rows |" in card
+    assert "nothing was chosen by them. Choices were made by the validation rows.\n\n" in card
+    given = replace(recipe, train=replace(recipe.train, keep="last"))
+    assert "nothing was chosen by them.\n\n" in model_card(given, sidecar, "user/tested")
     assert run(recipe) == metrics  # finished: the rows are recognised
     assert "holds the finished result" in capsys.readouterr().out
 
