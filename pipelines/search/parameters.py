@@ -45,7 +45,7 @@ class Choices:
         return self.values[int(fraction * len(self.values))]
 
     def exact(self, drawn: Value) -> Value:
-        """Return the value that a drawn one stands for: itself."""
+        """Return a drawn value without rounding errors: choices have none."""
         return drawn
 
 
@@ -106,7 +106,7 @@ class Range:
         return int(bounded) if self.integer else bounded
 
     def exact(self, drawn: Value) -> Value:
-        """Return the value that a drawn one stands for: 0.3 for 0.1 + 2 * 0.1 in floats."""
+        """Return a drawn value without rounding errors: 0.3 for 0.1 + 2 * 0.1 in floats."""
         if self.integer or self.step is None:
             return drawn
         assert isinstance(drawn, float)
