@@ -148,7 +148,7 @@ def train_and_score(
     """Train, and score the weights that the recipe keeps."""
     trainer = prepared.trainer
     mark_started(recipe, trainer.identity["run"])
-    with tracked(recipe, trainer):
+    with tracked(recipe, trainer, prepared.checkpoint):
         train_to_the_end(trainer, prepared.checkpoint, signals)
         kept = keep_weights(recipe, trainer)
         final = evaluate_at_the_end(trainer, splits, signals)

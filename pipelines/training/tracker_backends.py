@@ -26,6 +26,7 @@ from pipelines.training.tracker_upstream import without_account
 PROJECT = "gpt2-recipes"
 MLFLOW_FOLDER = Path("runs/mlflow")
 RUN_TAG = "gpt2_recipes.run"
+MOST_PARAMS, MOST_CHARACTERS = 100, 500  # of a request to MLflow, and of a parameter's value
 PATIENCE = 30  # seconds for a server that does not answer, when a run begins and when it ends
 Ending = Literal["finished", "stopped", "failed"]
 
@@ -215,8 +216,10 @@ class MLflow(Tracker):
             return run_id
         tags = {RUN_TAG: run.id, "gpt2_recipes.group": run.group}
         made = self.client.create_run(self.experiment, run_name=run.name, tags=tags)
-        params = [Param(key, str(value)) for key, value in run.config.items()]
-        self.client.log_batch(made.info.run_id, params=params)
+        params = [Param(key, str(value)[:MOST_CHARACTERS]) for key, value in run.config.items()]
+        for start in range(0, len(params), MOST_PARAMS):
+            part = params[start : start + MOST_PARAMS]
+            self.client.log_batch(made.info.run_id, params=part)
         return str(made.info.run_id)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:

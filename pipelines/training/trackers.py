@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
@@ -14,26 +15,32 @@ from pipelines.errors import EndedEarly, Preempted
 from pipelines.hub.contents import make_portable
 from pipelines.log import LOG
 from pipelines.recipe.recipe import Recipe
+from pipelines.recipe.schema import shortened
 from pipelines.recipe.values import TrackerName
 from pipelines.reporting.step_log import SUMMARY, numbers_of
+from pipelines.training.checkpoints import step_of
 from pipelines.training.identity import comparable
 from pipelines.training.tracker_backends import TRACKERS, Ending, TrackedRun, Tracker
 from pipelines.training.trainer import RecipeTrainer
 
 
 @contextmanager
-def tracked(recipe: Recipe, trainer: RecipeTrainer) -> Iterator[None]:
+def tracked(recipe: Recipe, trainer: RecipeTrainer, checkpoint: Path | None) -> Iterator[None]:
     """Log the metrics of what is done inside to the recipe's trackers, and how it ends.
 
-    Rank 0 does so. A tracker that fails is closed with a message, and the run continues.
+    Rank 0 does so. With a checkpoint, the run that it belongs to is continued. A tracker that fails
+    gets no more metrics, with a message, and the run continues.
     """
     if not recipe.train.report_to or not PartialState().is_main_process:
         yield
         return
-    trackers = Trackers(recipe, trainer.identity["run"])
-    trainer.add_callback(trackers)
+    trackers = Trackers()
+    run = tracked_run(recipe, trainer.identity["run"], checkpoint)
     ending: Ending = "failed"
     try:
+        for name in dict.fromkeys(recipe.train.report_to):
+            trackers.begin(name, run)
+        trainer.add_callback(trackers)
         yield
         ending = "finished"
     except (Preempted, EndedEarly):
@@ -44,19 +51,19 @@ def tracked(recipe: Recipe, trainer: RecipeTrainer) -> Iterator[None]:
 
 
 class Trackers(TrainerCallback):
-    """Begins a run in each tracker with the training, and logs to it until it is closed."""
+    """Logs what the Trainer logs to every open tracker."""
 
-    def __init__(self, recipe: Recipe, run: str):
-        self.recipe = recipe
-        self.run = run
+    def __init__(self) -> None:
         self.open: dict[TrackerName, Tracker] = {}
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        run = tracked_run(self.recipe, self.run, state.global_step)
-        for name in dict.fromkeys(self.recipe.train.report_to):
-            self.attempt(name, self.begin, name, run)
+    def begin(self, name: TrackerName, run: TrackedRun) -> None:
+        """Begin a run in a tracker, or continue it."""
+
+        def begin() -> None:
+            self.open[name] = TRACKERS[name](run)
+            say(f"  {name}: {self.open[name].location}")
+
+        self.attempt(name, begin)
 
     def on_log(
         self,
@@ -69,11 +76,6 @@ class Trackers(TrainerCallback):
         if logs and SUMMARY not in logs:
             metrics = {name: n for name, n in numbers_of(logs).items() if n is not None}
             self.log(metrics, state.global_step)
-
-    def begin(self, name: TrackerName, run: TrackedRun) -> None:
-        """Begin or continue the run in a tracker."""
-        self.open[name] = TRACKERS[name](run)
-        say(f"  {name}: {self.open[name].location}")
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         """Log the metrics of a step to every open tracker that has none of a later one."""
@@ -97,12 +99,12 @@ class Trackers(TrainerCallback):
             self.open.pop(name, None)
             LOG.exception("%s failed.", name)
             first = next(iter(str(error).splitlines()), "")
-            say(f"  {name} failed and gets no more metrics, the run continues: ")
-            say(f"    {type(error).__name__}: {first}")
+            say(f"  {name} failed and gets no more metrics; the run continues.")
+            say(f"    {shortened(f'{type(error).__name__}: {first}')}")
 
 
-def tracked_run(recipe: Recipe, run: str, step: int) -> TrackedRun:
-    """Return what trackers are told of a run that continues after a step, 0 for a new one.
+def tracked_run(recipe: Recipe, run: str, checkpoint: Path | None) -> TrackedRun:
+    """Return what trackers are told of a run that is new, or resumes from a checkpoint.
 
     A seed of `repeat` and a trial of `search` have the recipe's name with that of their folder.
     """
@@ -113,7 +115,7 @@ def tracked_run(recipe: Recipe, run: str, step: int) -> TrackedRun:
         group=recipe.name,
         folder=recipe.folder,
         config=dict(flat(comparable(make_portable(recipe)))),
-        next_step=step + 1 if step else 0,
+        next_step=0 if checkpoint is None else step_of(checkpoint) + 1,
     )
 
 
