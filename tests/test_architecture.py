@@ -35,6 +35,8 @@ LAYERS = (
     "console",
     "process",
     "terminal",
+    "flags",
+    "flags_upstream",
     "shipped",
     "abandonable",
     "log",
