@@ -127,8 +127,11 @@ def print_table(listed: list[Listed]) -> None:
     console.print(lines[0], style="dim", markup=False)
     for line, each in zip(lines[1:], listed, strict=True):
         console.print(line, style="bold", markup=False)
-        console.print(f"    {each.model} on {each.data}{missing(each)}", markup=False)
-    print("\nCopy one with `gpt2-recipes new NAME --from RECIPE`; run one with `gpt2-recipes run`.")
+        console.print(
+            f"    {starred(each.model, each)} on {starred(each.data, each)}", markup=False
+        )
+    print("\n* is not in this folder yet: the docstring of the recipe says what makes it.")
+    print("Copy one with `gpt2-recipes new NAME --from RECIPE`; run one with `gpt2-recipes run`.")
 
 
 def first_line(each: Listed) -> tuple[str, ...]:
@@ -138,8 +141,6 @@ def first_line(each: Listed) -> tuple[str, ...]:
     return name, task, method, "+".join(needed), score
 
 
-def missing(each: Listed) -> str:
-    """Return the local files that a recipe needs and that are not here."""
-    words = {*each.needs} - {"network", "CPU", "GPU"}
-    absent = [name for name in each.needs if name in words and not Path(name).exists()]
-    return f" (not here: {', '.join(absent)})" if absent else ""
+def starred(name: str, each: Listed) -> str:
+    """Return the name of a model or of data, with a star if it is a local path without a file."""
+    return f"{name}*" if name in each.needs and not Path(name).exists() else name

@@ -17,6 +17,7 @@ LAYERS = (
     "run_here",
     "recipe_list",
     "recipe_show",
+    "scaffold",
     "train",
     "selftest",
     "recipe_cli",

@@ -15,6 +15,7 @@ from pipelines.terminal import report_errors, stop
 Verb = Callable[..., Any]
 FAMILIES: dict[str, dict[str, Verb]] = {
     "Recipes": {
+        "new": recipes.new,
         "list": recipes.list_recipes,
         "show": recipes.show,
     },

@@ -7,6 +7,28 @@ from typing import Annotated
 import tyro
 
 from pipelines.cli.training import check_recipe
+from pipelines.scaffold.flags import NewFlags
+
+NO_NEW_FLAGS = NewFlags()
+
+
+def new(
+    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")],
+    /,
+    *,
+    flags: Annotated[NewFlags, tyro.conf.arg(name="")] = NO_NEW_FLAGS,
+) -> None:
+    """Write a recipe for data of your own, and say what was guessed.
+
+    It looks at the rows, guesses what is not given, and prints each guess with its reason and the
+    flag that overrules it. Where two columns fit, it asks for the flag.
+
+    Args:
+        name: Name of the run, and of the file.
+    """
+    from pipelines.scaffold.new import new as write_recipe
+
+    write_recipe(name, flags)
 
 
 def list_recipes(as_json: Annotated[bool, tyro.conf.arg(name="json")] = False) -> None:

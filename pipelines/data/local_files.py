@@ -73,9 +73,14 @@ def split_files(source: DatasetSource, split: str) -> tuple[Path, ...]:
     raise DataError(f"{text}; or shards such as {split}-00000-of-00002.parquet.")
 
 
+def has_split(folder: Path, split: str) -> bool:
+    """Tell whether a folder has files that are named after a split."""
+    return any(True for each in (folder, folder / "data") for _ in _candidates(each, split))
+
+
 def _candidates(folder: Path, split: str) -> Iterator[tuple[Path, ...]]:
     """Yield each file, group of shards and subfolder that is named after a split."""
-    files = _data_files(folder)
+    files = data_files(folder)
     named = [file for file in files if _stem(file).lower() == split.lower()]
     yield from ((file,) for file in named)
     shards: dict[str, list[Path]] = {}
@@ -85,7 +90,7 @@ def _candidates(folder: Path, split: str) -> Iterator[tuple[Path, ...]]:
             shards.setdefault(file.name[len(_stem(file)) :].lower(), []).append(file)
     yield from map(_complete, shards.values())
     for name in names_in(folder):
-        inside = _data_files(folder / name) if name.lower() == split.lower() else []
+        inside = data_files(folder / name) if name.lower() == split.lower() else []
         if len({suffix_of(file) for file in inside}) > 1:
             names = ", ".join(file.name for file in inside)
             raise DataError(f"{folder / name}: files of several formats: {names}.")
@@ -95,7 +100,7 @@ def _candidates(folder: Path, split: str) -> Iterator[tuple[Path, ...]]:
 
 def _unnamed(folder: Path) -> tuple[Path, ...]:
     """Return the documents or the one set of shards in a folder."""
-    files = _data_files(folder)
+    files = data_files(folder)
     if files and all(suffix_of(file) == ".txt" for file in files):
         return tuple(files)
     names = {(m["name"], suffix_of(f)) for f in files if (m := SHARD.fullmatch(_stem(f)))}
@@ -103,7 +108,7 @@ def _unnamed(folder: Path) -> tuple[Path, ...]:
     return _complete(files) if shards else ()
 
 
-def _data_files(folder: Path) -> list[Path]:
+def data_files(folder: Path) -> list[Path]:
     """Return the files of a folder that have an accepted suffix, by name."""
     names = (name for name in names_in(folder) if not name.startswith("."))
     files = (folder / name for name in names if name not in METADATA_FILES)
