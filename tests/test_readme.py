@@ -20,7 +20,7 @@ from helpers.documents import (
     text_of,
 )
 from helpers.factories import ROOT, load_module
-from pipelines.cli.main import VERBS
+from pipelines.cli.main import VERBS, WITH_RECIPE
 from pipelines.cli.training import launcher_flags
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe_cli import RepeatFlags
@@ -86,7 +86,7 @@ def test_every_recipe_and_config_is_listed(folder, pattern, page):
 def test_a_command_has_the_verb_and_flags_that_it_shows(command):
     _, verb, *words = shlex.split(command)
     assert verb in VERBS
-    if verb in ("train", "repeat", "search"):  # the other flags are the recipe's, see above
+    if verb in WITH_RECIPE:  # the other flags are the recipe's, see above
         words = words[:1]
     parsed = tyro.extras.get_parser(VERBS[verb]).parse_args(words)
     assert parsed is not None
