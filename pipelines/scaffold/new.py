@@ -6,7 +6,6 @@ import ast
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from pipelines.data.rows import Examples
 from pipelines.data.validate import drop_unusable, raise_rejected
@@ -171,9 +170,7 @@ def copied(name: str, flags: NewFlags) -> tuple[Recipe, str, list[Guess]]:
 
 def with_model(recipe: Recipe, base: BaseModel) -> Recipe:
     """Return a recipe that starts from another model, its rows no longer than that allows."""
-    task = recipe.task
-    length: dict[str, Any] = {task.length_field: min(task.length, base.positions)}
-    task = replace(task, **length)
+    task = recipe.task.with_length(min(recipe.task.length, base.positions))
     model = base.model
     if isinstance(model, Scratch) and isinstance(recipe.model, Scratch):
         model = replace(recipe.model, size=model.size)
