@@ -56,7 +56,13 @@ def train(recipe: str, flags: Sequence[str], launch_flags: LaunchFlags) -> None:
     launcher = Launcher.of(launch_flags)
     if {"-h", "--help"} & set(flags):
         print_help(load_recipe(file), f"gpt2-recipes train {recipe}", LaunchFlags)
-    elif not launcher.needed:
+    else:
+        start(file, flags, launcher)
+
+
+def start(file: Path, flags: Sequence[str], launcher: Launcher) -> None:
+    """Run the recipe of a file with its flags, and end with its exit code."""
+    if not launcher.needed:
         launcher.set_environment()
         run_file(file, flags)
     else:
@@ -201,6 +207,10 @@ def start_processes(arguments: Any) -> Exit | None:
         os.environ[EXITS] = folder
         try:
             multi_gpu_launcher(arguments)
+        except ConnectionError:  # of several machines; on one a free port is taken
+            text = f"port {arguments.main_process_port} is in use on this machine. Set another "
+            text += "main_process_port in the Accelerate config, the same on all machines."
+            raise RecipeError([Problem("config_file", text)]) from None
         except SignalException as error:
             end_children(error.sigval)
             text = f"stopped by {error.sigval.name}; run the same command again to resume."
