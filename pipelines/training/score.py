@@ -8,21 +8,27 @@ from typing import Any
 
 from pipelines.data.rows import Examples
 from pipelines.hub.load import LoadedResult
+from pipelines.tasks.base import Features
 from pipelines.training.build import build_trainer
 
 
 def score_result(loaded: LoadedResult, rows: Examples) -> dict[str, Any]:
     """Return the metrics of a result on rows."""
-    recipe, tokenizer, labels = loaded.recipe, loaded.tokenizer, loaded.labels
-    held_out = recipe.task.features(rows, tokenizer, labels, training=False)
+    recipe = loaded.recipe
+    held_out = recipe.task.features(rows, loaded.tokenizer, loaded.labels, training=False)
     recipe.task.check_scorable(held_out)
+    return score_features(loaded, held_out)
+
+
+def score_features(loaded: LoadedResult, held_out: Features) -> dict[str, Any]:
+    """Return the metrics of a result on encoded rows."""
     with tempfile.TemporaryDirectory() as scratch:  # the Trainer creates its folder
         trainer = build_trainer(
-            replace(recipe, output_dir=scratch),
+            replace(loaded.recipe, output_dir=scratch),
             loaded.model,
-            tokenizer,
+            loaded.tokenizer,
             train=None,
             scored={"eval": held_out},
-            labels=labels,
+            labels=loaded.labels,
         )
         return trainer.score("eval").metrics
