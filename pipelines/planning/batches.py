@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -75,9 +76,8 @@ def rows_in_order(num_rows: int, seed: int, num_drawn: int) -> np.ndarray[Any, A
     """Return the numbers of the rows that a run trains on, in its order, but not of all epochs."""
     num_drawn = min(num_drawn, max(num_rows, NUM_LOOKED_AT))
     num_epochs = max(1, -(-num_drawn // num_rows))
-    drawn = [
-        list(RowOrder(num_rows, seed, lambda epoch=epoch: epoch)) for epoch in range(num_epochs)
-    ]
+    orders = (RowOrder(num_rows, seed, partial(int, epoch)) for epoch in range(num_epochs))
+    drawn = [list(order) for order in orders]
     return np.concatenate(drawn)[:num_drawn]
 
 

@@ -29,12 +29,19 @@ class Parameters:
     num_layers: int
     in_blocks: int
     """Parameters of all blocks, without an adapter's."""
-    trainable_in_blocks: int
+    vocabulary: int
+    width: int
 
     @property
     def total(self) -> int:
         """Return all parameters."""
         return sum(self.trainable.values()) + sum(self.frozen.values())
+
+    @property
+    def base(self) -> int:
+        """Return the parameters of the base, without an adapter and its copy of the head."""
+        copied = self.trainable["head"] if self.frozen["head"] else 0
+        return self.total - self.trainable["adapter"] - copied
 
     @property
     def num_trainable(self) -> int:
@@ -91,7 +98,8 @@ def count_parameters(model: Any) -> Parameters:
         frozen=frozen,
         num_layers=len(blocks),
         in_blocks=sum(p.numel() for name, p in inside if "lora_" not in name),
-        trainable_in_blocks=sum(p.numel() for _, p in inside if p.requires_grad),
+        vocabulary=base.get_input_embeddings().weight.shape[0],
+        width=base.get_input_embeddings().weight.shape[1],
     )
 
 
