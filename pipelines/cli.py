@@ -15,12 +15,13 @@ import tyro
 
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import Precision
-from pipelines.recipe_cli import LaunchFlags, RepeatFlags
+from pipelines.recipe_cli import LaunchFlags, PlanFlags, RepeatFlags
 from pipelines.search.plan import SearchFlags
 from pipelines.tasks.generation import Generation, GenerationOptions
 from pipelines.terminal import report_errors, stop
 
 NO_LAUNCH_FLAGS = LaunchFlags()
+NO_PLAN_FLAGS = PlanFlags()
 NO_REPEAT_FLAGS = RepeatFlags()
 NO_SEARCH_FLAGS = SearchFlags()
 Repo = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="REPO")]
@@ -88,6 +89,8 @@ def launcher_flags(
     parser = argparse.ArgumentParser("gpt2-recipes", add_help=False, allow_abbrev=False)
     parser.add_argument("--config-file", "--config_file", type=Path)
     parser.add_argument("--num-processes", "--num_processes", type=int)
+    if kind is PlanFlags:
+        parser.add_argument("--json", action="store_true")
     if kind is RepeatFlags:
         parser.add_argument("--seeds", default=NO_REPEAT_FLAGS.seeds)
     launch, others = parser.parse_known_args(words)
@@ -100,6 +103,33 @@ def check_launch(verb: str, launch: LaunchFlags, others: list[str]) -> None:
         stop([f"{verb} takes a RECIPE before the recipe's flags."], 2)
     if launch.num_processes is not None:
         at_least_one("num-processes", launch.num_processes)
+
+
+def plan(
+    recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")],
+    /,
+    *flags: Annotated[str, tyro.conf.Positional],
+    options: Annotated[PlanFlags, tyro.conf.arg(name="")] = NO_PLAN_FLAGS,
+) -> None:
+    """Check a recipe as its run would, and predict the memory, the time and the disk of the run.
+
+    A copy of the model with two layers is trained for two steps, saved, loaded and scored in a
+    temporary folder. Nothing is written to the run's folder.
+
+    Args:
+        recipe: Python file with a RECIPE, a recipe.json, or the name of a shipped recipe.
+        flags: Flags of the recipe: `gpt2-recipes plan RECIPE --help` lists them.
+    """
+    from pipelines.planning.command import plan as plan_run
+
+    plan_run(recipe, flags, options)
+
+
+def plan_words(words: list[str]) -> None:
+    """Call `plan` with the words after it."""
+    launch, others = launcher_flags(words, PlanFlags)
+    check_launch("plan", launch, others)
+    plan(*others, options=cast(PlanFlags, launch))
 
 
 def repeat(
@@ -452,6 +482,7 @@ def console() -> None:
     """Entry point of `gpt2-recipes`."""
     verbs: dict[str, Callable[..., Any]] = {
         "train": train,
+        "plan": plan,
         "repeat": repeat,
         "search": search,
         "evaluate": evaluate,
@@ -469,7 +500,12 @@ def console() -> None:
         if words == ["--version"]:
             print(f"gpt2-recipes {version('gpt2-recipes')}")
             return
-        forwarding = {"train": train_words, "search": search_words, "repeat": repeat_words}
+        forwarding = {
+            "train": train_words,
+            "plan": plan_words,
+            "search": search_words,
+            "repeat": repeat_words,
+        }
         if words[:1] and words[0] in forwarding and words[1:2] not in ([], ["-h"], ["--help"]):
             forwarding[words[0]](words[1:])
             return

@@ -28,13 +28,13 @@ from pipelines.training.identity import check_allowed
 
 @dataclass(frozen=True)
 class Encoded:
-    """The encoded rows of a run, and the cautions about them."""
+    """The rows of a run as the model takes them, and what looks wrong with them."""
 
     tokenizer: PreTrainedTokenizerBase
     train: Features
     scored: dict[str, Features]
     """The rows of each split that is scored; "eval" is the first."""
-    cautions: list[str]
+    warnings: list[str]
 
     @property
     def features(self) -> dict[str, Features]:
@@ -91,11 +91,11 @@ def encode(recipe: Recipe, splits: Splits, labels: tuple[str, ...]) -> Encoded:
     }
     for features in scored.values():
         task.check_scorable(features)
-    found = [*describe_formats(task.dataset), *cautions(recipe, splits, labels, train, scored)]
-    found += unknown
+    warnings = [*describe_formats(task.dataset), *cautions(recipe, splits, labels, train, scored)]
+    warnings += unknown
     if PartialState().device.type == "cpu":
-        found += slow_precision()
-    return Encoded(tokenizer, train, scored, found)
+        warnings += slow_precision()
+    return Encoded(tokenizer, train, scored, warnings)
 
 
 def texts(examples: Examples) -> Iterator[str]:

@@ -44,11 +44,11 @@ class Gpu:
 
 
 GPUS = (
-    Gpu("RTX 4060", 8, 30),
-    Gpu("RTX 4080", 16, 98),
-    Gpu("L4", 24, 121),
-    Gpu("A100 40 GB", 40, 312),
-    Gpu("H100 80 GB", 80, 989),
+    Gpu("8 GB, RTX 4060", 8, 30),
+    Gpu("16 GB, RTX 4080", 16, 98),
+    Gpu("24 GB, L4", 24, 121),
+    Gpu("40 GB, A100", 40, 312),
+    Gpu("80 GB, H100", 80, 989),
 )
 METHODS: dict[str, Int8 | NF4 | None] = {
     "full": None,
@@ -87,7 +87,7 @@ class Fit:
     bytes: int
     """Predicted peak with these rows, or with one."""
     seconds: float | None
-    """Predicted time of the run's training with these rows."""
+    """Predicted time of the run's training."""
 
 
 def variants(recipe: Recipe) -> dict[str, Recipe]:
@@ -181,15 +181,14 @@ def estimate_gpus(
 ) -> Iterator[Fit]:
     """Yield what fits on each GPU with each method.
 
-    A forward pass has as many rows as fit, all as long as the `longest`, but no more than an
-    optimizer step. `num_tokens` are those of the training.
+    A forward pass has as many rows as fit, all as long as the `longest`. `num_tokens` are those of
+    the training.
     """
     for method, variant in variants(recipe).items():
         fixed, row = gpu_bytes(variant, labels, parameters, longest)
         flops = flops_per_token(variant, parameters, longest)
         for gpu in GPUS:
-            fitting = int((gpu.gigabytes * 1e9 - fixed) / row)
-            rows = max(0, min(fitting, recipe.train.global_batch_size))
+            rows = max(0, int((gpu.gigabytes * 1e9 - fixed) / row))
             seconds = num_tokens * flops / (gpu.teraflops * 1e12 * UTILISATION)
             yield Fit(
                 gpu=gpu.name,

@@ -39,9 +39,8 @@ class Parameters:
 
     @property
     def base(self) -> int:
-        """Return the parameters of the base, without an adapter and its copy of the head."""
-        copied = self.trainable["head"] if self.frozen["head"] else 0
-        return self.total - self.trainable["adapter"] - copied
+        """Return the parameters of the base and its head, without an adapter."""
+        return self.total - self.trainable["adapter"]
 
     @property
     def num_trainable(self) -> int:
@@ -87,6 +86,8 @@ def count_parameters(model: Any) -> Parameters:
     inside = [each for block in blocks for each in block.named_parameters()]
     in_blocks = {id(parameter) for _, parameter in inside}
     for path, module in model.named_modules():
+        if "original_module" in path:  # PEFT's copy of a head that is trained as a whole
+            continue
         for name, parameter in module.named_parameters(recurse=False):
             part = part_of(f"{path}.{name}", module, in_block=id(parameter) in in_blocks)
             if part != "adapter" and id(parameter) not in body:

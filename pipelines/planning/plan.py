@@ -68,6 +68,8 @@ class Plan:
     notes: list[str]
     """What the checks print."""
     parameters: Parameters
+    longest: int
+    """Tokens of the longest training row, as the model reads it."""
     schedule: Schedule
     peak_memory: dict[str, int]
     """Predicted peak of the process on this machine, by phase."""
@@ -92,15 +94,19 @@ class Plan:
         return content
 
 
-def make_plan(recipe: Recipe) -> Plan:
-    """Return the plan of a run. Raise what the run would raise; write nothing to its folder."""
+def make_plan(recipe: Recipe, num_processes: int | None = None) -> Plan:
+    """Return the plan of a run, in a number of processes: of each, memory and time.
+
+    Raise what the run would raise; write nothing to its folder.
+    """
     started = time.perf_counter()
     world_size = check_world_size()
+    world_size = num_processes or world_size
     with prepare_process():
         with returning_freed_memory(), redirect_stdout(io.StringIO()) as printed:
             recipe = pin_and_check(recipe)
             recipe, raw = read_rows(recipe)
-            finished = result_in(recipe, clean=False) is not None
+            finished = recipe.folder.is_dir() and result_in(recipe, clean=False) is not None
             splits, labels = check_splits(recipe.task, raw)
             encoded = encode(recipe, splits, labels)
             batches = batches_of(recipe, encoded.train, world_size)
@@ -117,9 +123,10 @@ def make_plan(recipe: Recipe) -> Plan:
             finished=finished,
             splits=summarize_splits(recipe.task, splits, encoded, num_positions(empty.config)),
             shared_inputs=find_shared(recipe.task, splits),
-            cautions=encoded.cautions,
+            cautions=encoded.warnings,
             notes=[line.strip() for line in printed.getvalue().splitlines()],
             parameters=parameters,
+            longest=batches.longest,
             schedule=schedule,
             peak_memory=memory_of(recipe, encoded, batches, parameters, rehearsal),
             available_memory=available_memory(),

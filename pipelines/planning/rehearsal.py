@@ -167,10 +167,8 @@ def rehearse_small(
     with measuring(peaks, "training"), watch.watching():
         trainer.train()
     block = block_of(trainer, watch, clock.optimizer)
-    started = time.perf_counter()
     with measuring(peaks, "evaluation"):
         final = final_score(trainer, "eval")
-    eval_seconds = time.perf_counter() - started
     finished = FinishedRun(
         recipe=recipe,
         tokenizer=tokenizer,
@@ -184,6 +182,12 @@ def rehearse_small(
     )
     with measuring(peaks, "saving"):
         save(trainer, finished)
+    check_batch = recipe.task.collate(int(tokenizer.pad_token_id or 0))(scored.dataset[:8])
+    check_reload(trainer, recipe.folder, check_batch)
+    loaded = load_result(recipe.folder)
+    started = time.perf_counter()
+    metrics = score_features(loaded, scored)
+    eval_seconds = time.perf_counter() - started  # without the imports of the first evaluation
     lengths = [recipe.task.num_tokens(row) for row in scored.dataset]
     per_device = recipe.train.per_device_train_batch_size
     return Rehearsal(
@@ -201,18 +205,10 @@ def rehearse_small(
         update_seconds=clock.update,
         block_seconds=watch.block_seconds,
         eval_seconds=eval_seconds,
-        loss=trainer.state.log_history[-1].get("train_loss", float("nan")),
-        metrics=load_and_score(recipe, trainer, int(tokenizer.pad_token_id or 0), scored),
+        loss=next(row["loss"] for row in reversed(trainer.state.log_history) if "loss" in row),
+        metrics=metrics,
         other_bytes=bytes_without_weights(recipe.folder),
     )
-
-
-def load_and_score(
-    recipe: Recipe, trainer: RecipeTrainer, pad_token_id: int, scored: Features
-) -> dict[str, Any]:
-    """Return the score of the saved result. Raise RuntimeError if it is not the trained model."""
-    check_reload(trainer, recipe.folder, recipe.task.collate(pad_token_id)(scored.dataset[:8]))
-    return score_features(load_result(recipe.folder), scored)
 
 
 def block_of(trainer: RecipeTrainer, watch: Watch, optimizer: Any) -> Block:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -13,6 +13,7 @@ from pipelines.planning.plan import Plan
 from pipelines.reporting.labels import NUM_LABELS_SHOWN, short_label
 
 WIDTH = 80
+NOT_MEASURED = "Estimates of bfloat16 training from data sheets; nothing was measured on a GPU."
 
 
 def show(plan: Plan, out: Console) -> None:
@@ -24,25 +25,32 @@ def show(plan: Plan, out: Console) -> None:
         out.print(f"  {text}", style="yellow", markup=False)
     for text in plan.notes:
         out.print(f"  {text}", markup=False)
-    out.print(splits_table(plan))
-    out.print(cuts_table(plan))
-    for line in lines_of_data(plan):
-        out.print(line, markup=False)
-    out.print(parameters_table(plan))
-    out.print(schedule_line(plan), markup=False)
-    out.print(machine_table(plan))
-    out.print(gpu_table(plan.gpus))
-    out.print("Estimates from the GPU's data sheet and memory; not measured on a GPU.")
-    out.print(disk_line(plan), markup=False)
-    for line in rehearsal_lines(plan):
-        out.print(line, markup=False)
+    for title, content in sections(plan):
+        out.print(f"\n{title}", markup=False, style="bold")
+        for each in content:
+            out.print(each, markup=False)
 
 
-def table_of(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+def sections(plan: Plan) -> Iterator[tuple[str, Iterable[Table | str]]]:
+    """Yield title and content of each section."""
+    yield "Rows, and the tokens of a row", [splits_table(plan)]
+    if any(split.cut_at for split in plan.splits.values()):
+        yield "Rows that are cut at a number of tokens (* the recipe's)", [cuts_table(plan)]
+    yield "Labels and overlap", lines_of_data(plan)
+    yield "Parameters", [parameters_table(plan)]
+    yield "Training", [schedule_line(plan)]
+    yield machine_title(plan), [machine_table(plan)]
+    yield f"GPUs: rows of {plan.longest} tokens that fit in a forward pass", [fits_table(plan.gpus)]
+    yield "GPUs: time of the training", [times_table(plan.gpus), NOT_MEASURED]
+    yield "Disk", [disk_line(plan)]
+    yield "Rehearsal", rehearsal_lines(plan)
+
+
+def table_of(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     """Return a table whose first column is text and whose others are numbers."""
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for number, name in enumerate(columns):
-        table.add_column(name, justify="right" if number else "left")
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for number_of_column, name in enumerate(columns):
+        table.add_column(name, justify="right" if number_of_column else "left")
     for row in rows:
         table.add_row(*row)
     return table
@@ -54,7 +62,7 @@ def splits_table(plan: Plan) -> Table:
         (name, *map(number, (s.rows, s.tokens, s.median, s.percentile_95, s.longest)))
         for name, s in plan.splits.items()
     ]
-    return table_of("\nRows", ("split", "rows", "tokens", "median", "95 %", "longest"), rows)
+    return table_of(("split", "rows", "tokens", "median", "95 %", "longest"), rows)
 
 
 def cuts_table(plan: Plan) -> Table:
@@ -67,13 +75,11 @@ def cuts_table(plan: Plan) -> Table:
         for name, split in plan.splits.items()
         if split.cut_at
     ]
-    title = "\nRows that are cut at a number of tokens (* is the recipe's)"
-    return table_of(title if rows else "", ("split", *columns) if rows else (), rows)
+    return table_of(("split", *columns), rows)
 
 
 def lines_of_data(plan: Plan) -> Iterable[str]:
     """Yield the labels of each split, and the inputs that splits share."""
-    yield ""
     for name, split in plan.splits.items():
         total = sum(split.labels.values())
         shown = [
@@ -99,58 +105,66 @@ def parameters_table(plan: Plan) -> Table:
     ]
     frozen = counts.total - counts.num_trainable
     rows.append(("all", number(counts.num_trainable), number(frozen)))
-    return table_of("\nParameters", ("part", "trainable", "frozen"), rows)
+    return table_of(("part", "trainable", "frozen"), rows)
 
 
 def schedule_line(plan: Plan) -> str:
     """Return the steps of the training as a line."""
     each = plan.schedule
     return (
-        f"\nTraining: {each.steps:,} steps of {each.rows_per_step:,} rows (about "
+        f"{each.steps:,} steps of {each.rows_per_step:,} rows (about "
         f"{each.tokens_per_step:,} tokens), {each.tokens:,} tokens in all; {each.accumulation} "
         f"forward pass(es) of {each.rows_per_pass} rows a step"
     )
 
 
+def machine_title(plan: Plan) -> str:
+    """Return the peak of memory and the time on this machine."""
+    title = f"This machine: {gigabytes(plan.peak)} at the peak, of "
+    title += f"{gigabytes(plan.available_memory)}; about {duration(plan.seconds.total)}"
+    return f"{title}. It does not fit!" if plan.peak > plan.available_memory else title
+
+
 def machine_table(plan: Plan) -> Table:
     """Return the table of predicted memory and time on this machine."""
-    title = f"\nThis machine: {gigabytes(plan.peak)} at the peak, "
-    title += f"of {gigabytes(plan.available_memory)}; about {duration(plan.seconds.total)}"
-    if plan.peak > plan.available_memory:
-        title += " - IT DOES NOT FIT"
     seconds = {"training": plan.seconds.training, "evaluation": plan.seconds.evaluation}
     rows = [
         (phase, gigabytes(peak), duration(seconds[phase]) if phase in seconds else "")
         for phase, peak in plan.peak_memory.items()
     ]
-    return table_of(title, ("phase", "memory", "time"), rows)
+    return table_of(("phase", "memory", "time"), rows)
 
 
-def gpu_table(fits: Sequence[Fit]) -> Table:
+def fits_table(fits: Sequence[Fit]) -> Table:
     """Return the table of the largest forward pass on each GPU, by method."""
+
+    def cell(fit: Fit) -> str:
+        return (
+            f"{fit.rows:,} ({gigabytes(fit.bytes)})" if fit.rows else f"0 ({gigabytes(fit.bytes)})"
+        )
+
+    return by_method(fits, cell)
+
+
+def times_table(fits: Sequence[Fit]) -> Table:
+    """Return the table of the time on each GPU, by method."""
+    return by_method(fits, lambda fit: "" if fit.seconds is None else duration(fit.seconds))
+
+
+def by_method(fits: Sequence[Fit], cell: Callable[[Fit], str]) -> Table:
+    """Return a table with a row for each GPU and a column for each method."""
     methods = list(dict.fromkeys(fit.method for fit in fits))
-    found = {(fit.gpu, fit.method): fit for fit in fits}
-    sizes = {fit.gpu: fit.gigabytes for fit in fits}
-    rows = [
-        (f"{gpu}, {size} GB", *(describe_fit(found[gpu, method]) for method in methods))
-        for gpu, size in sizes.items()
-    ]
-    title = "\nGPUs: rows of a forward pass that fit, memory, time of the training"
-    return table_of(title, ("GPU", *methods), rows)
-
-
-def describe_fit(fit: Fit) -> str:
-    """Return what fits, as a cell."""
-    if fit.seconds is None:
-        return f"needs {gigabytes(fit.bytes)}"
-    return f"{fit.rows}: {gigabytes(fit.bytes)}, {duration(fit.seconds)}"
+    found = {(fit.gpu, fit.method): cell(fit) for fit in fits}
+    gpus = dict.fromkeys(fit.gpu for fit in fits)
+    rows = [(gpu, *(found[gpu, method] for method in methods)) for gpu in gpus]
+    return table_of(("GPU", *methods), rows)
 
 
 def disk_line(plan: Plan) -> str:
     """Return what is written and uploaded, as a line."""
     disk = plan.disk
     return (
-        f"\nDisk: checkpoints {megabytes(disk.checkpoints)}, result and upload "
+        f"Checkpoints {megabytes(disk.checkpoints)}, result and upload "
         f"{megabytes(disk.result)}; {megabytes(disk.free)} are free"
     )
 
@@ -160,7 +174,7 @@ def rehearsal_lines(plan: Plan) -> Iterable[str]:
     each = plan.rehearsal
     primary = each.metrics["primary"]
     yield (
-        f"\nRehearsal: {each.num_layers} layers with random weights trained "
+        f"{each.num_layers} layers with random weights trained "
         f"(loss {each.loss:.3f}), saved, loaded and scored ({primary} "
         f"{each.metrics[primary]:.3f})"
     )
