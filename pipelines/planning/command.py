@@ -7,8 +7,7 @@ from collections.abc import Sequence
 
 from pipelines.recipe_cli import PlanFlags, parse, print_help
 from pipelines.shipped import find_file
-from pipelines.train import Launcher, load_recipe
-from pipelines.training.launcher import check_request, read_request
+from pipelines.train import Launcher, load_recipe, validated
 
 
 def plan(recipe: str, flags: Sequence[str], options: PlanFlags) -> None:
@@ -22,16 +21,17 @@ def plan(recipe: str, flags: Sequence[str], options: PlanFlags) -> None:
         print_help(load_recipe(file), f"gpt2-recipes plan {recipe}", PlanFlags)
         return
     chosen = parse(load_recipe(file), [str(file), *flags])
+    num_processes = None
     if launcher.needed:
-        check_request(read_request(launcher.words))
-    if not launcher.needed or launcher.config.get("use_cpu"):
+        num_processes = validated([*launcher.words, "program"]).num_processes
+    else:
         launcher.set_environment()
     from rich.console import Console
 
     from pipelines.planning.plan import make_plan
     from pipelines.planning.show import WIDTH, show
 
-    found = make_plan(chosen, launcher.num_processes or launcher.config.get("num_processes"))
+    found = make_plan(chosen, num_processes)
     if options.json:
         print(json.dumps(found.to_json(), indent=2))
         return

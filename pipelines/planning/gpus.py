@@ -28,6 +28,8 @@ CONTEXT = 800_000_000
 """Bytes of CUDA's context, its kernels and the workspaces of its libraries; an assumption."""
 UTILISATION = 0.35
 """Of a GPU's bfloat16 rate that a run reaches; an assumption."""
+BLOCK_SECONDS = 1e-3
+"""Least seconds of a block's forward and backward pass, in which kernels are started; assumed."""
 SMALL_VOCABULARY = 256
 NUM_TOKENS = 128
 LOGIT_BYTES = 10
@@ -177,26 +179,29 @@ def estimate_gpus(
     parameters: Parameters,
     *,
     longest: int,
-    num_tokens: float,
+    steps: int,
+    tokens: float,
 ) -> Iterator[Fit]:
     """Yield what fits on each GPU with each method.
 
-    A forward pass has as many rows as fit, all as long as the `longest`. `num_tokens` are those of
-    the training.
+    A forward pass has as many rows as fit, all as long as the `longest`. `tokens` are those of
+    an optimizer step.
     """
     for method, variant in variants(recipe).items():
         fixed, row = gpu_bytes(variant, labels, parameters, longest)
         flops = flops_per_token(variant, parameters, longest)
         for gpu in GPUS:
             rows = max(0, int((gpu.gigabytes * 1e9 - fixed) / row))
-            seconds = num_tokens * flops / (gpu.teraflops * 1e12 * UTILISATION)
+            computing = tokens * flops / (gpu.teraflops * 1e12 * UTILISATION)
+            passes = -(-recipe.train.global_batch_size // max(1, rows))
+            starting = passes * parameters.num_layers * BLOCK_SECONDS
             yield Fit(
                 gpu=gpu.name,
                 gigabytes=gpu.gigabytes,
                 method=method,
                 rows=rows,
                 bytes=int(fixed + max(1, rows) * row),
-                seconds=seconds if rows else None,
+                seconds=steps * max(computing, starting) if rows else None,
             )
 
 

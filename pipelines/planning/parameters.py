@@ -85,10 +85,14 @@ def count_parameters(model: Any) -> Parameters:
     blocks = blocks_of(model)
     inside = [each for block in blocks for each in block.named_parameters()]
     in_blocks = {id(parameter) for _, parameter in inside}
+    counted: set[int] = set()
     for path, module in model.named_modules():
         if "original_module" in path:  # PEFT's copy of a head that is trained as a whole
             continue
         for name, parameter in module.named_parameters(recurse=False):
+            if id(parameter) in counted:  # a head that shares the embeddings
+                continue
+            counted.add(id(parameter))
             part = part_of(f"{path}.{name}", module, in_block=id(parameter) in in_blocks)
             if part != "adapter" and id(parameter) not in body:
                 part = "head"

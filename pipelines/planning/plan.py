@@ -137,7 +137,8 @@ def make_plan(recipe: Recipe, num_processes: int | None = None) -> Plan:
                     labels,
                     parameters,
                     longest=batches.longest,
-                    num_tokens=schedule.tokens,
+                    steps=schedule.steps,
+                    tokens=schedule.tokens_per_step,
                 )
             ),
             disk=disk_of(recipe, parameters, rehearsal),

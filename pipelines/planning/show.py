@@ -139,9 +139,8 @@ def fits_table(fits: Sequence[Fit]) -> Table:
     """Return the table of the largest forward pass on each GPU, by method."""
 
     def cell(fit: Fit) -> str:
-        return (
-            f"{fit.rows:,} ({gigabytes(fit.bytes)})" if fit.rows else f"0 ({gigabytes(fit.bytes)})"
-        )
+        size = f"{fit.bytes / 1e9:.0f} GB"
+        return f"{fit.rows:,} ({size})" if fit.rows else f"needs {size}"
 
     return by_method(fits, cell)
 
