@@ -17,6 +17,7 @@ import transformers
 from pipelines.models.adapters import add_adapter
 from pipelines.models.chunked_loss import CHUNK
 from pipelines.models.quantization import quantization_config
+from pipelines.planning.batches import Batches
 from pipelines.planning.blocks import Watch, blocks_of, module_bytes, trained_parameters
 from pipelines.planning.parameters import Parameters, config_of, without_values
 from pipelines.planning.rehearsal import shallow
@@ -174,26 +175,21 @@ def small_config(recipe: Recipe, labels: tuple[str, ...]) -> Any:
 
 
 def estimate_gpus(
-    recipe: Recipe,
-    labels: tuple[str, ...],
-    parameters: Parameters,
-    *,
-    longest: int,
-    steps: int,
-    tokens: float,
+    recipe: Recipe, labels: tuple[str, ...], parameters: Parameters, batches: Batches
 ) -> Iterator[Fit]:
     """Yield what fits on each GPU with each method.
 
-    A forward pass has as many rows as fit, all as long as the `longest`. `tokens` are those of
-    an optimizer step.
+    A forward pass has as many rows as fit, all as long as the longest.
     """
+    size = recipe.train.global_batch_size
+    tokens = batches.mean_tokens * size / batches.rows
     for method, variant in variants(recipe).items():
-        fixed, row = gpu_bytes(variant, labels, parameters, longest)
-        flops = flops_per_token(variant, parameters, longest)
+        fixed, row = gpu_bytes(variant, labels, parameters, batches.longest)
+        flops = tokens * flops_per_token(variant, parameters, batches.longest)
         for gpu in GPUS:
             rows = max(0, int((gpu.gigabytes * 1e9 - fixed) / row))
-            computing = tokens * flops / (gpu.teraflops * 1e12 * UTILISATION)
-            passes = -(-recipe.train.global_batch_size // max(1, rows))
+            computing = flops / (gpu.teraflops * 1e12 * UTILISATION)
+            passes = -(-size // max(1, rows))
             starting = passes * parameters.num_layers * BLOCK_SECONDS
             yield Fit(
                 gpu=gpu.name,
@@ -201,7 +197,7 @@ def estimate_gpus(
                 method=method,
                 rows=rows,
                 bytes=int(fixed + max(1, rows) * row),
-                seconds=steps * max(computing, starting) if rows else None,
+                seconds=batches.steps * max(computing, starting) if rows else None,
             )
 
 

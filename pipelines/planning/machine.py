@@ -30,10 +30,10 @@ def predict_seconds(
     *,
     num_layers: int,
     num_trained: int,
-    eval_tokens: int,
+    scored_tokens: int,
     num_evaluations: int,
 ) -> Seconds:
-    """Return the time of a run whose evaluation reads `eval_tokens`.
+    """Return the time of a run whose evaluation reads `scored_tokens`.
 
     A forward and backward pass grows with its tokens and, but for the embeddings and the head, with
     the layers; the optimizer's update with the parameters that it updates.
@@ -46,5 +46,5 @@ def predict_seconds(
     update = rehearsal.update_seconds * num_trained / rehearsal.trained
     step = batches.accumulation * tokens * deep + update
     deeper = deep / (outside + in_blocks)
-    evaluation = rehearsal.eval_seconds * deeper * eval_tokens / rehearsal.eval_tokens
+    evaluation = rehearsal.eval_seconds * deeper * scored_tokens / rehearsal.scored_tokens
     return Seconds(step, batches.steps * step, num_evaluations * evaluation)

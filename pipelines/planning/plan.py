@@ -101,7 +101,7 @@ def make_plan(recipe: Recipe, num_processes: int | None = None) -> Plan:
     """
     started = time.perf_counter()
     world_size = check_world_size()
-    world_size = num_processes or world_size
+    processes = num_processes or world_size
     with prepare_process():
         with returning_freed_memory(), redirect_stdout(io.StringIO()) as printed:
             recipe = pin_and_check(recipe)
@@ -109,7 +109,7 @@ def make_plan(recipe: Recipe, num_processes: int | None = None) -> Plan:
             finished = recipe.folder.is_dir() and result_in(recipe, clean=False) is not None
             splits, labels = check_splits(recipe.task, raw)
             encoded = encode(recipe, splits, labels)
-            batches = batches_of(recipe, encoded.train, world_size)
+            batches = batches_of(recipe, encoded.train, processes)
             empty = empty_model(recipe, encoded.tokenizer, labels)
             parameters = count_parameters(empty)
             check_space(recipe, parameters.num_trainable)
@@ -119,7 +119,7 @@ def make_plan(recipe: Recipe, num_processes: int | None = None) -> Plan:
         return Plan(
             name=recipe.name,
             device=PartialState().device.type,
-            processes=world_size,
+            processes=processes,
             finished=finished,
             splits=summarize_splits(recipe.task, splits, encoded, num_positions(empty.config)),
             shared_inputs=find_shared(recipe.task, splits),
@@ -131,16 +131,7 @@ def make_plan(recipe: Recipe, num_processes: int | None = None) -> Plan:
             peak_memory=memory_of(recipe, encoded, batches, parameters, rehearsal),
             available_memory=available_memory(),
             seconds=seconds_of(recipe, splits, encoded, batches, parameters, rehearsal),
-            gpus=list(
-                estimate_gpus(
-                    recipe,
-                    labels,
-                    parameters,
-                    longest=batches.longest,
-                    steps=schedule.steps,
-                    tokens=schedule.tokens_per_step,
-                )
-            ),
+            gpus=[*estimate_gpus(recipe, labels, parameters, batches)],
             disk=disk_of(recipe, parameters, rehearsal),
             rehearsal=rehearsal,
             planned_in=time.perf_counter() - started,
@@ -196,7 +187,7 @@ def seconds_of(
         batches,
         num_layers=parameters.num_layers,
         num_trained=parameters.num_trainable,
-        eval_tokens=max(sum(each) for each in scored_lengths(recipe, encoded)),
+        scored_tokens=max(sum(each) for each in scored_lengths(recipe, encoded)),
         num_evaluations=between + before + len(encoded.scored),
     )
 

@@ -40,12 +40,18 @@ from pipelines.results.save import FinishedRun, save
 from pipelines.tasks.base import Features
 from pipelines.training.build import build_trainer
 from pipelines.training.checkpoints import num_trained
+from pipelines.training.identity import identity_of
 from pipelines.training.score import score_features
 from pipelines.training.trainer import RecipeTrainer
 
 NUM_LAYERS = 2
 MAX_TOKENS = 2048
 """Tokens of a forward pass of the rehearsal; a run's may have more."""
+MAX_GAPS = 2
+"""Times by which a block's activations grow the process, at most, by the gaps between tensors.
+
+More growth is a weight that was converted for one product, whose room the next block uses again.
+"""
 NUM_STEPS = 2
 """The first step makes kernels, the optimizer's state and a checkpoint; the second is timed."""
 
@@ -69,6 +75,9 @@ class Rehearsal:
     tokens: int
     """Tokens of a forward pass of the training."""
     eval_tokens: int
+    """Tokens of the largest evaluation batch, padding included."""
+    scored_tokens: int
+    """Tokens of all evaluation rows."""
     accumulation: int
     trained: int
     """Trainable parameters."""
@@ -146,7 +155,7 @@ def rehearse_small(
     train: Features,
     scored: Features,
 ) -> Rehearsal:
-    """Rehearse a recipe of a copy."""
+    """Rehearse the recipe of a copy."""
     peaks: dict[str, int] = {}
     tokenizer = encoded.tokenizer
     set_seed(recipe.train.seed)
@@ -161,12 +170,40 @@ def rehearse_small(
         train=train,
         scored={"eval": scored},
         labels=labels,
-        identity={"run": "plan", "changed": [], "data": {"train": ""}},
+        identity=identity_of(recipe, splits, 1) | {"run": recipe.name, "changed": []},
         callbacks=[clock],
     )
     with measuring(peaks, "training"), watch.watching():
         trainer.train()
     block = block_of(trainer, watch, clock.optimizer)
+    finished = score_and_save(recipe, trainer, tokenizer, labels, splits, peaks)
+    eval_seconds, metrics = load_and_score(trainer, finished, scored)
+    return Rehearsal(
+        **tokens_of(recipe, train, scored),
+        num_layers=len(blocks_of(model)),
+        trained=num_trained(model),
+        peaks=peaks,
+        block=block,
+        activations_outside=watch.saved.get(-1, 0),
+        step_seconds=clock.step,
+        update_seconds=clock.update,
+        block_seconds=watch.block_seconds,
+        eval_seconds=eval_seconds,
+        loss=next(row["loss"] for row in reversed(trainer.state.log_history) if "loss" in row),
+        metrics=metrics,
+        other_bytes=bytes_without_weights(recipe.folder),
+    )
+
+
+def score_and_save(
+    recipe: Recipe,
+    trainer: RecipeTrainer,
+    tokenizer: PreTrainedTokenizerBase,
+    labels: tuple[str, ...],
+    splits: Splits,
+    peaks: dict[str, int],
+) -> FinishedRun:
+    """Score the trained copy and save it as a result, and note the peaks of both."""
     with measuring(peaks, "evaluation"):
         final = final_score(trainer, "eval")
     finished = FinishedRun(
@@ -182,33 +219,36 @@ def rehearse_small(
     )
     with measuring(peaks, "saving"):
         save(trainer, finished)
-    check_batch = recipe.task.collate(int(tokenizer.pad_token_id or 0))(scored.dataset[:8])
-    check_reload(trainer, recipe.folder, check_batch)
+    return finished
+
+
+def load_and_score(
+    trainer: RecipeTrainer, finished: FinishedRun, scored: Features
+) -> tuple[float, dict[str, Any]]:
+    """Load a saved result and score it; return the seconds of the scoring, and the score.
+
+    Raise RuntimeError if the result is not the trained model.
+    """
+    recipe = finished.recipe
+    collate = recipe.task.collate(int(finished.tokenizer.pad_token_id or 0))
+    check_reload(trainer, recipe.folder, collate(scored.dataset[:8]))
     loaded = load_result(recipe.folder)
     started = time.perf_counter()
     metrics = score_features(loaded, scored)
-    eval_seconds = time.perf_counter() - started  # without the imports of the first evaluation
-    lengths = [recipe.task.num_tokens(row) for row in scored.dataset]
-    per_device = recipe.train.per_device_train_batch_size
-    return Rehearsal(
-        num_layers=len(blocks_of(model)),
-        tokens=batch_tokens(
-            recipe.task, [recipe.task.num_tokens(row) for row in train.dataset[:per_device]]
-        ),
-        eval_tokens=max(lengths) * min(len(lengths), recipe.train.per_device_eval_batch_size),
-        accumulation=recipe.train.global_batch_size // per_device,
-        trained=num_trained(model),
-        peaks=peaks,
-        block=block,
-        activations_outside=watch.saved.get(-1, 0),
-        step_seconds=clock.step,
-        update_seconds=clock.update,
-        block_seconds=watch.block_seconds,
-        eval_seconds=eval_seconds,
-        loss=next(row["loss"] for row in reversed(trainer.state.log_history) if "loss" in row),
-        metrics=metrics,
-        other_bytes=bytes_without_weights(recipe.folder),
-    )
+    return time.perf_counter() - started, metrics
+
+
+def tokens_of(recipe: Recipe, train: Features, scored: Features) -> dict[str, int]:
+    """Return the tokens of the rehearsal's batches, and how many make a step."""
+    task, options = recipe.task, recipe.train
+    rows = options.per_device_train_batch_size
+    lengths = [task.num_tokens(row) for row in scored.dataset]
+    return {
+        "tokens": batch_tokens(task, [task.num_tokens(row) for row in train.dataset[:rows]]),
+        "accumulation": options.global_batch_size // rows,
+        "eval_tokens": max(lengths) * min(len(lengths), options.per_device_eval_batch_size),
+        "scored_tokens": sum(lengths),
+    }
 
 
 def block_of(trainer: RecipeTrainer, watch: Watch, optimizer: Any) -> Block:
@@ -216,6 +256,7 @@ def block_of(trainer: RecipeTrainer, watch: Watch, optimizer: Any) -> Block:
     last = len(blocks_of(watch.model)) - 1
     block = blocks_of(watch.model)[last]
     trained = trained_parameters(block)
+    saved = watch.saved.get(last, 0) + watch.casts.get(last, 0)
     inner = getattr(optimizer, "optimizer", optimizer)  # Accelerate's wraps it
     state = [
         each.nbytes
@@ -227,7 +268,7 @@ def block_of(trainer: RecipeTrainer, watch: Watch, optimizer: Any) -> Block:
         weights=module_bytes(block),
         gradients=sum(each.nbytes for each in trained),
         optimizer=sum(state),
-        activations=max(watch.saved.get(last, 0) + watch.casts.get(last, 0), watch.growth or 0),
+        activations=max(saved, min(watch.growth or 0, MAX_GAPS * saved)),
     )
 
 

@@ -13,6 +13,7 @@ REHEARSAL = Rehearsal(
     num_layers=2,
     tokens=100,
     eval_tokens=200,
+    scored_tokens=200,
     accumulation=1,
     trained=1000,
     peaks={"loading": 1000, "training": 1500, "evaluation": 1600, "saving": 1630},
@@ -61,7 +62,7 @@ def test_time_grows_with_layers_tokens_and_updated_parameters():
         largest=[],
     )
     found = predict_seconds(
-        REHEARSAL, batches, num_layers=7, num_trained=3000, eval_tokens=400, num_evaluations=2
+        REHEARSAL, batches, num_layers=7, num_trained=3000, scored_tokens=400, num_evaluations=2
     )
     # a pass takes 0.2 s outside of its blocks and 7 x 0.4 in them, at half of the tokens
     assert found.step == pytest.approx(2 * 0.5 * (0.2 + 2.8) + 0.2 * 3)
@@ -77,7 +78,7 @@ def test_a_step_of_the_rehearsal_takes_what_it_took():
         batches,
         num_layers=2,
         num_trained=1000,
-        eval_tokens=200,
+        scored_tokens=200,
         num_evaluations=1,
     )
     assert found.step == pytest.approx(1.2)
