@@ -65,8 +65,11 @@ def finished_result(recipe: Recipe) -> dict[str, Any] | None:
     return decided[0]
 
 
-def result_in(recipe: Recipe) -> dict[str, Any] | None:
-    """Do what `finished_result` does, on one rank."""
+def result_in(recipe: Recipe, *, clean: bool = True) -> dict[str, Any] | None:
+    """Do what `finished_result` does, on one rank.
+
+    Unless told not to `clean`, delete the checkpoints that a kill left next to the result.
+    """
     folder = recipe.folder
     if not (folder / "task.json").is_file():
         others = (file.name for file in files_of(folder) if file.name != "recipe.json")
@@ -83,7 +86,8 @@ def result_in(recipe: Recipe) -> dict[str, Any] | None:
         problems = [Problem(str(folder), each) for each in wrong]
         raise RecipeError([*problems, Problem("output_dir", text)])
     sidecar = read_manifest(folder)
-    delete_checkpoints(folder, run=sidecar.get("run"))  # which a kill left there
+    if clean:
+        delete_checkpoints(folder, run=sidecar.get("run"))
     before = comparable(Recipe.from_file(folder / "recipe.json"))
     if recipe.overwrite:
         started = folder / STARTED

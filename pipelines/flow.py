@@ -14,8 +14,6 @@ from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
 
 from pipelines.console import json_lines, say
-from pipelines.data.load import describe_formats, load_splits
-from pipelines.data.rows import Examples
 from pipelines.data.splits import Splits, check_splits, num_skipped
 from pipelines.errors import Preempted
 from pipelines.final_score import check_finite, evaluate_at_the_end, first_score, keep_weights
@@ -27,32 +25,23 @@ from pipelines.finished import (
     rows_changed,
     unmark_started,
 )
-from pipelines.hub.destination import check_destination
-from pipelines.hub.pin import pin_revisions
 from pipelines.hub.publish import check_reload, publish_finished
+from pipelines.inputs import encode, pin_and_check, read_rows
 from pipelines.log import log_to_folder
 from pipelines.models.build import build_model
-from pipelines.models.checkpoint_checks import check_recipe_model
-from pipelines.models.probes import num_embeddings
-from pipelines.models.tokenizer_checks import check_tokenizer, check_vocabulary
-from pipelines.models.tokenizers import load_tokenizer
-from pipelines.process import prepare_process, returning_freed_memory, slow_precision
+from pipelines.process import prepare_process, returning_freed_memory
 from pipelines.recipe.recipe import Recipe
-from pipelines.reporting.cautions import cautions
 from pipelines.reporting.last_screen import print_last_screen
 from pipelines.reporting.progress import RunProgress
 from pipelines.reporting.report import print_report, print_score
 from pipelines.reporting.step_log import MetricsFile
 from pipelines.results.lock import lock_run_folder
 from pipelines.results.save import FinishedRun, save
-from pipelines.tasks.base import Features
-from pipelines.tasks.chat_forms import texts_of
 from pipelines.training.build import build_trainer
-from pipelines.training.checkpoints import check_space
-from pipelines.training.identity import check_allowed, identity_of
+from pipelines.training.checkpoints import check_space, num_trained
+from pipelines.training.identity import identity_of
 from pipelines.training.resume import delete_checkpoints, find_checkpoint
 from pipelines.training.signals import AGAIN, StopAtSignal, StopSignals
-from pipelines.training.tracker_checks import check_trackers
 from pipelines.training.trackers import tracked
 from pipelines.training.trainer import RecipeTrainer
 from pipelines.training.world_size import check_world_size
@@ -74,11 +63,7 @@ def run(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> dict[str, 
         json_wanted = recipe.log_format == "json"
         with prepare_process(), collector_without_imports(), json_lines(json_wanted):
             with signals.ending(NOT_STARTED):
-                check_allowed(recipe)
-                check_trackers(recipe.train.report_to)
-                recipe = pin_revisions(recipe)
-                if recipe.push_to and PartialState().is_main_process:
-                    check_destination(recipe, recipe.push_to, public=recipe.public)
+                recipe = pin_and_check(recipe)
             log = log_to_folder(recipe.folder) if PartialState().is_main_process else nullcontext()
             with lock_run_folder(recipe.folder), log, RunProgress(started) as progress:
                 return run_in_folder(recipe, world_size, progress, signals, callbacks)
@@ -111,11 +96,8 @@ def run_in_folder(
     rejected = recipe.folder / "rejected.jsonl" if PartialState().is_main_process else None
     with signals.ending(NOT_STARTED), returning_freed_memory():
         set_seed(recipe.train.seed)
-        check_recipe_model(recipe)
-        recipe = recipe.with_test_rows()
         with progress.phase("reading", "reading rows"):
-            raw = load_splits(recipe.task.dataset)
-            recipe = replace(recipe, task=recipe.task.resolved(raw.train))
+            recipe, raw = read_rows(recipe)
             finished = finished_result(recipe)
             splits, labels = check_splits(recipe.task, raw, rejected)
         if finished is not None and not (recipe.overwrite and rows_changed(finished, splits)):
@@ -214,12 +196,11 @@ def prepare(
     with progress.phase("encoding", "tokenising"):
         encoded = encode(recipe, splits, labels)
     train, scored = encoded.train, encoded.scored
-    print_report(recipe, world_size, splits, {"train": train, **scored}, encoded.warnings)
+    print_report(recipe, world_size, splits, encoded.features, encoded.warnings)
     with progress.phase("model", "loading the model"):
         model = build_model(recipe, encoded.tokenizer, labels)
-        for features in (train, *scored.values()):
-            check_vocabulary(features, encoded.tokenizer, num_embeddings(model))
-        check_space(recipe, model)
+        encoded.check_vocabulary(model)
+        check_space(recipe, num_trained(model))
     checkpoint, identity = find_checkpoint(recipe, identity_of(recipe, splits, world_size))
     baseline = recipe.task.baseline(train, scored[recipe.task.dataset.reported_split])
     trainer = build_trainer(
@@ -237,40 +218,6 @@ def prepare(
     return Prepared(trainer, encoded.tokenizer, checkpoint, baseline)
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """The rows of a run as the model takes them, and what looks wrong with them."""
-
-    tokenizer: PreTrainedTokenizerBase
-    train: Features
-    scored: dict[str, Features]
-    warnings: list[str]
-
-
-def encode(recipe: Recipe, splits: Splits, labels: tuple[str, ...]) -> Encoded:
-    """Load the tokenizer, or train it, and encode the rows. Raise DataError for unusable rows."""
-    task = recipe.task
-    tokenizer = load_tokenizer(
-        recipe.model,
-        texts(splits.train),
-        max_length=task.length,
-        chat_template=task.chat_template,
-    )
-    unknown = [*check_tokenizer(tokenizer, task, splits.train)]
-    train = task.features(splits.train, tokenizer, labels, training=True)
-    scored = {
-        name: task.features(rows, tokenizer, labels, training=False)
-        for name, rows in splits.scored.items()
-    }
-    for features in scored.values():
-        task.check_scorable(features)
-    warnings = [*describe_formats(task.dataset), *cautions(recipe, splits, labels, train, scored)]
-    warnings += unknown
-    if PartialState().device.type == "cpu":
-        warnings += slow_precision()
-    return Encoded(tokenizer, train, scored, warnings)
-
-
 def train_to_the_end(trainer: RecipeTrainer, checkpoint: Path | None, signals: StopSignals) -> None:
     """Train, from a checkpoint if there is one. Raise Preempted where a signal stops it."""
     stopping = StopAtSignal(signals)
@@ -279,10 +226,3 @@ def train_to_the_end(trainer: RecipeTrainer, checkpoint: Path | None, signals: S
     if stopping.stopped:
         step = trainer.state.global_step
         raise Preempted(f"stopped at step {step:,} with a checkpoint; {AGAIN}")
-
-
-def texts(examples: Examples) -> Any:
-    """Yield every text of the training rows, to train a tokenizer on."""
-    for row in examples.rows:
-        for value in row.values():
-            yield from texts_of(value)

@@ -42,6 +42,14 @@ class RunFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PlanFlags(LaunchFlags):
+    """Flags of `gpt2-recipes plan`."""
+
+    json: bool = False
+    """Print the plan as JSON, with bytes and seconds."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RepeatFlags(LaunchFlags):
     """Flags of `gpt2-recipes repeat`."""
 

@@ -94,6 +94,14 @@ class Launcher:
         """Tell whether anything else is requested than one process on the CPU."""
         return self.num_processes not in (None, 1) or not is_one_on_cpu(self.config)
 
+    @property
+    def words(self) -> list[str]:
+        """Return the launcher's flags."""
+        words = [] if self.config_file is None else ["--config_file", str(self.config_file)]
+        return words + (
+            [] if self.num_processes is None else ["--num_processes", str(self.num_processes)]
+        )
+
     def set_environment(self) -> None:
         """Set what `accelerate launch` sets for one process on the CPU."""
         if self.config:
@@ -104,7 +112,7 @@ class Launcher:
 
         Raise RecipeError for what the launcher cannot start.
         """
-        launch(["--module", module, *arguments], self.config_file, self.num_processes)
+        launch([*self.words, "--module", module, *arguments])
 
 
 def load_recipe(file: Path) -> Recipe:
@@ -148,14 +156,11 @@ def set_environment(config: dict[str, Any]) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(psutil.cpu_count(logical=False) or 1))
 
 
-def launch(program: list[str], config_file: Path | None, num_processes: int | None) -> None:
-    """Run a program with Accelerate's launcher, and exit as the first process that failed did.
+def launch(words: list[str]) -> None:
+    """Run `accelerate launch` with its words, and exit as the first process that failed did.
 
     Raise RecipeError for what the launcher cannot start.
     """
-    words = [] if config_file is None else ["--config_file", str(config_file)]
-    words += [] if num_processes is None else ["--num_processes", str(num_processes)]
-    words += program
     trace = io.StringIO()
     with contextlib.redirect_stderr(trace):  # the processes inherit file descriptor 2
         arguments = validated(words)

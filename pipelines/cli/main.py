@@ -40,6 +40,7 @@ FAMILIES: dict[str, dict[str, Verb]] = {
         "new": recipes.new,
         "list": recipes.list_recipes,
         "show": recipes.show,
+        "plan": training.plan,
     },
     "Train": {
         "run": training.run,
@@ -66,6 +67,7 @@ FAMILIES: dict[str, dict[str, Verb]] = {
 VERBS = {name: verb for verbs in FAMILIES.values() for name, verb in verbs.items()}
 WITH_RECIPE: dict[str, Callable[[list[str]], None]] = {
     "show": recipes.show_words,
+    "plan": training.plan_words,
     "run": training.run_words,
     "train": training.train_words,
     "repeat": training.repeat_words,

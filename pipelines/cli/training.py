@@ -9,11 +9,12 @@ from typing import Annotated, cast
 import tyro
 
 from pipelines.cli.checks import at_least_one
-from pipelines.recipe_cli import LaunchFlags, RepeatFlags, RunFlags
+from pipelines.recipe_cli import LaunchFlags, PlanFlags, RepeatFlags, RunFlags
 from pipelines.search.plan import SearchFlags
 from pipelines.terminal import stop
 
 NO_LAUNCH_FLAGS = LaunchFlags()
+NO_PLAN_FLAGS = PlanFlags()
 NO_RUN_FLAGS = RunFlags()
 NO_REPEAT_FLAGS = RepeatFlags()
 NO_SEARCH_FLAGS = SearchFlags()
@@ -113,6 +114,8 @@ def launcher_flags(
     parser = argparse.ArgumentParser("gpt2-recipes", add_help=False, allow_abbrev=False)
     parser.add_argument("--config-file", "--config_file", type=Path)
     parser.add_argument("--num-processes", "--num_processes", type=int)
+    if kind is PlanFlags:
+        parser.add_argument("--json", action="store_true")
     if kind is RepeatFlags:
         parser.add_argument("--seeds", default=NO_REPEAT_FLAGS.seeds)
     launch, others = parser.parse_known_args(words)
@@ -130,6 +133,33 @@ def check_launch(verb: str, launch: LaunchFlags, others: list[str]) -> None:
     check_recipe(verb, others)
     if launch.num_processes is not None:
         at_least_one("num-processes", launch.num_processes)
+
+
+def plan(
+    recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")],
+    /,
+    *flags: Annotated[str, tyro.conf.Positional],
+    options: Annotated[PlanFlags, tyro.conf.arg(name="")] = NO_PLAN_FLAGS,
+) -> None:
+    """Check a recipe, and predict memory, time and disk of its run.
+
+    A copy of the model with two layers is trained for two steps, saved, loaded and scored in a
+    temporary folder. Nothing is written to the run's folder.
+
+    Args:
+        recipe: Python file with a RECIPE, a recipe.json, the folder of a run, or a shipped name.
+        flags: Flags of the recipe: `gpt2-recipes plan RECIPE --help` lists them.
+    """
+    from pipelines.planning.command import plan as plan_run
+
+    plan_run(recipe, flags, options)
+
+
+def plan_words(words: list[str]) -> None:
+    """Call `plan` with the words after it."""
+    launch, others = launcher_flags(words, PlanFlags)
+    check_launch("plan", launch, others)
+    plan(*others, options=cast(PlanFlags, launch))
 
 
 def repeat(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -173,3 +174,9 @@ class Train:
     def chooses(self) -> bool:
         """Tell whether the validation split decides which weights the result has."""
         return self.keep == "best" or self.early_stopping_patience is not None
+
+    def num_steps(self, num_rows: int) -> int:
+        """Return the optimizer steps of a run on a number of rows; below 0, on a stream."""
+        if self.max_steps or num_rows < 0:
+            return self.max_steps or 0
+        return math.ceil(self.num_train_epochs * math.ceil(num_rows / self.global_batch_size))

@@ -64,19 +64,26 @@ def row_cautions(task: Task, splits: Splits) -> Iterator[str]:
 
 def shared_input_cautions(task: Task, splits: Splits) -> Iterator[str]:
     """Yield a caution for each split with inputs of another one; for a stream's none."""
+    for split, other, num_shared, num_rows in shared_inputs(task, splits):
+        known = "a training" if other == "train" else f"an {ROWS[other]}"
+        yield (
+            f"{num_shared:,} of {num_rows:,} {ROWS[split]} rows have the input of "
+            f"{known} row: the score is too good"
+        )
+
+
+def shared_inputs(task: Task, splits: Splits) -> Iterator[tuple[str, str, int, int]]:
+    """Yield a split, another one whose inputs it shares, how many rows do, and of how many."""
     seen: list[tuple[str, set[Hashable]]] = []
     if not splits.train.streamed:
-        seen.append(("a training", {task.inputs(row) for row in splits.train.rows}))
+        seen.append(("train", {task.inputs(row) for row in splits.train.rows}))
     for split, examples in splits.scored.items():
         inputs = [task.inputs(row) for row in examples.rows]
         for other, known in seen:
             num_shared = sum(each in known for each in inputs)
             if num_shared:
-                yield (
-                    f"{num_shared:,} of {len(inputs):,} {ROWS[split]} rows have the input of "
-                    f"{other} row: the score is too good"
-                )
-        seen.append((f"an {ROWS[split]}", set(inputs)))
+                yield split, other, num_shared, len(inputs)
+        seen.append((split, set(inputs)))
 
 
 def split_cautions(task: Task, splits: Splits) -> Iterator[str]:
@@ -161,15 +168,12 @@ def schedule_cautions(recipe: Recipe, train: Features) -> Iterator[str]:
     """Yield cautions about a batch above the rows, endless warm-up, and a single evaluation."""
     options = recipe.train
     size, num_rows = options.global_batch_size, train.num_rows
-    num_steps = options.max_steps or 0
-    if num_rows >= 0:  # not a stream
-        if size > num_rows:
-            yield (
-                f"a global batch of {size:,} (--train.global-batch-size) is more than the "
-                f"{num_rows:,} training rows: each step has only these"
-            )
-        steps_per_epoch = math.ceil(num_rows / size)
-        num_steps = num_steps or math.ceil(options.num_train_epochs * steps_per_epoch)
+    if 0 <= num_rows < size:
+        yield (
+            f"a global batch of {size:,} (--train.global-batch-size) is more than the "
+            f"{num_rows:,} training rows: each step has only these"
+        )
+    num_steps = options.num_steps(num_rows)
     if options.warmup_steps >= max(num_steps, 1):
         yield (
             f"{options.warmup_steps:g} steps of warm-up (--train.warmup-steps) in a run of "

@@ -114,18 +114,34 @@ def delete(checkpoint: Path) -> None:
     shutil.rmtree(checkpoint)
 
 
-def check_space(recipe: Recipe, model: Any) -> None:
-    """Print the disk space that a run's checkpoints need. Raise RecipeError if there is less.
+def num_trained(model: Any) -> int:
+    """Return the number of a model's trainable parameters."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
-    A checkpoint has the trained weights and two moments of AdamW for each. For a moment there is
-    one checkpoint more than rotation leaves: the newest, and the best of each of these.
+
+def space_of_checkpoints(recipe: Recipe, num_parameters: int) -> int:
+    """Return the bytes of the checkpoints that a run has at once, at most.
+
+    A checkpoint has the trained parameters and two moments of AdamW for each. For a moment there
+    is one checkpoint more than rotation leaves: the newest, and the best of each of these.
     """
     if recipe.train.save_steps is None:
-        return
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        return 0
     count = KEPT + 1 + (KEPT if recipe.train.keep == "best" else 0)
-    needed = 3 * 4 * trained * count
-    free = shutil.disk_usage(recipe.folder).free
+    return 3 * 4 * num_parameters * count
+
+
+def free_space(folder: Path) -> int:
+    """Return the bytes that are free for a folder, which may not exist yet."""
+    existing = next(each for each in (folder, *folder.absolute().parents) if each.is_dir())
+    return shutil.disk_usage(existing).free
+
+
+def check_space(recipe: Recipe, num_parameters: int) -> None:
+    """Print the disk space that a run's checkpoints need. Raise RecipeError if there is less."""
+    needed, free = space_of_checkpoints(recipe, num_parameters), free_space(recipe.folder)
+    if needed == 0:
+        return
     if free < needed:
         text = f"{recipe.folder} has {free / 1e6:,.0f} MB free; checkpoints need about "
         text += f"{needed / 1e6:,.0f} MB. Make room, or write none with --train.save-steps None."

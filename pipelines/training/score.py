@@ -9,24 +9,32 @@ from typing import Any
 from pipelines.data.rows import Examples
 from pipelines.hub.load import LoadedResult
 from pipelines.reporting.progress import RunProgress
+from pipelines.tasks.base import Features
 from pipelines.training.build import build_trainer
 
 
 def score_result(loaded: LoadedResult, rows: Examples) -> dict[str, Any]:
     """Return the metrics of a result on rows."""
-    recipe, tokenizer, labels = loaded.recipe, loaded.tokenizer, loaded.labels
-    # the Trainer creates its folder
-    with RunProgress() as progress, tempfile.TemporaryDirectory() as scratch:
+    recipe = loaded.recipe
+    with RunProgress() as progress:
         with progress.phase("encoding", "tokenising"):
-            held_out = recipe.task.features(rows, tokenizer, labels, training=False)
+            held_out = recipe.task.features(rows, loaded.tokenizer, loaded.labels, training=False)
         recipe.task.check_scorable(held_out)
+        return score_features(loaded, held_out, progress)
+
+
+def score_features(
+    loaded: LoadedResult, held_out: Features, progress: RunProgress | None = None
+) -> dict[str, Any]:
+    """Return the metrics of a result on encoded rows."""
+    with tempfile.TemporaryDirectory() as scratch:  # the Trainer creates its folder
         trainer = build_trainer(
-            replace(recipe, output_dir=scratch),
+            replace(loaded.recipe, output_dir=scratch),
             loaded.model,
-            tokenizer,
+            loaded.tokenizer,
             train=None,
             scored={"eval": held_out},
-            labels=labels,
+            labels=loaded.labels,
             progress=progress,
         )
         return trainer.score("eval").metrics

@@ -18,7 +18,7 @@ from pipelines.errors import CheckpointError, NonFiniteError
 from pipelines.reporting.progress import RunProgress
 from pipelines.results.disk import explain_disk_errors
 from pipelines.tasks.base import RowResult
-from pipelines.training.checkpoints import MARKER, find_damage, mark_complete, rotate
+from pipelines.training.checkpoints import MARKER, find_damage, mark_complete, num_trained, rotate
 from pipelines.training.hyperparameters import RecipeOnResume
 from pipelines.training.loaders import ROW, TOKENS, Collate, WithRowNumbers, data_loader
 from pipelines.training.parts import ScoredSplit, no_metrics
@@ -176,10 +176,9 @@ class RecipeTrainer(HookedTrainer):
     def writing_checkpoint(self) -> Iterator[None]:
         """Mark a checkpoint complete once it is; delete the oldest only then."""
         folder, checkpoint = self.checkpoints_folder, self.last_checkpoint
-        unwrapped: Any = self.model
-        num_trained = sum(p.numel() for p in unwrapped.parameters() if p.requires_grad)
+        num_bytes = 3 * 4 * num_trained(self.model)
         message = "The checkpoint before it is whole; run the same command again to resume from it."
-        full_disk = explain_disk_errors(checkpoint, num_bytes=3 * 4 * num_trained, advice=message)
+        full_disk = explain_disk_errors(checkpoint, num_bytes=num_bytes, advice=message)
         with self.progress.phase("saving"), full_disk:
             if self.accelerator.is_main_process:
                 (checkpoint / MARKER).unlink(missing_ok=True)

@@ -12,6 +12,7 @@ import torch
 from variant import Clock, arguments, now, report, rows_to_predict, texts_to_continue
 
 import pipelines.flow
+import pipelines.inputs
 import pipelines.models.attention
 import pipelines.models.build
 import pipelines.models.chunked_loss
@@ -31,10 +32,10 @@ OWN_WORK = {
     pipelines.flow: (
         "check_splits",
         "identity_of",
-        "check_vocabulary",
         "check_space",
         "print_report",
     ),
+    pipelines.inputs: ("check_vocabulary",),
     pipelines.training.trainer: ("mark_complete", "rotate"),
     pipelines.training.resume: ("newest_verified",),
 }

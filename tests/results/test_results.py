@@ -220,7 +220,7 @@ def test_the_same_command_publishes_a_finished_result_that_was_not(bench, monkey
     recipe = bench.adapter("uninterrupted")
     run_before = read_manifest(recipe.folder)["run"]
     sent = []
-    monkeypatch.setattr("pipelines.flow.check_destination", lambda *a, **o: None)
+    monkeypatch.setattr("pipelines.inputs.check_destination", lambda *a, **o: None)
     monkeypatch.setattr("pipelines.finished.publish_finished", lambda *a, **o: sent.append((a, o)))
     metrics = run(replace(recipe, push_to="me/result"))
     assert metrics == read_manifest(recipe.folder)["metrics"]
@@ -381,7 +381,7 @@ def test_a_signal_in_the_last_evaluation_costs_only_that(save_steps, bench):
 @pytest.mark.parametrize(
     ("module", "name", "act"),
     [
-        ("pipelines.flow", "load_splits", "SIGTERM"),
+        ("pipelines.inputs", "load_splits", "SIGTERM"),
         ("pipelines.flow", "build_model", "SIGHUP"),
         (
             "pipelines.tasks.base",

@@ -125,7 +125,7 @@ def test_every_form_of_a_chat_is_rendered_the_same(tokenizer):
 
 
 def test_a_tokenizer_from_scratch_is_trained_on_the_messages():
-    from pipelines.flow import texts
+    from pipelines.inputs import texts
 
     row = {"id": "x", "messages": [{"role": "user", "content": part("a")}, YES], "n": 3}
     other = {"messages": [{"from": "human", "value": "b"}], "answers": {"text": ["c"]}}
