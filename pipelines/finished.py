@@ -13,9 +13,12 @@ from pipelines.data.splits import Splits
 from pipelines.errors import Problem, RecipeError
 from pipelines.hub.publish import publish_finished
 from pipelines.recipe.recipe import Recipe
+from pipelines.report.write import write_report
 from pipelines.reporting.report import print_score
 from pipelines.results.disk import explain_disk_errors
 from pipelines.results.files import (
+    REPORT,
+    STARTED,
     files_of,
     find_result_damage,
     read_manifest,
@@ -24,8 +27,6 @@ from pipelines.results.files import (
 from pipelines.training.identity import check_same, comparable, data_of, differences
 from pipelines.training.resume import delete_checkpoints
 from pipelines.training.signals import AGAIN, StopSignals
-
-STARTED = ".started"  # names the run that has begun in a folder and is not finished
 
 
 def finished_result(recipe: Recipe) -> dict[str, Any] | None:
@@ -89,6 +90,8 @@ def finish_again(
     check_same(recipe.folder, rows_changed(sidecar, splits))
     say(f"{recipe.folder} holds the finished result of this run. Train again with --overwrite.")
     print_score(recipe.name, sidecar["metrics"])
+    if not (recipe.folder / REPORT).is_file():  # a kill came before it
+        try_to_report(recipe.folder)
     with signals.ending(not_published(recipe.folder)):
         if recipe.push_to and PartialState().is_main_process:
             publish_finished(recipe.folder, recipe.push_to, public=recipe.public)
@@ -96,6 +99,16 @@ def finish_again(
     PartialState().wait_for_everyone()
     metrics: dict[str, Any] = sidecar["metrics"]
     return metrics
+
+
+def try_to_report(folder: Path) -> None:
+    """Write the report of a run whose result is saved, or say why the disk does not take it."""
+    if not PartialState().is_main_process:
+        return
+    try:
+        write_report(folder)
+    except OSError as error:
+        say(f"  {folder / REPORT} could not be written: {error.strerror}")
 
 
 def not_published(folder: Path) -> str:

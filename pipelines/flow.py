@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +19,13 @@ from pipelines.data.rows import Examples
 from pipelines.data.splits import Splits, check_splits, num_skipped
 from pipelines.errors import Preempted
 from pipelines.final_score import check_finite, evaluate_at_the_end, first_score, keep_weights
-from pipelines.finished import STARTED, finish_again, finished_result, not_published, rows_changed
+from pipelines.finished import (
+    finish_again,
+    finished_result,
+    not_published,
+    rows_changed,
+    try_to_report,
+)
 from pipelines.hub.destination import check_destination
 from pipelines.hub.pin import pin_revisions
 from pipelines.hub.publish import check_reload, publish_finished
@@ -31,10 +37,15 @@ from pipelines.models.tokenizer_checks import check_tokenizer, check_vocabulary
 from pipelines.models.tokenizers import load_tokenizer
 from pipelines.process import prepare_process, returning_freed_memory, slow_precision
 from pipelines.recipe.recipe import Recipe
+from pipelines.report.statistics import make_statistics
 from pipelines.reporting.cautions import cautions
 from pipelines.reporting.report import print_report, print_score
+from pipelines.results.disk import explain_disk_errors
+from pipelines.results.files import STARTED, STATISTICS, write_whole
 from pipelines.results.lock import lock_run_folder
 from pipelines.results.save import FinishedRun, save
+from pipelines.samples import Sampler
+from pipelines.tasks.base import Features
 from pipelines.tasks.chat_forms import texts_of
 from pipelines.training.build import build_trainer
 from pipelines.training.checkpoints import check_space
@@ -106,8 +117,7 @@ def run_in_folder(
             return finish_again(recipe, finished, splits, signals)
         prepared = prepare(recipe, splits, labels, world_size, callbacks)
     trainer = prepared.trainer
-    if PartialState().is_main_process:
-        (recipe.folder / STARTED).write_text(trainer.identity["run"])
+    sampler = begin(recipe, prepared, splits, labels, world_size)
     train_to_the_end(trainer, prepared.checkpoint, signals)
     kept = keep_weights(recipe, trainer)
     final = evaluate_at_the_end(trainer, splits, signals)
@@ -127,14 +137,43 @@ def run_in_folder(
         tuned=final.tuned,
         identity=trainer.identity,
     )
+    sampler.write_after(splits.record["reported"], final.rows)
     save(trainer, finished_run)
     print_score(recipe.name, metrics)
     clean_up(recipe, trainer)
+    try_to_report(recipe.folder)
     if recipe.push_to:
         publish_reloaded(recipe, recipe.push_to, prepared, signals)
     (recipe.folder / STARTED).unlink(missing_ok=True)
     trainer.accelerator.wait_for_everyone()
     return metrics
+
+
+def begin(
+    recipe: Recipe, prepared: Prepared, splits: Splits, labels: tuple[str, ...], num_processes: int
+) -> Sampler:
+    """Record which run has begun, on which rows, and what its model says before training.
+
+    Return what asks it again after training.
+    """
+    folder, run = recipe.folder, prepared.trainer.identity["run"]
+    sampler = Sampler(recipe, prepared.trainer, prepared.tokenizer, splits.held_out, labels)
+    if not PartialState().is_main_process:
+        return sampler
+    statistics = make_statistics(
+        recipe.task,
+        {"train": splits.train} | splits.scored,
+        prepared.features,
+        run=run,
+        cautions=prepared.cautions,
+        num_processes=num_processes,
+    )
+    with explain_disk_errors(folder, num_bytes=0, advice=f"Make room and {AGAIN}"):
+        (folder / STARTED).write_text(run)
+        write_whole(folder / STATISTICS, statistics)
+    if prepared.checkpoint is None:
+        sampler.write_before()
+    return sampler
 
 
 def clean_up(recipe: Recipe, trainer: RecipeTrainer) -> None:
@@ -167,6 +206,9 @@ class Prepared:
 
     trainer: RecipeTrainer
     tokenizer: PreTrainedTokenizerBase
+    features: Mapping[str, Features]
+    """Encoded rows of each split, the training rows among them."""
+    cautions: Sequence[str]
     checkpoint: Path | None
     baseline: dict[str, float] | None
 
@@ -192,17 +234,18 @@ def prepare(
         name: task.features(rows, tokenizer, labels, training=False)
         for name, rows in splits.scored.items()
     }
-    for features in scored.values():
-        task.check_scorable(features)
+    for encoded in scored.values():
+        task.check_scorable(encoded)
     warnings = [*describe_formats(task.dataset), *cautions(recipe, splits, labels, train, scored)]
     warnings += unknown
     if PartialState().device.type == "cpu":
         warnings += slow_precision()
-    print_report(recipe, world_size, splits, {"train": train, **scored}, warnings)
+    features = {"train": train, **scored}
+    print_report(recipe, world_size, splits, features, warnings)
 
     model = build_model(recipe, tokenizer, labels)
-    for features in (train, *scored.values()):
-        check_vocabulary(features, tokenizer, num_embeddings(model))
+    for encoded in features.values():
+        check_vocabulary(encoded, tokenizer, num_embeddings(model))
     check_space(recipe, model)
     checkpoint, identity = find_checkpoint(recipe, identity_of(recipe, splits, world_size))
     baseline = task.baseline(train, scored[task.dataset.reported_split])
@@ -217,7 +260,7 @@ def prepare(
         eval_on_start=baseline is None and checkpoint is None,
         callbacks=callbacks,
     )
-    return Prepared(trainer, tokenizer, checkpoint, baseline)
+    return Prepared(trainer, tokenizer, features, warnings, checkpoint, baseline)
 
 
 def train_to_the_end(trainer: RecipeTrainer, checkpoint: Path | None, signals: StopSignals) -> None:

@@ -20,6 +20,8 @@ LAYERS = (
     "flow",
     "final_score",
     "finished",
+    "samples",
+    "report",
     "evaluation",
     "inference",
     "training",

@@ -44,9 +44,11 @@ FILES = (  # all that a repository may hold; nothing else is ever uploaded or do
     "vocab.txt",
 )
 PREDICTIONS = "predictions.jsonl"  # stays on this machine: it has the texts of the rows
+REPORT, SAMPLES, STATISTICS = "report.html", "samples.jsonl", "statistics.json"  # stay here, too
 # Files that transformers or peft would load as well if they are next to a result.
 LOADED = ("*.safetensors", "pytorch_model*.bin", "adapter_model.bin")
 WITHOUT_EFFECT = (PREDICTIONS, "training_curve.png")  # on what a model predicts
+STARTED = ".started"  # names the run that has begun in a folder and is not finished
 NOT_LISTED = ("README.md", "task.json")  # `publish` writes the card; task.json holds the list
 STAGE = ".result"  # folder inside the run's folder: a new result until it replaces the old one
 PUBLISH_STAGE = ".publish-"  # prefix of the stages that earlier versions of `publish` made
@@ -245,6 +247,7 @@ def install_staged_result(folder: Path) -> None:
     stage = folder / STAGE
     listed = read_manifest(stage)["files"]
     (folder / "task.json").unlink(missing_ok=True)
+    (folder / REPORT).unlink(missing_ok=True)  # is of the old result
     sync_folder(folder)
     for file in files_of(folder):
         if file.name not in listed or (stage / file.name).exists():
