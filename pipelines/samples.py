@@ -22,8 +22,8 @@ from pipelines.inference.predict import logits_of_rows
 from pipelines.models.generation import continue_prompts
 from pipelines.recipe.recipe import Recipe
 from pipelines.report.ranking import worst_and_best
+from pipelines.reporting.run_files import SAMPLES
 from pipelines.results.disk import explain_disk_errors
-from pipelines.results.files import SAMPLES
 from pipelines.tasks.base import Features, RowResult, Task
 from pipelines.tasks.generation import Generation
 from pipelines.training.trainer import RecipeTrainer
@@ -81,9 +81,9 @@ class Sampler:
 
     def samples(self, when: str) -> list[dict[str, Any]]:
         """Return what the model says now, of each row with its location, input and reference."""
-        task = self.trainer.splits["eval"].task
+        task, progress = self.trainer.splits["eval"].task, self.trainer.progress
         model = self.trainer.accelerator.unwrap_model(self.trainer.model, keep_torch_compile=False)
-        with self.trainer.compute_loss_context_manager():
+        with self.trainer.compute_loss_context_manager(), progress.phase("samples", "sampling"):
             rows = self.predicted(task, model) if task.head else self.continued(task, model)
         return [{"when": when, **row} for row in rows]
 

@@ -12,12 +12,10 @@ from typing import Any
 from pipelines.errors import Problem, RecipeError
 from pipelines.evaluation.compare import ComparedResult, read_result
 from pipelines.recipe.recipe import Recipe
-from pipelines.results.files import SAMPLES, STARTED, STATISTICS
+from pipelines.reporting.run_files import METRICS, SAMPLES, STARTED, STATISTICS
 from pipelines.results.predictions import read_predictions
 from pipelines.results.sidecar import tuned_options
 from pipelines.tasks.base import RowResult, Task
-
-METRICS = "metrics.jsonl"
 
 
 @dataclass(frozen=True)

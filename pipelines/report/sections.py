@@ -6,7 +6,7 @@ import dataclasses
 import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipelines.recipe.recipe import Recipe
@@ -22,6 +22,7 @@ from pipelines.report.charts import (
 )
 from pipelines.report.files import ReportedRun
 from pipelines.report.ranking import RankedRow, worst_and_best
+from pipelines.reporting.commands import next_commands
 from pipelines.tasks.base import RowResult, Task
 
 MAX_LABELS = 12  # of a confusion matrix; those with fewest rows are added up
@@ -61,7 +62,7 @@ def curves(runs: Mapping[str, ReportedRun]) -> list[Chart]:
 
 def points_of(log: Sequence[dict[str, Any]], key: str) -> list[tuple[float, float]]:
     """Return (step, value) of each line of a log that has a value."""
-    return [(float(line["step"]), float(line[key])) for line in log if key in line]
+    return [(float(line["step"]), float(line[key])) for line in log if line.get(key) is not None]
 
 
 def log_table(log: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[Any]]]:
@@ -220,21 +221,12 @@ def sample_pairs(run: ReportedRun) -> list[dict[str, Any]]:
 
 def commands(run: ReportedRun) -> dict[str, str]:
     """Return the commands that reproduce and use a result, by what they do."""
-    folder, recipe = shlex.quote(run.name), run.recipe
-    name = shlex.quote(recipe.name)
-    again = shlex.quote(f"{run.name.rstrip('/')}-again")
-    commands = {
-        "Reproduce": f"gpt2-recipes train {folder}/recipe.json --output-dir {again}",
-        "Evaluate again": f"gpt2-recipes evaluate {folder}",
+    again = f"{run.name.rstrip('/')}-again"
+    words = ["gpt2-recipes", "train", f"{run.name}/recipe.json", "--output-dir", again]
+    recipe = replace(run.recipe, output_dir=run.name)
+    return {"reproduce": shlex.join(words)} | {
+        command.split()[1]: command for command in next_commands(recipe)
     }
-    if recipe.task.head is None:
-        commands["Generate"] = f'gpt2-recipes generate {folder} "TEXT"'
-    else:
-        commands["Predict"] = f"gpt2-recipes predict {folder} rows.jsonl --out predicted.jsonl"
-    if recipe.lora is not None and "merged" not in run.sidecar:
-        commands["Merge adapter and base"] = f"gpt2-recipes merge {folder} {name}-merged"
-    commands["Publish"] = f"gpt2-recipes publish {folder} USER/{name}"
-    return commands
 
 
 @dataclass(frozen=True)

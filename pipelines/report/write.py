@@ -23,8 +23,9 @@ from pipelines.evaluation.comparison_table import letter, seeds_of
 from pipelines.metrics.bootstrap import Difference
 from pipelines.report import sections
 from pipelines.report.escaping import breakable, cut, duration, number, score, visible
-from pipelines.report.files import METRICS, ReportedRun, read_run
-from pipelines.results.files import PREDICTIONS, REPORT, SAMPLES, STATISTICS
+from pipelines.report.files import ReportedRun, read_run
+from pipelines.reporting.run_files import METRICS, REPORT, SAMPLES, STATISTICS
+from pipelines.results.files import PREDICTIONS
 
 COMPARISON = "comparison.html"
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import Problem, RecipeError
+from pipelines.reporting.run_files import REPORT
 from pipelines.results.sidecar import tuned_options
 
 FILES = (  # all that a repository may hold; nothing else is ever uploaded or downloaded
@@ -44,11 +45,9 @@ FILES = (  # all that a repository may hold; nothing else is ever uploaded or do
     "vocab.txt",
 )
 PREDICTIONS = "predictions.jsonl"  # stays on this machine: it has the texts of the rows
-REPORT, SAMPLES, STATISTICS = "report.html", "samples.jsonl", "statistics.json"  # stay here, too
 # Files that transformers or peft would load as well if they are next to a result.
 LOADED = ("*.safetensors", "pytorch_model*.bin", "adapter_model.bin")
 WITHOUT_EFFECT = (PREDICTIONS, "training_curve.png")  # on what a model predicts
-STARTED = ".started"  # names the run that has begun in a folder and is not finished
 NOT_LISTED = ("README.md", "task.json")  # `publish` writes the card; task.json holds the list
 STAGE = ".result"  # folder inside the run's folder: a new result until it replaces the old one
 PUBLISH_STAGE = ".publish-"  # prefix of the stages that earlier versions of `publish` made

@@ -143,15 +143,9 @@ def test_commands_name_the_folder_as_the_shell_reads_it(tmp_path):
     run = read_run(str(write_run(tmp_path / "my runs" / "a;b")))
     found = commands(run)
     folder = f"'{tmp_path}/my runs/a;b'"
-    assert found["Evaluate again"] == f"gpt2-recipes evaluate {folder}"
-    assert found["Reproduce"].startswith(f"gpt2-recipes train {folder}/recipe.json --output-dir '")
-    assert list(found) == [
-        "Reproduce",
-        "Evaluate again",
-        "Predict",
-        "Merge adapter and base",
-        "Publish",
-    ]
+    assert found["evaluate"] == f"gpt2-recipes evaluate {folder}"
+    assert found["reproduce"].startswith(f"gpt2-recipes train {folder[:-1]}/recipe.json' --output")
+    assert list(found) == ["reproduce", "evaluate", "predict", "merge", "publish"]
     assert timing(run) == [("reading", 1.0, 0.1), ("training", 9.0, 0.9)]
 
 
