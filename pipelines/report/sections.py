@@ -27,6 +27,7 @@ from pipelines.tasks.base import RowResult, Task
 
 MAX_LABELS = 12  # of a confusion matrix; those with fewest rows are added up
 OTHERS = "all others"
+MEMORY = "Peak memory (GB)"
 SPLITS = {"train": "training", "eval": "validation", "test": "test"}
 NUM_SHADES = 6  # of the cells of a confusion matrix
 LENGTHS = ((0, 0), (1, 1), (2, 2), (3, 5), (6, 10), (11, 20), (21, 50), (51, None))  # words
@@ -45,6 +46,7 @@ def curves(runs: Mapping[str, ReportedRun]) -> list[Chart]:
         "Learning rate": "learning_rate",
         "Gradient norm": "grad_norm",
         "Tokens per second": "tokens_per_second",
+        MEMORY: "memory_bytes",
     }
     lines = {
         title: {name: points_of(run.log, key) for name, run in runs.items()}
@@ -62,7 +64,9 @@ def curves(runs: Mapping[str, ReportedRun]) -> list[Chart]:
 
 def points_of(log: Sequence[dict[str, Any]], key: str) -> list[tuple[float, float]]:
     """Return (step, value) of each line of a log that has a value."""
-    return [(float(line["step"]), float(line[key])) for line in log if line.get(key) is not None]
+    unit = 1e9 if key == "memory_bytes" else 1.0
+    found = ((line["step"], line.get(key)) for line in log)
+    return [(float(step), value / unit) for step, value in found if value is not None]
 
 
 def log_table(log: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[Any]]]:
@@ -117,7 +121,7 @@ def result_chart(run: ReportedRun) -> Chart | BarChart | None:
     kind = run.task.chart
     if kind == "scatter" and run.rows:
         points = [(r.reference, r.prediction["value"], r.row) for r in run.rows]
-        return scatter_chart("Predictions and targets", points)
+        return scatter_chart("Predictions over targets", points)
     if kind == "lengths" and run.rows:
         return lengths_chart(run.task, run.rows)
     return None
