@@ -14,8 +14,10 @@ from pipelines.data.splits import Splits
 from pipelines.errors import Problem, RecipeError
 from pipelines.hub.publish import publish_finished
 from pipelines.recipe.recipe import Recipe
+from pipelines.report.write import write_report
 from pipelines.reporting.last_screen import print_last_screen
 from pipelines.reporting.report import print_score
+from pipelines.reporting.run_files import REPORT, STARTED
 from pipelines.results.disk import explain_disk_errors
 from pipelines.results.files import (
     files_of,
@@ -26,8 +28,6 @@ from pipelines.results.files import (
 from pipelines.training.identity import check_same, comparable, data_of, differences
 from pipelines.training.resume import delete_checkpoints
 from pipelines.training.signals import AGAIN, StopSignals
-
-STARTED = ".started"  # names the run that has begun in a folder and is not finished
 
 
 def mark_started(recipe: Recipe, run: str) -> None:
@@ -114,6 +114,8 @@ def finish_again(
     check_same(recipe.folder, rows_changed(sidecar, splits))
     say(f"{recipe.folder} holds the finished result of this run. Train again with --overwrite.")
     print_score(recipe.name, sidecar["metrics"])
+    if not (recipe.folder / REPORT).is_file():  # a kill came before it
+        try_to_report(recipe.folder)
     with signals.ending(not_published(recipe.folder)):
         if recipe.push_to and PartialState().is_main_process:
             publish_finished(recipe.folder, recipe.push_to, public=recipe.public)
@@ -122,6 +124,16 @@ def finish_again(
     print_last_screen(recipe, sidecar["metrics"])
     metrics: dict[str, Any] = sidecar["metrics"]
     return metrics
+
+
+def try_to_report(folder: Path) -> None:
+    """Write the report of a run whose result is saved, or say why the disk does not take it."""
+    if not PartialState().is_main_process:
+        return
+    try:
+        write_report(folder)
+    except OSError as error:
+        say(f"  {folder / REPORT} could not be written: {error.strerror}")
 
 
 def not_published(folder: Path) -> str:

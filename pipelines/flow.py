@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
+from transformers import TrainerCallback, set_seed
 
 from pipelines.console import json_lines, say
 from pipelines.data.splits import Splits, check_splits, num_skipped
@@ -23,20 +23,26 @@ from pipelines.finished import (
     mark_started,
     not_published,
     rows_changed,
+    try_to_report,
     unmark_started,
 )
 from pipelines.hub.publish import check_reload, publish_finished
-from pipelines.inputs import encode, pin_and_check, read_rows
+from pipelines.inputs import Encoded, encode, pin_and_check, read_rows
 from pipelines.log import log_to_folder
 from pipelines.models.build import build_model
 from pipelines.process import prepare_process, returning_freed_memory
 from pipelines.recipe.recipe import Recipe
+from pipelines.report.statistics import make_statistics
 from pipelines.reporting.last_screen import print_last_screen
 from pipelines.reporting.progress import RunProgress
 from pipelines.reporting.report import print_report, print_score
+from pipelines.reporting.run_files import STATISTICS
 from pipelines.reporting.step_log import MetricsFile
+from pipelines.results.disk import explain_disk_errors
+from pipelines.results.files import write_whole
 from pipelines.results.lock import lock_run_folder
 from pipelines.results.save import FinishedRun, save
+from pipelines.samples import Sampler
 from pipelines.training.build import build_trainer
 from pipelines.training.checkpoints import check_space, num_trained
 from pipelines.training.identity import identity_of
@@ -111,6 +117,7 @@ def run_in_folder(
         save(trainer, replace(finished_run, metrics=metrics, timing=progress.timing()))
     print_score(recipe.name, metrics)
     clean_up(recipe, trainer)
+    try_to_report(recipe.folder)
     if recipe.push_to:
         with progress.phase("publishing", f"publishing {recipe.push_to}"):
             publish_reloaded(recipe, recipe.push_to, prepared, signals)
@@ -130,16 +137,22 @@ def train_and_score(
     """Train, and score the weights that the recipe keeps."""
     trainer = prepared.trainer
     mark_started(recipe, trainer.identity["run"])
+    sampler = Sampler(recipe, trainer, prepared.encoded.tokenizer, splits.held_out, labels)
+    if PartialState().is_main_process:
+        write_statistics(recipe, prepared, splits)
+    if prepared.checkpoint is None:
+        sampler.write_before()
     with tracked(recipe, trainer, prepared.checkpoint):
         train_to_the_end(trainer, prepared.checkpoint, signals)
         kept = keep_weights(recipe, trainer)
         final = evaluate_at_the_end(trainer, splits, signals)
         metrics = final.metrics
         check_finite(metrics, trainer, splits.record["reported"])
+    sampler.write_after(splits.record["reported"], final.rows)
     metrics["baseline"] = prepared.baseline or first_score(trainer, splits)
     return FinishedRun(
         recipe=recipe,
-        tokenizer=prepared.tokenizer,
+        tokenizer=prepared.encoded.tokenizer,
         labels=labels,
         metrics=metrics,
         rows=final.rows,
@@ -148,6 +161,20 @@ def train_and_score(
         tuned=final.tuned,
         identity=trainer.identity,
     )
+
+
+def write_statistics(recipe: Recipe, prepared: Prepared, splits: Splits) -> None:
+    """Write what the rows are, for the report."""
+    statistics = make_statistics(
+        recipe.task,
+        {"train": splits.train} | splits.scored,
+        {"train": prepared.encoded.train, **prepared.encoded.scored},
+        run=prepared.trainer.identity["run"],
+        cautions=prepared.encoded.warnings,
+        num_processes=PartialState().num_processes,
+    )
+    with explain_disk_errors(recipe.folder, num_bytes=0, advice=f"Make room and {AGAIN}"):
+        write_whole(recipe.folder / STATISTICS, statistics)
 
 
 def clean_up(recipe: Recipe, trainer: RecipeTrainer) -> None:
@@ -167,7 +194,7 @@ def publish_reloaded(
     """Publish a result that gives the logits of the trained model when it is loaded."""
     with signals.ending(not_published(recipe.folder)):
         if PartialState().is_main_process:
-            pad_token_id = int(prepared.tokenizer.pad_token_id or 0)
+            pad_token_id = int(prepared.encoded.tokenizer.pad_token_id or 0)
             rows = prepared.trainer.splits["eval"].features.dataset[:8]
             batch = recipe.task.collate(pad_token_id)(rows)
             check_reload(prepared.trainer, recipe.folder, batch)
@@ -179,7 +206,7 @@ class Prepared:
     """A trainer and what else a run needs after the training."""
 
     trainer: RecipeTrainer
-    tokenizer: PreTrainedTokenizerBase
+    encoded: Encoded
     checkpoint: Path | None
     baseline: dict[str, float] | None
 
@@ -215,7 +242,7 @@ def prepare(
         eval_on_start=baseline is None and checkpoint is None,
         callbacks=(MetricsFile(recipe.folder), *callbacks),
     )
-    return Prepared(trainer, encoded.tokenizer, checkpoint, baseline)
+    return Prepared(trainer, encoded, checkpoint, baseline)
 
 
 def train_to_the_end(trainer: RecipeTrainer, checkpoint: Path | None, signals: StopSignals) -> None:

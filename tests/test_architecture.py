@@ -26,6 +26,8 @@ LAYERS = (
     "final_score",
     "finished",
     "inputs",
+    "samples",
+    "report",
     "evaluation",
     "inference",
     "training",

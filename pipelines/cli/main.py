@@ -51,6 +51,7 @@ FAMILIES: dict[str, dict[str, Verb]] = {
     "Use a result": {
         "evaluate": results.evaluate,
         "compare": results.compare,
+        "report": results.report,
         "predict": results.predict,
         "generate": results.generate,
         "merge": results.merge,

@@ -134,6 +134,33 @@ def generate(
         generate_file(repo, file, typed, out=out, seed=seed, batch_size=batch_size, **loading)
 
 
+def report(
+    *folders: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER [FOLDER ...]")],
+    out: Path | None = None,
+) -> None:
+    """Write the report of a run as HTML, or a page that compares runs.
+
+    Args:
+        folders: Folders of finished runs; of several, the first one is the baseline.
+        out: File to write to; by default report.html in the folder of the run, or comparison.html
+            here.
+    """
+    if not folders:
+        stop(["report takes the FOLDER of a run, or several to compare."], 2)
+    if out is not None and (out.is_dir() or not out.parent.is_dir()):
+        stop([f"--out: {out} is a folder, or in none. Give the path of a file."], 2)
+    from pipelines.report.write import write_comparison, write_report
+
+    try:
+        one = len(folders) == 1
+        file = write_report(folders[0], out) if one else write_comparison(folders, out)
+    except OSError as error:
+        stop(
+            [f"{error.filename}: {error.strerror}. Give a file that can be written with --out."], 2
+        )
+    print(file)
+
+
 def predict(
     repo: Repo,
     file: Annotated[Path, tyro.conf.Positional],

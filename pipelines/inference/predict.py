@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 
+from pipelines.data.padding import Collator
 from pipelines.data.rows import Examples
 from pipelines.errors import DataError
 from pipelines.hub.load import LoadedResult, load_result
 from pipelines.inference.resumable_jsonl import map_file
 from pipelines.process import quiet_libraries
 from pipelines.recipe.values import Precision
+from pipelines.tasks.base import Features, Task
 
 
 @quiet_libraries()
@@ -31,6 +33,15 @@ def predict_examples(
         return []
     given = task.features(examples, loaded.tokenizer, loaded.labels, training=False, labelled=False)
     collate = task.collate(int(loaded.tokenizer.pad_token_id or 0))
+    with torch.inference_mode():
+        logits = logits_of_rows(task, loaded.model, given, collate, batch_size=batch_size)
+    return task.predictions(logits, given, loaded.labels)
+
+
+def logits_of_rows(
+    task: Task, model: Any, given: Features, collate: Collator, *, batch_size: int = 32
+) -> list[Any]:
+    """Return the logits of each encoded row, as `Task.predictions` takes them, in order."""
     longest_first = sorted(
         range(len(given.dataset)), key=lambda row: -len(given.dataset[row]["input_ids"])
     )
@@ -38,13 +49,12 @@ def predict_examples(
     for start in range(0, len(longest_first), batch_size):
         rows = longest_first[start : start + batch_size]
         batch = collate([given.dataset[row] for row in rows])
-        inputs = {name: value.to(loaded.model.device) for name, value in batch.items()}
-        with torch.inference_mode():
-            outputs = loaded.model(**inputs)
+        inputs = {k: v.to(model.device) for k, v in batch.items() if k != "labels"}
+        outputs = model(**inputs)
         heads = tuple(value for name, value in outputs.items() if name.endswith("logits"))
         reduced = task.reduce_logits(heads if len(heads) > 1 else heads[0], None)
         logits |= zip(rows, reduced.float().cpu().numpy(), strict=True)
-    return task.predictions([logits[row] for row in sorted(logits)], given, loaded.labels)
+    return [logits[row] for row in sorted(logits)]
 
 
 @quiet_libraries()

@@ -14,8 +14,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from pipelines.console import console, say
 from pipelines.log import LOG
 from pipelines.reporting.progress import RunProgress, duration
+from pipelines.reporting.run_files import METRICS
 
-METRICS = "metrics.jsonl"
 INTERVAL = 10.0
 """Least seconds between two lines of steps, unless the recipe has `logging_steps`."""
 CLOCKS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import Problem, RecipeError
+from pipelines.reporting.run_files import REPORT
 from pipelines.results.sidecar import tuned_options
 
 FILES = (  # all that a repository may hold; nothing else is ever uploaded or downloaded
@@ -245,6 +246,7 @@ def install_staged_result(folder: Path) -> None:
     stage = folder / STAGE
     listed = read_manifest(stage)["files"]
     (folder / "task.json").unlink(missing_ok=True)
+    (folder / REPORT).unlink(missing_ok=True)  # is of the old result
     sync_folder(folder)
     for file in files_of(folder):
         if file.name not in listed or (stage / file.name).exists():

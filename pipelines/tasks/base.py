@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import (
     Callable,
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from transformers import EvalPrediction, PreTrainedTokenizerBase
 
 Objective = Literal["head", "language_model", "instruction", "preference"]
+Chart = Literal["confusion_matrix", "lengths", "scatter"]
+"""A picture of the results of all rows: labels, lengths of texts, or numbers against targets."""
 Loss = Callable[[Any, "torch.Tensor", "torch.Tensor"], "torch.Tensor"]
 """Takes a model's outputs, labels, and the number of labels of the whole global batch."""
 MULTIPLE = 8
@@ -82,6 +85,26 @@ class RowResult:
     prediction: Any
     reference: Any
     values: Sequence[float]
+
+
+@dataclass(frozen=True)
+class ShownResult:
+    """The result of a row as a reader sees it; rows with a lower `rank` are worse."""
+
+    prediction: str
+    reference: str | None
+    rank: tuple[float, ...]
+    detail: str = ""
+    """How sure the model is, or how good the prediction."""
+
+
+@dataclass(frozen=True)
+class SamplePrompt:
+    """The tokens of a row that a model continues, and how the row itself goes on."""
+
+    row: str
+    input_ids: list[int]
+    reference: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -317,6 +340,27 @@ class Task:
 
     def reply_results(self, written: Sequence[Continuation], held_out: Features) -> list[RowResult]:
         """Return the result of each reply that `score_replies` scores, in their order."""
+        return []
+
+    @property
+    def chart(self) -> Chart | None:
+        """Return the picture that shows the results of all rows, or None."""
+        return None
+
+    def shown(self, result: RowResult) -> ShownResult:
+        """Return the result of a row for a report."""
+        prediction = json.dumps(result.prediction, ensure_ascii=False)
+        reference = json.dumps(result.reference, ensure_ascii=False)
+        return ShownResult(prediction, reference, (result.values[0],))
+
+    def tokens_read(self, held_out: Features, index: int) -> Sequence[int]:
+        """Return the tokens that the model reads for the row of a result."""
+        return held_out.dataset[index]["input_ids"]  # type: ignore[no-any-return]
+
+    def sample_prompts(
+        self, held_out: Features, tokenizer: PreTrainedTokenizerBase, num_rows: int
+    ) -> list[SamplePrompt]:
+        """Return prompts to continue before and after training; [] if no text is generated."""
         return []
 
     def statistic(self, means: Any) -> Any:

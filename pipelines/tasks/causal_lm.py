@@ -18,7 +18,9 @@ from pipelines.tasks.base import (
     Features,
     Objective,
     RowResult,
+    SamplePrompt,
     Score,
+    ShownResult,
     Task,
     text_of,
     to_row_results,
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import EvalPrediction, PreTrainedTokenizerBase
 
+NUM_PROMPT_TOKENS, NUM_TOKENS_AFTER = 32, 40  # of a block that is continued as a sample
 CHUNK = 1000  # documents that are encoded together, and in a stream packed together
 
 
@@ -244,6 +247,28 @@ class CausalLM(Task):
             ({"tokens": int(count)} for _, count in rows),
             rows,
         )
+
+    def shown(self, result: RowResult) -> ShownResult:
+        """Rank by the loss; a block without a token to predict is last."""
+        loss, tokens = result.prediction["loss"], result.reference["tokens"]
+        if loss is None:
+            return ShownResult("nothing to predict", None, (math.inf,))
+        detail = f"perplexity {math.exp(min(loss, 700)):,.4g}"
+        prediction = f"loss {loss:.4f} for each of {tokens:,} tokens"
+        return ShownResult(prediction, None, (-loss,), detail)
+
+    def sample_prompts(
+        self, held_out: Features, tokenizer: PreTrainedTokenizerBase, num_rows: int
+    ) -> list[SamplePrompt]:
+        """Return the beginnings of blocks from all parts of the rows."""
+        blocks = range(0, held_out.num_rows, max(1, held_out.num_rows // num_rows))
+        prompts = []
+        for block in blocks[:num_rows]:
+            ids = list(map(int, held_out.dataset[block]["input_ids"]))
+            count = min(NUM_PROMPT_TOKENS, len(ids) // 2)
+            after = tokenizer.decode(ids[count : count + NUM_TOKENS_AFTER])
+            prompts.append(SamplePrompt(held_out.locate(block), ids[:count], str(after)))
+        return prompts
 
     def statistic(self, means: Any) -> Any:
         """Return the perplexity from mean summed losses and mean numbers of tokens."""

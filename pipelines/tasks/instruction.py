@@ -14,10 +14,13 @@ from pipelines.data.padding import Batch, PaddingCollator, pad_inputs, pad_right
 from pipelines.errors import DataError
 from pipelines.metrics.bootstrap import bootstrap
 from pipelines.tasks.base import (
+    Chart,
     Features,
     Objective,
     RowResult,
+    SamplePrompt,
     Score,
+    ShownResult,
     check_truncated,
     to_row_results,
 )
@@ -229,6 +232,28 @@ class InstructionTuning(ReplyTask):
             (list(prompt.references) for prompt in held_out.context),
             [[value] for value in rouge_of_replies(written, held_out)],
         )
+
+    @property
+    def chart(self) -> Chart:
+        return "lengths"
+
+    def shown(self, result: RowResult) -> ShownResult:
+        """Rank by ROUGE-L."""
+        rouge = result.values[0]
+        detail = f"ROUGE-L {rouge:.3f}" + ("" if result.prediction["ended"] else ", cut")
+        return ShownResult(result.prediction["text"], result.reference[0], (rouge,), detail)
+
+    def tokens_read(self, held_out: Features, index: int) -> Sequence[int]:
+        ids: Sequence[int] = held_out.context[index].ids
+        return ids
+
+    def sample_prompts(
+        self, held_out: Features, tokenizer: PreTrainedTokenizerBase, num_rows: int
+    ) -> list[SamplePrompt]:
+        return [
+            SamplePrompt(held_out.locate(each.row), list(each.ids), each.references[0])
+            for each in held_out.context[:num_rows]
+        ]
 
 
 def rouge_of_replies(written: Sequence[Continuation], held_out: Features) -> list[float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -13,7 +14,9 @@ from pipelines.tasks.base import (
     Features,
     Objective,
     RowResult,
+    SamplePrompt,
     Score,
+    ShownResult,
     check_truncated,
     to_row_results,
 )
@@ -186,6 +189,30 @@ class PreferenceTuning(ReplyTask):
             (None for _ in margins),
             (margins > 0)[:, None],
         )
+
+    def shown(self, result: RowResult) -> ShownResult:
+        """Rank by the margin of the rewards."""
+        chosen, rejected, margin = (
+            result.prediction[name]
+            for name in ("chosen_reward", "rejected_reward", "reward_margin")
+        )
+        preferred = "the chosen reply" if margin > 0 else "the rejected reply"
+        detail = f"rewards {chosen:+.3f} and {rejected:+.3f}, margin {margin:+.3f}"
+        return ShownResult(preferred, "the chosen reply", (margin,), detail)
+
+    def tokens_read(self, held_out: Features, index: int) -> Sequence[int]:
+        pair = held_out.dataset[index]
+        return [*pair["prompt_ids"], *pair["chosen_ids"], *pair["rejected_ids"]]
+
+    def sample_prompts(
+        self, held_out: Features, tokenizer: PreTrainedTokenizerBase, num_rows: int
+    ) -> list[SamplePrompt]:
+        prompts = []
+        for index, row in enumerate(held_out.dataset[:num_rows]):
+            chosen = tokenizer.decode(row["chosen_ids"], skip_special_tokens=True)
+            ids = list(map(int, row["prompt_ids"]))
+            prompts.append(SamplePrompt(held_out.locate(index), ids, str(chosen).strip()))
+        return prompts
 
     def baseline(self, train: Features, held_out: Features) -> dict[str, float]:
         return {"chance": 0.5}

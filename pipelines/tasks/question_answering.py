@@ -18,10 +18,12 @@ from pipelines.errors import DataError
 from pipelines.metrics.bootstrap import bootstrap
 from pipelines.tasks.answer_forms import read_answers
 from pipelines.tasks.base import (
+    Chart,
     Features,
     Objective,
     RowResult,
     Score,
+    ShownResult,
     Task,
     check_truncated,
     text_of,
@@ -275,6 +277,29 @@ class QuestionAnswering(Task):
             (question.answers["text"] for question in questions),
             self.f1_of_answers(best, questions),
         )
+
+    @property
+    def chart(self) -> Chart:
+        return "lengths"
+
+    def shown(self, result: RowResult) -> ShownResult:
+        """Rank by F1, wrong answers by how sure the model is of them."""
+        f1, score = result.values[0], result.prediction["score"]
+        detail = f"F1 {f1:.2f}, probability {score:.3f}"
+        reference = (result.reference or [""])[0]
+        return ShownResult(
+            result.prediction["answer"], reference, (f1, score if f1 == 1 else -score), detail
+        )
+
+    def tokens_read(self, held_out: Features, index: int) -> Sequence[int]:
+        """Return the question with the window that holds its answer, or with the first one."""
+        own = [
+            row
+            for window, row in zip(held_out.context[1], held_out.dataset, strict=True)
+            if window.question == index
+        ]
+        ids: Sequence[int] = next(filter(holds_answer, own), own[0])["input_ids"]
+        return ids
 
     def f1_of_answers(
         self, answers: Sequence[str], questions: Sequence[Question]

@@ -15,11 +15,13 @@ from pipelines.data.rows import Examples
 from pipelines.errors import DataError
 from pipelines.tasks import label_cautions
 from pipelines.tasks.base import (
+    Chart,
     Features,
     Loss,
     Objective,
     RowResult,
     Score,
+    ShownResult,
     Task,
     check_truncated,
     text_of,
@@ -456,6 +458,31 @@ class TextClassification(Task):
         if self.problem_type == "regression":
             return correlation_of_moments(means)
         return f1_of_counts(means) if self.several else super().statistic(means)
+
+    @property
+    def chart(self) -> Chart | None:
+        if self.problem_type == "regression":
+            return "scatter"
+        return None if self.several else "confusion_matrix"
+
+    def shown(self, result: RowResult) -> ShownResult:
+        """Rank by the probability of the row's labels, or by the distance from its number."""
+        prediction, reference = result.prediction, result.reference
+        if self.problem_type == "regression":
+            value = prediction["value"]
+            return ShownResult(f"{value:.4g}", f"{reference:.4g}", (-abs(value - reference),))
+        scores = prediction["scores"]
+        if not self.several:
+            right = scores[reference]
+            detail = f"probability {prediction['score']:.3f}"
+            if prediction["label"] != reference:
+                detail += f", of the reference {right:.3f}"
+            return ShownResult(prediction["label"], reference, (right,), detail)
+        predicted, right = (", ".join(n) or "no label" for n in (prediction["labels"], reference))
+        chances = [p if name in reference else 1 - p for name, p in scores.items()]
+        rank = sum(math.log(max(p, 1e-12)) for p in chances) / len(chances)
+        detail = f"mean probability of the reference {math.exp(rank):.3f}"
+        return ShownResult(predicted, right, (rank,), detail)
 
     @property
     def evaluator_name(self) -> str | None:

@@ -98,7 +98,8 @@ def is_complete(hub, repo: str, result) -> bool:
     found = hub.repos.get(("models", repo))
     files = set(found.commit("main")["files"]) - {".gitattributes"} if found else set()
     here = {file.name for file in result.glob("[!.]*.*")}  # not the lock
-    stays = {"run.log", "predictions.jsonl"}  # what has texts of the rows
+    stays = {"run.log", "predictions.jsonl", "samples.jsonl"}  # what has texts of the rows
+    stays |= {"report.html", "statistics.json", "metrics.jsonl"}
     assert stays <= here
     wanted = here - stays | {"README.md"}
     assert files in (set(), wanted), files ^ wanted

@@ -250,6 +250,7 @@ def test_a_kill_at_any_instant_of_the_replacement_leaves_the_old_or_the_new_resu
     for count in range(1, 100):
         folder = tmp_path / str(count)
         write_result(folder, OLD, "old")
+        (folder / "report.html").write_text("of the old result")
         write_result(folder / STAGE, NEW, "new")
         if (child := os.fork()) == 0:
             kill_at(count)
@@ -270,7 +271,8 @@ def test_a_kill_at_any_instant_of_the_replacement_leaves_the_old_or_the_new_resu
         assert status == -signal.SIGKILL
     changes = [state for i, state in enumerate(states) if i == 0 or state != states[i - 1]]
     assert changes == ["old", "none", "new"]
-    assert states.count("none") == 3 + 3 + 1  # removals, renames, and that of task.json
+    # removals, renames, that of task.json, and the removal of the report
+    assert states.count("none") == 3 + 3 + 1 + 1
 
 
 def test_a_stage_that_is_not_whole_is_removed_and_the_old_result_stays(tmp_path):
