@@ -437,6 +437,27 @@ def hub(folder: Path = Path("runs/hub"), port: int = 8643) -> None:
     serve(folder, port)
 
 
+def doctor(
+    config_file: Annotated[
+        Path | None,
+        tyro.conf.arg(help_behavior_hint="(default: what `accelerate config` wrote, if anything)"),
+    ] = None,
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
+) -> None:
+    """Check this machine: devices, kernels, disk, Hub, versions, and what a config starts.
+
+    Exits with 1 if something would stop a run.
+
+    Args:
+        config_file: Accelerate config: a file, or the name of a shipped one.
+        as_json: Print JSON in place of the screen.
+    """
+    from pipelines.doctor.command import doctor as examine
+
+    if not examine(config_file, as_json=as_json):
+        raise SystemExit(1)
+
+
 def selftest() -> None:
     """Inject faults into small runs in a temporary folder, and check that they recover.
 
@@ -462,6 +483,7 @@ def console() -> None:
         "publish": publish,
         "lm-eval": lm_eval,
         "hub": hub,
+        "doctor": doctor,
         "selftest": selftest,
     }
     words = sys.argv[1:]

@@ -24,7 +24,7 @@ CLASSIFY = TextClassification(dataset=ANYWHERE)
 
 VERBS = ("train", "evaluate", "predict", "generate", "merge", "publish", "lm-eval", "hub")
 VERBS += ("selftest", "compare", "repeat", "train helpdesk_pretrain", "repeat helpdesk_pretrain")
-VERBS += ("search", "search helpdesk_pretrain")
+VERBS += ("doctor", "search", "search helpdesk_pretrain")
 
 
 def help_in_a_second(*words):
