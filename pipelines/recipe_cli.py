@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, make_dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import tyro
 
+from pipelines.flags import parse_words
+from pipelines.flags_upstream import honour_no_color
 from pipelines.recipe.recipe import Recipe
 from pipelines.terminal import report_errors
 
@@ -47,18 +49,23 @@ def main(recipe: Recipe) -> None:
 
 def parse(recipe: Recipe, command: list[str]) -> Recipe:
     """Return a recipe with the values of a command line, whose first word is the program."""
-    return tyro.cli(
+    program = Path(command[0]).name
+    return cast(
         Recipe,
-        prog=Path(command[0]).name,
-        args=command[1:],
-        default=recipe,
-        config=(tyro.conf.AvoidSubcommands,),
-        description=recipe.name,
+        parse_words(
+            Recipe,
+            command[1:],
+            program=program,
+            default=recipe,
+            config=(tyro.conf.AvoidSubcommands,),
+            description=recipe.name,
+        ),
     )
 
 
 def print_help(recipe: Recipe, program: str, *others: type) -> None:
     """Print the flags of a recipe, with those of other frozen dataclasses, and exit."""
+    honour_no_color()
     sections: list[tuple[str, Any, Any]] = [
         (kind.__name__, Annotated[kind, tyro.conf.arg(name="")], kind()) for kind in others
     ]

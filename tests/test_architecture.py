@@ -36,6 +36,8 @@ LAYERS = (
     "console",
     "process",
     "terminal",
+    "flags",
+    "flags_upstream",
     "shipped",
     "abandonable",
     "log",

@@ -1,6 +1,5 @@
 """What the README and the pages that it links to say is real: commands, names, links."""
 
-import inspect
 import re
 import shlex
 import subprocess
@@ -21,7 +20,8 @@ from helpers.documents import (
     text_of,
 )
 from helpers.factories import ROOT, load_module
-from pipelines.cli import launcher_flags
+from pipelines.cli.main import VERBS
+from pipelines.cli.training import launcher_flags
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe_cli import RepeatFlags
 from pipelines.search.plan import make_plan, split_flags
@@ -84,21 +84,17 @@ def test_every_recipe_and_config_is_listed(folder, pattern, page):
 
 @pytest.mark.parametrize("command", OWN)
 def test_a_command_has_the_verb_and_flags_that_it_shows(command):
-    from pipelines import cli
-
     _, verb, *words = shlex.split(command)
-    assert f'"{verb}": ' in inspect.getsource(cli.console)
+    assert verb in VERBS
     if verb in ("train", "repeat", "search"):  # the other flags are the recipe's, see above
         words = words[:1]
-    parsed = tyro.extras.get_parser(vars(cli)[verb.replace("-", "_")]).parse_args(words)
+    parsed = tyro.extras.get_parser(VERBS[verb]).parse_args(words)
     assert parsed is not None
 
 
 def test_a_flag_that_is_not_there_is_seen():
-    from pipelines import cli
-
     with pytest.raises(SystemExit):
-        tyro.extras.get_parser(cli.predict).parse_args(["a", "b", "--outt", "c"])
+        tyro.extras.get_parser(VERBS["predict"]).parse_args(["a", "b", "--outt", "c"])
 
 
 def test_the_recipe_in_python_is_valid():

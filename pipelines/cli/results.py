@@ -1,0 +1,268 @@
+"""Verbs that use a result: parse, call, nothing else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from pipelines.cli.checks import at_least_one, check_result, column_names
+from pipelines.cli.generation_flags import NO_GENERATION_FLAGS, GenerationFlags, typed_options
+from pipelines.recipe.values import Precision
+from pipelines.terminal import stop
+
+Repo = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="REPO")]
+
+
+def evaluate(
+    repo: Repo,
+    /,
+    *,
+    revision: str | None = None,
+    base: str | None = None,
+    data: Path | None = None,
+    metric: str | None = None,
+    metric_options: str = "{}",
+) -> None:
+    """Score a result again, and compare with the score of its run.
+
+    Exits with 1 if the scores differ.
+
+    Args:
+        repo: Folder of a run, or Hub id.
+        revision: Commit, branch or tag on the Hub.
+        base: Folder or Hub id of an adapter's base, in place of the one that it names.
+        data: JSONL or CSV file to score on, in place of the run's evaluation rows.
+        metric: Further `evaluate` module: a name of this project, a path, or a name on the Hub.
+        metric_options: JSON object of further arguments of its `compute`, as {"average": "macro"}.
+    """
+    check_result(repo)
+    try:
+        options = dict(json.loads(metric_options))
+    except (ValueError, TypeError):
+        stop([f"--metric-options: {metric_options!r} is not a JSON object."], 2)
+    from pipelines.evaluation.evaluate import evaluate as score_again
+
+    result = score_again(
+        repo, revision=revision, base=base, data=data, metric=metric, metric_options=options
+    )
+    if result.claimed is not None and not result.equal:
+        raise SystemExit(1)
+
+
+def compare(
+    *repos: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="REPO REPO ...")],
+    other_rows: bool = False,
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
+    out: Path | None = None,
+) -> None:
+    """Show what differs between results, and whether that is chance.
+
+    The first one is the baseline. The test resamples the rows that both were scored on.
+
+    Args:
+        repos: Folders of runs, or Hub ids; two or more.
+        other_rows: Show scores of different rows or metrics too, without a test.
+        as_json: Print JSON in place of the table.
+        out: File to write the JSON to.
+    """
+    if len(repos) < 2:
+        stop([f"compare takes two or more results, not {len(repos)}."], 2)
+    if out is not None and (out.is_dir() or not out.parent.is_dir()):
+        stop([f"--out: {out} is a folder, or in none. Give the path of a file."], 2)
+    from pipelines.evaluation.compare import compare as compare_results
+    from pipelines.evaluation.comparison_table import print_comparison, to_json
+    from pipelines.results.files import write_whole
+
+    found = compare_results(repos, other_rows=other_rows)
+    if out is not None:
+        try:
+            write_whole(out, to_json(found))
+        except OSError as error:
+            stop([f"--out: {out}: {error.strerror}."], 2)
+    if as_json:
+        print(json.dumps(to_json(found), indent=2))
+    else:
+        print_comparison(found)
+
+
+def generate(
+    repo: Repo,
+    text: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="TEXT")] = None,
+    /,
+    *,
+    file: Path | None = None,
+    out: Path | None = None,
+    generation: Annotated[GenerationFlags, tyro.conf.arg(name="")] = NO_GENERATION_FLAGS,
+    seed: int | None = None,
+    revision: str | None = None,
+    base: str | None = None,
+    precision: Precision | None = None,
+    batch_size: int = 16,
+) -> None:
+    """Continue a text, or reply to it; or do so for the rows of a file.
+
+    Options that are not given are those of the recipe. With a --seed the same text samples the same
+    tokens, alone or in a file. Run the same command again to finish an --out that was interrupted.
+
+    Args:
+        repo: Folder of a run, or Hub id.
+        text: What to continue.
+        file: JSONL or CSV of texts to continue, in place of TEXT.
+        out: File to write JSON lines to, one for each row of --file.
+        seed: Seed of the sampling.
+        revision: Commit, branch or tag on the Hub.
+        base: Folder or Hub id of an adapter's base, in place of the one that it names.
+        precision: Precision of the base, in place of the one that the adapter was trained on.
+        batch_size: Rows in a batch.
+    """
+    at_least_one("batch-size", batch_size)
+    if (text is None) == (file is None):
+        stop(["generate takes a TEXT or a --file, one of them."], 2)
+    if out is not None and file is None:
+        stop(["--out: goes with --file. A single text is printed."], 2)
+    typed = typed_options(generation)
+    check_result(repo)
+    from pipelines.inference.generate import generate_file, generate_text
+
+    loading: Any = {"revision": revision, "base": base, "precision": precision}
+    if text is not None:
+        generate_text(repo, text, typed, seed=seed, **loading)
+    elif file is not None:
+        generate_file(repo, file, typed, out=out, seed=seed, batch_size=batch_size, **loading)
+
+
+def predict(
+    repo: Repo,
+    file: Annotated[Path, tyro.conf.Positional],
+    /,
+    *,
+    out: Path | None = None,
+    keep: str | None = None,
+    revision: str | None = None,
+    base: str | None = None,
+    precision: Precision | None = None,
+    batch_size: int = 32,
+) -> None:
+    """Print labels or answers, with scores, for the rows of a file.
+
+    They are JSON lines. An --out that ends in .csv or .tsv is a table.
+
+    Run the same command again to finish an --out that was interrupted.
+
+    Args:
+        repo: Folder of a run, or Hub id.
+        file: JSONL or CSV; its rows need no labels.
+        out: File to write to instead.
+        keep: Columns of the file to write before each prediction, as id,text; by default its id.
+        revision: Commit, branch or tag on the Hub.
+        base: Folder or Hub id of an adapter's base, in place of the one that it names.
+        precision: Precision of the base, in place of the one that the adapter was trained on.
+        batch_size: Rows in a batch.
+    """
+    at_least_one("batch-size", batch_size)
+    check_result(repo)
+    from pipelines.inference.predict import predict_file
+
+    predict_file(
+        repo,
+        file,
+        out=out,
+        revision=revision,
+        base=base,
+        precision=precision,
+        batch_size=batch_size,
+        keep=None if keep is None else column_names(keep),
+    )
+
+
+def merge(
+    repo: Repo,
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")],
+    /,
+    *,
+    publish: str | None = None,
+    public: bool = False,
+    revision: str | None = None,
+    base: str | None = None,
+    rescore: bool = True,
+) -> None:
+    """Merge an adapter into its base, in full precision.
+
+    Args:
+        repo: Folder of a run, or Hub id.
+        out: Folder to write to; empty or new.
+        publish: Hub id, as USER/NAME, to upload the model to.
+        public: Publish for everybody to see.
+        revision: Commit, branch or tag on the Hub.
+        base: Folder or Hub id of the base, in place of the one that the adapter names.
+        rescore: Score the merged model on the rows of the run, or else keep the adapter's score.
+    """
+    check_result(repo)
+    from pipelines.inference.merge import merge as merge_adapter
+
+    merge_adapter(
+        repo,
+        out,
+        revision=revision,
+        base=base,
+        publish_to=publish,
+        public=public,
+        rescore=rescore,
+    )
+
+
+def publish(
+    folder: Annotated[Path, tyro.conf.Positional],
+    repo: Repo,
+    /,
+    *,
+    public: bool = False,
+    base: str | None = None,
+    with_base: str | None = None,
+) -> None:
+    """Upload a result to the Hub, or finish an upload.
+
+    An adapter that was trained on a base on this machine needs that base on the Hub: name it with
+    --base, or publish it in the same command with --with-base.
+
+    Args:
+        folder: Folder of a run.
+        repo: Hub id, as USER/NAME.
+        public: Publish for everybody to see.
+        base: Hub id of an adapter's base, as USER/NAME or USER/NAME@COMMIT; it must have the
+            weights that the adapter was trained on.
+        with_base: Hub id, as USER/NAME, to publish an adapter's local base to first.
+    """
+    check_result(folder)
+    from pipelines.hub.publish import publish as upload
+
+    upload(folder, repo, public=public, base=base, with_base=with_base)
+
+
+def lm_eval(
+    repo: Repo,
+    /,
+    *,
+    tasks: tuple[str, ...],
+    include_path: Path | None = None,
+    limit: int | None = None,
+    batch_size: int = 8,
+) -> None:
+    """Score a language model with EleutherAI's lm-evaluation-harness.
+
+    Args:
+        repo: Folder of a run, or Hub id.
+        tasks: Names of the harness's tasks.
+        include_path: Folder with task files of your own.
+        limit: Rows of each task.
+        batch_size: Rows in a batch.
+    """
+    check_result(repo)
+    from pipelines.evaluation.lm_harness import evaluate_with_harness
+
+    evaluate_with_harness(
+        repo, tasks, include_path=include_path, limit=limit, batch_size=batch_size
+    )

@@ -1,0 +1,120 @@
+"""Verbs that train: parse, call, nothing else."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Annotated, cast
+
+import tyro
+
+from pipelines.cli.checks import at_least_one
+from pipelines.recipe_cli import LaunchFlags, RepeatFlags
+from pipelines.search.plan import SearchFlags
+from pipelines.terminal import stop
+
+NO_LAUNCH_FLAGS = LaunchFlags()
+NO_REPEAT_FLAGS = RepeatFlags()
+NO_SEARCH_FLAGS = SearchFlags()
+
+
+def train(
+    recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")],
+    /,
+    *flags: Annotated[str, tyro.conf.Positional],
+    launch: Annotated[LaunchFlags, tyro.conf.arg(name="")] = NO_LAUNCH_FLAGS,
+) -> None:
+    """Run a recipe in the processes that an Accelerate config asks for.
+
+    It ends with the run's own exit code, and shows its message last.
+
+    Args:
+        recipe: Python file with a RECIPE, a recipe.json, or the name of a shipped recipe.
+        flags: Flags of the recipe: `gpt2-recipes train RECIPE --help` lists them.
+    """
+    from pipelines.train import train as run_recipe
+
+    run_recipe(recipe, flags, launch)
+
+
+def train_words(words: list[str]) -> None:
+    """Call `train` with the words after it."""
+    launch, others = launcher_flags(words)
+    check_launch("train", launch, others)
+    train(*others, launch=launch)
+
+
+def search(
+    recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")],
+    /,
+    *values: Annotated[str, tyro.conf.Positional],
+    flags: Annotated[SearchFlags, tyro.conf.arg(name="")] = NO_SEARCH_FLAGS,
+    launch: Annotated[LaunchFlags, tyro.conf.arg(name="")] = NO_LAUNCH_FLAGS,
+) -> None:
+    """Search the best values of parameters, and train with them.
+
+    A range is 1e-5:1e-3, 1e-5:1e-3:log or 0.1:0.5:0.1, and choices are 4,8,16. Run the same command
+    again to resume, or several times at once for several workers.
+
+    Args:
+        recipe: Python file with a RECIPE, a recipe.json, or the name of a shipped recipe.
+        values: Flags of the recipe, with a value, a range or choices each:
+            --train.learning-rate 1e-5:1e-3:log --lora.r 4,8,16
+    """
+    raise NotImplementedError  # search_words reads the words
+
+
+def search_words(words: list[str]) -> None:
+    """Search with the words after `search`."""
+    launch, others = launcher_flags(words)
+    check_launch("search", launch, others)
+    from pipelines.search.command import search as run_search
+
+    run_search(others[0], others[1:], launch)
+
+
+def launcher_flags(
+    words: list[str], kind: type[LaunchFlags] = LaunchFlags
+) -> tuple[LaunchFlags, list[str]]:
+    """Separate the flags of `kind`, which may be anywhere, from the recipe and its flags."""
+    parser = argparse.ArgumentParser("gpt2-recipes", add_help=False, allow_abbrev=False)
+    parser.add_argument("--config-file", "--config_file", type=Path)
+    parser.add_argument("--num-processes", "--num_processes", type=int)
+    if kind is RepeatFlags:
+        parser.add_argument("--seeds", default=NO_REPEAT_FLAGS.seeds)
+    launch, others = parser.parse_known_args(words)
+    return kind(**vars(launch)), others
+
+
+def check_launch(verb: str, launch: LaunchFlags, others: list[str]) -> None:
+    """Stop for words without a recipe, and for a number of processes below 1."""
+    if not others or others[0].startswith("-"):
+        stop([f"{verb} takes a RECIPE before the recipe's flags."], 2)
+    if launch.num_processes is not None:
+        at_least_one("num-processes", launch.num_processes)
+
+
+def repeat(
+    recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")],
+    /,
+    *flags: Annotated[str, tyro.conf.Positional],
+    launch: Annotated[RepeatFlags, tyro.conf.arg(name="")] = NO_REPEAT_FLAGS,
+) -> None:
+    """Run a recipe with several seeds, and say how much its score varies.
+
+    The rows of all splits stay the same. Run the same command again to resume.
+
+    Args:
+        recipe: Python file with a RECIPE, a recipe.json, or the name of a shipped recipe.
+        flags: Flags of the recipe: `gpt2-recipes repeat RECIPE --help` lists them.
+    """
+    from pipelines.repeat import repeat as repeat_recipe
+
+    repeat_recipe(recipe, flags, launch)
+
+
+def repeat_words(words: list[str]) -> None:
+    """Call `repeat` with the words after it."""
+    launch, others = launcher_flags(words, RepeatFlags)
+    check_launch("repeat", launch, others)
+    repeat(*others, launch=cast(RepeatFlags, launch))
