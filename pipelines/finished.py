@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from pipelines.data.splits import Splits
 from pipelines.errors import Problem, RecipeError
 from pipelines.hub.publish import publish_finished
 from pipelines.recipe.recipe import Recipe
+from pipelines.reporting.last_screen import print_last_screen
 from pipelines.reporting.report import print_score
 from pipelines.results.disk import explain_disk_errors
 from pipelines.results.files import (
@@ -26,6 +28,24 @@ from pipelines.training.resume import delete_checkpoints
 from pipelines.training.signals import AGAIN, StopSignals
 
 STARTED = ".started"  # names the run that has begun in a folder and is not finished
+
+
+def mark_started(recipe: Recipe, run: str) -> None:
+    """Note in the folder that a run has begun, and its recipe unless a result is there; on rank 0.
+
+    A run that is interrupted has left its recipe, then.
+    """
+    if not PartialState().is_main_process:
+        return
+    (recipe.folder / STARTED).write_text(run)
+    if not (recipe.folder / "task.json").exists():
+        text = replace(recipe, overwrite=False).to_json()
+        (recipe.folder / "recipe.json").write_text(text, encoding="utf-8")
+
+
+def unmark_started(recipe: Recipe) -> None:
+    """Note that the run is finished."""
+    (recipe.folder / STARTED).unlink(missing_ok=True)
 
 
 def finished_result(recipe: Recipe) -> dict[str, Any] | None:
@@ -49,7 +69,8 @@ def result_in(recipe: Recipe) -> dict[str, Any] | None:
     """Do what `finished_result` does, on one rank."""
     folder = recipe.folder
     if not (folder / "task.json").is_file():
-        foreign = ", ".join(file.name for file in files_of(folder))
+        others = (file.name for file in files_of(folder) if file.name != "recipe.json")
+        foreign = ", ".join(others)  # a run that has begun has left its recipe
         if foreign and not recipe.overwrite:
             text = f"{folder} has {foreign}, but no task.json: no finished run left them there. "
             text += "Use another --output-dir, or replace them with --overwrite."
@@ -92,8 +113,9 @@ def finish_again(
     with signals.ending(not_published(recipe.folder)):
         if recipe.push_to and PartialState().is_main_process:
             publish_finished(recipe.folder, recipe.push_to, public=recipe.public)
-    (recipe.folder / STARTED).unlink(missing_ok=True)
+    unmark_started(recipe)
     PartialState().wait_for_everyone()
+    print_last_screen(recipe, sidecar["metrics"])
     metrics: dict[str, Any] = sidecar["metrics"]
     return metrics
 

@@ -13,13 +13,20 @@ from typing import Any
 from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
 
-from pipelines.console import say
+from pipelines.console import json_lines, say
 from pipelines.data.load import describe_formats, load_splits
 from pipelines.data.rows import Examples
 from pipelines.data.splits import Splits, check_splits, num_skipped
 from pipelines.errors import Preempted
 from pipelines.final_score import check_finite, evaluate_at_the_end, first_score, keep_weights
-from pipelines.finished import STARTED, finish_again, finished_result, not_published, rows_changed
+from pipelines.finished import (
+    finish_again,
+    finished_result,
+    mark_started,
+    not_published,
+    rows_changed,
+    unmark_started,
+)
 from pipelines.hub.destination import check_destination
 from pipelines.hub.pin import pin_revisions
 from pipelines.hub.publish import check_reload, publish_finished
@@ -32,9 +39,13 @@ from pipelines.models.tokenizers import load_tokenizer
 from pipelines.process import prepare_process, returning_freed_memory, slow_precision
 from pipelines.recipe.recipe import Recipe
 from pipelines.reporting.cautions import cautions
+from pipelines.reporting.last_screen import print_last_screen
+from pipelines.reporting.progress import RunProgress
 from pipelines.reporting.report import print_report, print_score
+from pipelines.reporting.step_log import MetricsFile
 from pipelines.results.lock import lock_run_folder
 from pipelines.results.save import FinishedRun, save
+from pipelines.tasks.base import Features
 from pipelines.tasks.chat_forms import texts_of
 from pipelines.training.build import build_trainer
 from pipelines.training.checkpoints import check_space
@@ -58,15 +69,16 @@ def run(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> dict[str, 
     with StopSignals() as signals:
         with signals.ending(NOT_STARTED):
             world_size = check_world_size()
-        with prepare_process(), collector_without_imports():
+        json_wanted = recipe.log_format == "json"
+        with prepare_process(), collector_without_imports(), json_lines(json_wanted):
             with signals.ending(NOT_STARTED):
                 check_allowed(recipe)
                 recipe = pin_revisions(recipe)
                 if recipe.push_to and PartialState().is_main_process:
                     check_destination(recipe, recipe.push_to, public=recipe.public)
             log = log_to_folder(recipe.folder) if PartialState().is_main_process else nullcontext()
-            with lock_run_folder(recipe.folder), log:
-                return run_in_folder(recipe, world_size, started, signals, callbacks)
+            with lock_run_folder(recipe.folder), log, RunProgress(started) as progress:
+                return run_in_folder(recipe, world_size, progress, signals, callbacks)
 
 
 @contextmanager
@@ -88,7 +100,7 @@ def collector_without_imports() -> Iterator[None]:
 def run_in_folder(
     recipe: Recipe,
     world_size: int,
-    started: float,
+    progress: RunProgress,
     signals: StopSignals,
     callbacks: Sequence[TrainerCallback],
 ) -> dict[str, Any]:
@@ -98,25 +110,48 @@ def run_in_folder(
         set_seed(recipe.train.seed)
         check_recipe_model(recipe)
         recipe = recipe.with_test_rows()
-        raw = load_splits(recipe.task.dataset)
-        recipe = replace(recipe, task=recipe.task.resolved(raw.train))
-        finished = finished_result(recipe)
-        splits, labels = check_splits(recipe.task, raw, rejected)
+        with progress.phase("reading", "reading rows"):
+            raw = load_splits(recipe.task.dataset)
+            recipe = replace(recipe, task=recipe.task.resolved(raw.train))
+            finished = finished_result(recipe)
+            splits, labels = check_splits(recipe.task, raw, rejected)
         if finished is not None and not (recipe.overwrite and rows_changed(finished, splits)):
             return finish_again(recipe, finished, splits, signals)
-        prepared = prepare(recipe, splits, labels, world_size, callbacks)
+        prepared = prepare(recipe, splits, labels, world_size, progress, callbacks)
+    finished_run = train_and_score(recipe, prepared, splits, labels, signals)
+    metrics = finished_run.metrics | num_skipped(splits, rejected)
+    metrics["seconds"] = round(progress.elapsed(), 1)
     trainer = prepared.trainer
-    if PartialState().is_main_process:
-        (recipe.folder / STARTED).write_text(trainer.identity["run"])
+    with progress.phase("saving", "saving the result"):
+        save(trainer, replace(finished_run, metrics=metrics, timing=progress.timing()))
+    print_score(recipe.name, metrics)
+    clean_up(recipe, trainer)
+    if recipe.push_to:
+        with progress.phase("publishing", f"publishing {recipe.push_to}"):
+            publish_reloaded(recipe, recipe.push_to, prepared, signals)
+    unmark_started(recipe)
+    trainer.accelerator.wait_for_everyone()
+    print_last_screen(recipe, metrics)
+    return metrics
+
+
+def train_and_score(
+    recipe: Recipe,
+    prepared: Prepared,
+    splits: Splits,
+    labels: tuple[str, ...],
+    signals: StopSignals,
+) -> FinishedRun:
+    """Train, and score the weights that the recipe keeps."""
+    trainer = prepared.trainer
+    mark_started(recipe, trainer.identity["run"])
     train_to_the_end(trainer, prepared.checkpoint, signals)
     kept = keep_weights(recipe, trainer)
     final = evaluate_at_the_end(trainer, splits, signals)
     metrics = final.metrics
     check_finite(metrics, trainer, splits.record["reported"])
     metrics["baseline"] = prepared.baseline or first_score(trainer, splits)
-    metrics |= num_skipped(splits, rejected)
-    metrics["seconds"] = round(time.perf_counter() - started, 1)
-    finished_run = FinishedRun(
+    return FinishedRun(
         recipe=recipe,
         tokenizer=prepared.tokenizer,
         labels=labels,
@@ -127,14 +162,6 @@ def run_in_folder(
         tuned=final.tuned,
         identity=trainer.identity,
     )
-    save(trainer, finished_run)
-    print_score(recipe.name, metrics)
-    clean_up(recipe, trainer)
-    if recipe.push_to:
-        publish_reloaded(recipe, recipe.push_to, prepared, signals)
-    (recipe.folder / STARTED).unlink(missing_ok=True)
-    trainer.accelerator.wait_for_everyone()
-    return metrics
 
 
 def clean_up(recipe: Recipe, trainer: RecipeTrainer) -> None:
@@ -176,9 +203,48 @@ def prepare(
     splits: Splits,
     labels: tuple[str, ...],
     world_size: int,
+    progress: RunProgress,
     callbacks: Sequence[TrainerCallback],
 ) -> Prepared:
     """Encode the rows, build model and trainer, and look for the checkpoint to resume from."""
+    with progress.phase("encoding", "tokenising"):
+        encoded = encode(recipe, splits, labels)
+    train, scored = encoded.train, encoded.scored
+    print_report(recipe, world_size, splits, {"train": train, **scored}, encoded.warnings)
+    with progress.phase("model", "loading the model"):
+        model = build_model(recipe, encoded.tokenizer, labels)
+        for features in (train, *scored.values()):
+            check_vocabulary(features, encoded.tokenizer, num_embeddings(model))
+        check_space(recipe, model)
+    checkpoint, identity = find_checkpoint(recipe, identity_of(recipe, splits, world_size))
+    baseline = recipe.task.baseline(train, scored[recipe.task.dataset.reported_split])
+    trainer = build_trainer(
+        recipe,
+        model,
+        encoded.tokenizer,
+        train=train,
+        scored=scored,
+        labels=labels,
+        progress=progress,
+        identity=identity,
+        eval_on_start=baseline is None and checkpoint is None,
+        callbacks=(MetricsFile(recipe.folder), *callbacks),
+    )
+    return Prepared(trainer, encoded.tokenizer, checkpoint, baseline)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The rows of a run as the model takes them, and what looks wrong with them."""
+
+    tokenizer: PreTrainedTokenizerBase
+    train: Features
+    scored: dict[str, Features]
+    warnings: list[str]
+
+
+def encode(recipe: Recipe, splits: Splits, labels: tuple[str, ...]) -> Encoded:
+    """Load the tokenizer, or train it, and encode the rows. Raise DataError for unusable rows."""
     task = recipe.task
     tokenizer = load_tokenizer(
         recipe.model,
@@ -198,26 +264,7 @@ def prepare(
     warnings += unknown
     if PartialState().device.type == "cpu":
         warnings += slow_precision()
-    print_report(recipe, world_size, splits, {"train": train, **scored}, warnings)
-
-    model = build_model(recipe, tokenizer, labels)
-    for features in (train, *scored.values()):
-        check_vocabulary(features, tokenizer, num_embeddings(model))
-    check_space(recipe, model)
-    checkpoint, identity = find_checkpoint(recipe, identity_of(recipe, splits, world_size))
-    baseline = task.baseline(train, scored[task.dataset.reported_split])
-    trainer = build_trainer(
-        recipe,
-        model,
-        tokenizer,
-        train=train,
-        scored=scored,
-        labels=labels,
-        identity=identity,
-        eval_on_start=baseline is None and checkpoint is None,
-        callbacks=callbacks,
-    )
-    return Prepared(trainer, tokenizer, checkpoint, baseline)
+    return Encoded(tokenizer, train, scored, warnings)
 
 
 def train_to_the_end(trainer: RecipeTrainer, checkpoint: Path | None, signals: StopSignals) -> None:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pipelines.data.source import DEFAULT_TEST_FRACTION
 from pipelines.errors import Problem, RecipeError
@@ -44,6 +44,8 @@ class Recipe:
     """Fields that may have other values than in the run whose checkpoint is resumed."""
     overwrite: bool = False
     """Replace a finished result in the folder, as soon as the new one is complete."""
+    log_format: Literal["text", "json"] = "text"
+    """Print lines for people, or JSON lines for machines."""
 
     def __post_init__(self) -> None:
         problems = [*wrong_values(self, ""), *self.wrong_combinations()]

@@ -144,8 +144,8 @@ class Train:
     """AdamW's second beta."""
     max_grad_norm: Annotated[float, Gt(0)] = 1.0
     """Gradient norm to which larger gradients are clipped."""
-    logging_steps: Annotated[int, Ge(1)] = 50
-    """Steps between two log lines."""
+    logging_steps: Annotated[int, Ge(1)] | None = None
+    """Steps between two logs; by default 1 % of all, at most 50. If given, each is printed."""
     eval_steps: Annotated[int, Ge(1)] | None = None
     """Steps between evaluations; None evaluates at the end only."""
     save_steps: Annotated[int, Ge(1)] | None = 500

@@ -45,6 +45,8 @@ class FinishedRun:
     kept: dict[str, Any] | None
     """Which weights were chosen by the validation rows, if any were."""
     identity: dict[str, Any]
+    timing: dict[str, float] = field(default_factory=dict)
+    """Seconds of each phase of the run so far."""
     tuned: dict[str, Any] = field(default_factory=dict)
 
 
@@ -116,6 +118,7 @@ def make_sidecar(trainer: Trainer, model: Any, finished: FinishedRun) -> dict[st
         "hardware": describe_hardware(trainer),
         "versions": {name: version(name) for name in LIBRARIES},
         "metrics": finished.metrics,
+        "timing": finished.timing,
         **({} if finished.kept is None else {"kept": finished.kept}),
     }
 

@@ -112,6 +112,7 @@ class Sidecar(TypedDict):
     hardware: str
     versions: dict[str, str]
     metrics: Metrics
+    timing: NotRequired[dict[str, float]]
     kept: NotRequired[KeptRecord]
     merged: NotRequired[MergeRecord]
     seeds: NotRequired[SeedsRecord]

@@ -12,6 +12,8 @@ from pipelines.errors import Problem, RecipeError
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import Train
 
+LOGGED_FRACTION = 0.01
+"""Part of all steps between two logs where the recipe does not say how many."""
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
 
@@ -42,7 +44,8 @@ def training_arguments(recipe: Recipe, kind: type[Arguments], **options: Any) ->
         adam_beta1=train.adam_beta1,
         adam_beta2=train.adam_beta2,
         max_grad_norm=train.max_grad_norm,
-        logging_steps=train.logging_steps,
+        logging_steps=train.logging_steps or LOGGED_FRACTION,
+        logging_first_step=train.logging_steps is None,
         eval_strategy="steps" if train.eval_steps else "no",
         eval_steps=train.eval_steps,
         save_strategy="steps" if train.save_steps else "no",

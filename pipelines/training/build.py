@@ -23,7 +23,8 @@ from pipelines.models.probes import (
 )
 from pipelines.models.upstream import count_shifted_labels
 from pipelines.recipe.recipe import Recipe
-from pipelines.reporting.step_log import StepLog
+from pipelines.reporting.progress import RunProgress
+from pipelines.reporting.step_log import INTERVAL, StepLog
 from pipelines.tasks.base import Features, Objective, Task
 from pipelines.training.arguments import training_arguments
 from pipelines.training.best import choosing_callbacks
@@ -49,6 +50,7 @@ def build_trainer(
     train: Features | None,
     scored: Mapping[str, Features],
     labels: tuple[str, ...],
+    progress: RunProgress | None = None,
     identity: dict[str, Any] | None = None,
     eval_on_start: bool = False,
     callbacks: Sequence[TrainerCallback] = (),
@@ -56,10 +58,10 @@ def build_trainer(
     """Return a Trainer whose loss is normalised over the global batch, for every task.
 
     `scored` has the rows of each split that it can score: "eval", by which it evaluates during the
-    training, and "test" if there is one. Its checkpoints store `identity`, so that a run resumes
-    only its own checkpoints. With `eval_on_start` training begins with an evaluation. To call
-    `evaluate` before `train` instead would leave the processes of a run unsynchronised: the model
-    then counts as prepared.
+    training, and "test" if there is one. `progress` shows what it does. Its checkpoints store
+    `identity`, so that a run resumes only its own checkpoints. With `eval_on_start` training begins
+    with an evaluation. To call `evaluate` before `train` instead would leave the processes of a run
+    unsynchronised: the model then counts as prepared.
 
     transformers' own losses are not normalised so: classification gradients grow with accumulation
     and with processes, and the language-model loss shrinks; `compute_loss_func` replaces them.
@@ -69,6 +71,7 @@ def build_trainer(
     splits = {name: ScoredSplit(recipe.task, rows, labels) for name, rows in scored.items()}
     options = {
         "identity": identity or {},
+        "progress": progress or RunProgress(),
         "describe_row": train.locate if train else str,
         "model": model,
         "train_dataset": numbered(train.dataset) if train else None,
@@ -82,7 +85,9 @@ def build_trainer(
         TrainerParts(recipe.task, base, tokenizer, train, labels, arguments, options)
     )
     trainer.remove_callback(PrinterCallback)
-    for callback in (StepLog(), *choosing_callbacks(recipe.train), *callbacks):
+    interval = INTERVAL if recipe.train.logging_steps is None else 0.0
+    log = StepLog(options["progress"], interval=interval)
+    for callback in (log, *choosing_callbacks(recipe.train), *callbacks):
         trainer.add_callback(callback)
     return trainer
 

@@ -43,8 +43,16 @@ class Hyperparameters:
         )
 
 
+MOST_BETWEEN_LOGS = 50
+"""Steps between two logs where the recipe does not say how many."""
+
+
 class RecipeOnResume(TrainerCallback):
-    """Takes hyper-parameters, last step and intervals of a resumed run from the recipe."""
+    """Takes hyper-parameters, last step and intervals of a run from the recipe.
+
+    A resumed run has those of its checkpoint until then. A fraction of all steps between two logs
+    is limited to `MOST_BETWEEN_LOGS`.
+    """
 
     def __init__(self) -> None:
         self.hyperparameters: Hyperparameters | None = None
@@ -59,6 +67,8 @@ class RecipeOnResume(TrainerCallback):
         """Overrule a checkpoint. Raise RecipeError for one that is beyond the last step."""
         untyped: Any = state
         untyped.compute_steps(args, state.max_steps)
+        if args.logging_steps < 1:
+            untyped.logging_steps = min(untyped.logging_steps, MOST_BETWEEN_LOGS)
         if state.global_step > state.max_steps:
             name = "max_steps" if args.max_steps > 0 else "num_train_epochs"
             text = f"the run would end at step {state.max_steps:,}, but its checkpoint is of step "

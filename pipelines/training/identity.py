@@ -67,6 +67,7 @@ def comparable(recipe: Recipe) -> Any:
         license=None,
         allow_changed=(),
         overwrite=False,
+        log_format="text",
     )
     return to_json_value(bare)
 

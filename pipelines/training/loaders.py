@@ -14,6 +14,7 @@ from pipelines.training.workers import worker_context
 
 Collate = Callable[[list[dict[str, Any]]], dict[str, Any]]
 ROW = "row"  # the key of a row's number, in a row and in a batch
+TOKENS = "num_tokens"  # the key of the tokens of each row, in a batch
 
 
 def numbered(dataset: Any) -> Any:
@@ -28,13 +29,15 @@ def numbered(dataset: Any) -> Any:
 
 @dataclass(frozen=True)
 class WithRowNumbers:
-    """A collator that keeps the numbers of rows that have one."""
+    """A collator that keeps the numbers of rows that have one, and counts their tokens."""
 
     collate: Collate
+    count_tokens: Callable[[dict[str, Any]], int]
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        """Return a batch, with (batch,) row numbers."""
+        """Return a batch, with (batch,) row numbers and (batch,) numbers of tokens."""
         inputs = self.collate(rows)
+        inputs = inputs | {TOKENS: torch.tensor([self.count_tokens(row) for row in rows])}
         if ROW not in rows[0]:
             return inputs
         return inputs | {ROW: torch.tensor([row[ROW] for row in rows])}

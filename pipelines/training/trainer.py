@@ -15,13 +15,15 @@ from transformers import EvalPrediction
 from transformers.trainer_utils import EvalLoopOutput
 
 from pipelines.errors import CheckpointError, NonFiniteError
+from pipelines.reporting.progress import RunProgress
 from pipelines.results.disk import explain_disk_errors
 from pipelines.tasks.base import RowResult
 from pipelines.training.checkpoints import MARKER, find_damage, mark_complete, rotate
 from pipelines.training.hyperparameters import RecipeOnResume
-from pipelines.training.loaders import ROW, Collate, WithRowNumbers, data_loader
+from pipelines.training.loaders import ROW, TOKENS, Collate, WithRowNumbers, data_loader
 from pipelines.training.parts import ScoredSplit, no_metrics
 from pipelines.training.row_order import RowOrder
+from pipelines.training.throughput import Throughput
 from pipelines.training.upstream import HookedTrainer
 
 MAX_NAMED = 16  # rows of a failed step that a message names
@@ -39,23 +41,33 @@ class RecipeTrainer(HookedTrainer):
         identity: dict[str, Any],
         splits: Mapping[str, ScoredSplit],
         describe_row: Callable[[int], str],
+        progress: RunProgress,
         eval_collator: Collate | None = None,
         **options: Any,
     ):
         """Take what checkpoints record, and what names a training row by its number.
 
-        `splits` are those that `score` can score. `data_collator` makes the batches of training,
-        and of evaluation without `eval_collator`.
+        `splits` are those that `score` can score. `progress` shows evaluations and checkpoints, and
+        counts their time. `data_collator` makes the batches of training, and of evaluation without
+        `eval_collator`.
         """
         super().__init__(compute_metrics=no_metrics, **options)
         self.identity = identity
         self.splits = splits
         self.describe_row = describe_row
+        self.progress = progress
+        self.throughput = Throughput(progress)
         self.eval_collator = eval_collator
         self.recipe_on_resume = RecipeOnResume()
         self.step_rows: list[torch.Tensor] = []
         self.step_losses: list[torch.Tensor] = []
         self.add_callback(self.recipe_on_resume)
+        self.add_callback(self.throughput)
+
+    def train(self, *arguments: Any, **options: Any) -> Any:
+        """Train, as a phase of the run."""
+        with self.progress.phase("training", "training"):
+            return super().train(*arguments, **options)
 
     def get_train_dataloader(self) -> Any:
         """Return this process's batches, in the order of RowOrder, or of a stream."""
@@ -66,7 +78,7 @@ class RecipeTrainer(HookedTrainer):
         loader = data_loader(
             self.args,
             rows,
-            WithRowNumbers(self.data_collator),
+            WithRowNumbers(self.data_collator, self.splits["eval"].task.num_tokens),
             batch_size=self.args.train_batch_size,
             sampler=order,
         )
@@ -88,21 +100,23 @@ class RecipeTrainer(HookedTrainer):
 
     def evaluation_loop(self, *arguments: Any, **options: Any) -> EvalLoopOutput:
         """Add the metrics of the split that the prefix of the metrics names."""
-        output = super().evaluation_loop(*arguments, **options)
         prefix = options["metric_key_prefix"]
         rows = self.splits[prefix]
-        metrics = rows.metrics(rows.in_row_order(output.predictions, output.label_ids))
+        text = f"evaluating {len(rows.dataset):,} {prefix} rows"
+        with self.progress.phase("evaluation", text, total=len(arguments[0])):
+            output = super().evaluation_loop(*arguments, **options)
+            metrics = rows.metrics(rows.in_row_order(output.predictions, output.label_ids))
         return with_metrics(output, prefix, metrics)
 
     def score(self, split: str) -> Scored:
         """Score the rows of a split, "eval" or "test"; every rank must do so.
 
-        An evaluation of a step that has none is logged.
+        It is logged, unless the log has an evaluation of the split at the last step.
         """
         output = self.predict(self.rows_to_score(split), metric_key_prefix=split)
         metrics = score_of(output.metrics or {}, split)
-        evaluated = {row["step"] for row in self.state.log_history if "eval_loss" in row}
-        if split == "eval" and self.state.global_step not in evaluated:
+        logged = {row["step"] for row in self.state.log_history if f"{split}_primary" in row}
+        if self.state.global_step not in logged:
             self.log(output.metrics or {})
         prediction = self.splits[split].in_row_order(output.predictions, output.label_ids)
         return Scored(metrics, prediction)
@@ -134,6 +148,7 @@ class RecipeTrainer(HookedTrainer):
             return [], None
         batches, num_items = super().get_batch_samples(*arguments)
         self.step_rows = [batch.pop(ROW) for batch in batches if ROW in batch]
+        self.throughput.tokens += [batch.pop(TOKENS) for batch in batches]
         self.step_losses = []
         return batches, num_items
 
@@ -141,6 +156,12 @@ class RecipeTrainer(HookedTrainer):
         loss: torch.Tensor = super().training_step(*arguments, **options)
         self.step_losses.append(loss)
         return loss
+
+    def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
+        """Log values, with the seconds of the training; those of steps with speed and memory."""
+        if "grad_norm" in logs:
+            logs |= self.throughput.of_steps(self.accelerator.reduce)
+        super().log(logs | self.throughput.seconds(), start_time)
 
     def create_scheduler(self, *arguments: Any, **options: Any) -> Any:
         scheduler = super().create_scheduler(*arguments, **options)
@@ -158,7 +179,8 @@ class RecipeTrainer(HookedTrainer):
         unwrapped: Any = self.model
         num_trained = sum(p.numel() for p in unwrapped.parameters() if p.requires_grad)
         message = "The checkpoint before it is whole; run the same command again to resume from it."
-        with explain_disk_errors(checkpoint, num_bytes=3 * 4 * num_trained, advice=message):
+        full_disk = explain_disk_errors(checkpoint, num_bytes=3 * 4 * num_trained, advice=message)
+        with self.progress.phase("saving"), full_disk:
             if self.accelerator.is_main_process:
                 (checkpoint / MARKER).unlink(missing_ok=True)
             self.accelerator.wait_for_everyone()

@@ -74,7 +74,8 @@ class InstructionTrainer(TrlTrainer, SFTTrainer):
         output = super().evaluation_loop(*arguments, **options)
         prefix = options["metric_key_prefix"]
         held_out = self.splits[prefix].features
-        self.replies[prefix] = self.write_replies(held_out)
+        with self.progress.phase("evaluation", f"writing {held_out.num_rows:,} replies"):
+            self.replies[prefix] = self.write_replies(held_out)
         score = self.task.score_replies(self.replies[prefix], held_out)
         return with_metrics(output, prefix, score.as_metrics())
 
