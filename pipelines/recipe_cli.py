@@ -31,6 +31,16 @@ class LaunchFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RunFlags:
+    """Flags of `gpt2-recipes run`, which come before or after those of the recipe."""
+
+    gpus: Annotated[
+        int | None, tyro.conf.arg(help_behavior_hint="(default: all that are visible)")
+    ] = None
+    """Number of GPUs; 0 runs on the CPU."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RepeatFlags(LaunchFlags):
     """Flags of `gpt2-recipes repeat`."""
 

@@ -56,7 +56,13 @@ def train(recipe: str, flags: Sequence[str], launch_flags: LaunchFlags) -> None:
     launcher = Launcher.of(launch_flags)
     if {"-h", "--help"} & set(flags):
         print_help(load_recipe(file), f"gpt2-recipes train {recipe}", LaunchFlags)
-    elif not launcher.needed:
+    else:
+        start(file, flags, launcher)
+
+
+def start(file: Path, flags: Sequence[str], launcher: Launcher) -> None:
+    """Run the recipe of a file with its flags, and end with its exit code."""
+    if not launcher.needed:
         launcher.set_environment()
         run_file(file, flags)
     else:

@@ -8,13 +8,19 @@ from difflib import get_close_matches
 from importlib.metadata import version
 from typing import Any
 
-from pipelines.cli import machine, results, training
+from pipelines.cli import machine, recipes, results, training
 from pipelines.flags import parse_words
 from pipelines.terminal import report_errors, stop
 
 Verb = Callable[..., Any]
 FAMILIES: dict[str, dict[str, Verb]] = {
+    "Recipes": {
+        "new": recipes.new,
+        "list": recipes.list_recipes,
+        "show": recipes.show,
+    },
     "Train": {
+        "run": training.run,
         "train": training.train,
         "repeat": training.repeat,
         "search": training.search,
@@ -37,6 +43,8 @@ FAMILIES: dict[str, dict[str, Verb]] = {
 """The verbs in the order of the help. The first line of a docstring is the verb's line there."""
 VERBS = {name: verb for verbs in FAMILIES.values() for name, verb in verbs.items()}
 WITH_RECIPE: dict[str, Callable[[list[str]], None]] = {
+    "show": recipes.show_words,
+    "run": training.run_words,
     "train": training.train_words,
     "repeat": training.repeat_words,
     "search": training.search_words,

@@ -9,13 +9,46 @@ from typing import Annotated, cast
 import tyro
 
 from pipelines.cli.checks import at_least_one
-from pipelines.recipe_cli import LaunchFlags, RepeatFlags
+from pipelines.recipe_cli import LaunchFlags, RepeatFlags, RunFlags
 from pipelines.search.plan import SearchFlags
 from pipelines.terminal import stop
 
 NO_LAUNCH_FLAGS = LaunchFlags()
+NO_RUN_FLAGS = RunFlags()
 NO_REPEAT_FLAGS = RepeatFlags()
 NO_SEARCH_FLAGS = SearchFlags()
+
+
+def run(
+    recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")],
+    /,
+    *flags: Annotated[str, tyro.conf.Positional],
+    run_flags: Annotated[RunFlags, tyro.conf.arg(name="")] = NO_RUN_FLAGS,
+) -> None:
+    """Run a recipe on the GPUs of this machine, or on its CPU.
+
+    It chooses the Accelerate config, and prints the `accelerate launch` line that does the same.
+    Use `train` to give a config of your own: for several machines, or another precision.
+
+    Args:
+        recipe: Python file with a RECIPE, a recipe.json, the folder of a run, or a shipped name.
+        flags: Flags of the recipe: `gpt2-recipes run RECIPE --help` lists them.
+    """
+    from pipelines.run_here import run_here
+
+    run_here(recipe, flags, run_flags)
+
+
+def run_words(words: list[str]) -> None:
+    """Call `run` with the words after it."""
+    parser = argparse.ArgumentParser("gpt2-recipes run", add_help=False, allow_abbrev=False)
+    parser.add_argument("--gpus")
+    typed, others = parser.parse_known_args(words)
+    check_recipe("run", others)
+    gpus = typed.gpus
+    if gpus is not None and not (gpus.isascii() and gpus.isdigit()):
+        stop([f"--gpus: {gpus!r} is not a number of GPUs."], 2)
+    run(*others, run_flags=RunFlags(gpus=None if gpus is None else int(gpus)))
 
 
 def train(
@@ -29,7 +62,7 @@ def train(
     It ends with the run's own exit code, and shows its message last.
 
     Args:
-        recipe: Python file with a RECIPE, a recipe.json, or the name of a shipped recipe.
+        recipe: Python file with a RECIPE, a recipe.json, the folder of a run, or a shipped name.
         flags: Flags of the recipe: `gpt2-recipes train RECIPE --help` lists them.
     """
     from pipelines.train import train as run_recipe
@@ -57,7 +90,7 @@ def search(
     again to resume, or several times at once for several workers.
 
     Args:
-        recipe: Python file with a RECIPE, a recipe.json, or the name of a shipped recipe.
+        recipe: Python file with a RECIPE, a recipe.json, the folder of a run, or a shipped name.
         values: Flags of the recipe, with a value, a range or choices each:
             --train.learning-rate 1e-5:1e-3:log --lora.r 4,8,16
     """
@@ -86,10 +119,15 @@ def launcher_flags(
     return kind(**vars(launch)), others
 
 
+def check_recipe(verb: str, words: list[str]) -> None:
+    """Stop for words that do not begin with a recipe."""
+    if not words or words[0].startswith("-"):
+        stop([f"{verb} takes a RECIPE before the recipe's flags."], 2)
+
+
 def check_launch(verb: str, launch: LaunchFlags, others: list[str]) -> None:
     """Stop for words without a recipe, and for a number of processes below 1."""
-    if not others or others[0].startswith("-"):
-        stop([f"{verb} takes a RECIPE before the recipe's flags."], 2)
+    check_recipe(verb, others)
     if launch.num_processes is not None:
         at_least_one("num-processes", launch.num_processes)
 
@@ -100,12 +138,12 @@ def repeat(
     *flags: Annotated[str, tyro.conf.Positional],
     launch: Annotated[RepeatFlags, tyro.conf.arg(name="")] = NO_REPEAT_FLAGS,
 ) -> None:
-    """Run a recipe with several seeds, and say how much its score varies.
+    """Run a recipe with several seeds, and say how its score varies.
 
     The rows of all splits stay the same. Run the same command again to resume.
 
     Args:
-        recipe: Python file with a RECIPE, a recipe.json, or the name of a shipped recipe.
+        recipe: Python file with a RECIPE, a recipe.json, the folder of a run, or a shipped name.
         flags: Flags of the recipe: `gpt2-recipes repeat RECIPE --help` lists them.
     """
     from pipelines.repeat import repeat as repeat_recipe

@@ -32,3 +32,28 @@ def class_labels(features: Any) -> dict[str, tuple[str, ...]]:
 
     types = {name: getattr(each, "feature", each) for name, each in features.items()}
     return {name: tuple(t.names) for name, t in types.items() if isinstance(t, ClassLabel)}
+
+
+def first_rows_of_hub(
+    source: DatasetSource, count: int = 1000
+) -> tuple[list[str], list[dict[str, Any]], dict[str, tuple[str, ...]]]:
+    """Return the names of a dataset's splits, first rows, and the names of its class labels.
+
+    The rows are those of `train`, or of the first split. Raise DataError if the Hub fails.
+    """
+    from datasets import get_dataset_split_names
+
+    from pipelines.hub_client.client import Hub
+    from pipelines.hub_client.transport import HubError
+
+    def split_names() -> list[str]:
+        return list(get_dataset_split_names(source.path, source.name, revision=source.revision))
+
+    try:
+        splits = Hub().fetch(split_names, watched=False)
+    except HubError as error:
+        raise DataError(f"{source.path}: {error}") from error
+    split = "train" if "train" in splits else splits[0]
+    dataset = hub_dataset(source, split, streaming=True)
+    rows = list(dataset.take(count))
+    return splits, rows, class_labels(dataset.features)

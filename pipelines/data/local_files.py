@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from difflib import get_close_matches
 from pathlib import Path
 
 from pipelines.data.readers import ACCEPTED, is_accepted, suffix_of
 from pipelines.data.source import DatasetSource
 from pipelines.errors import DataError
+from pipelines.paths import names_in, nearest_path
 
 SHARD = re.compile(  # the Hub's own exports once ended in a hash
     r"(?P<name>.*?)[-_.](?P<index>\d+)(?:-of-(?P<count>\d+)(?:-[0-9a-f]{8,})?)?", re.IGNORECASE
@@ -47,26 +47,6 @@ def local_path(source: DatasetSource) -> Path:
     return Path(os.path.expanduser(source.path))  # noqa: PTH111 - raises for an unknown user
 
 
-def nearest_path(path: Path) -> Path | None:
-    """Return the existing path that is nearest in spelling, part by part."""
-    nearest = Path(path.anchor)
-    for part in path.parts[1 if path.anchor else 0 :]:
-        if part != ".." and not (nearest / part).exists():
-            matches = get_close_matches(part, _names_in(nearest), n=1)
-            if not matches:
-                return None
-            part = matches[0]
-        nearest = nearest / part
-    return nearest
-
-
-def _names_in(folder: Path) -> list[str]:
-    try:
-        return sorted(path.name for path in folder.iterdir())
-    except OSError:
-        return []
-
-
 def split_files(source: DatasetSource, split: str) -> tuple[Path, ...]:
     """Return the files of a split, in order.
 
@@ -88,14 +68,19 @@ def split_files(source: DatasetSource, split: str) -> tuple[Path, ...]:
     whole = _unnamed(path) if only and split == source.train_split else ()
     if whole:
         return whole
-    there = ", ".join(_names_in(path)) or "nothing"
+    there = ", ".join(names_in(path)) or "nothing"
     text = f"{path}: no file for split {split!r} ({there} there). Accepted: {split} with {ACCEPTED}"
     raise DataError(f"{text}; or shards such as {split}-00000-of-00002.parquet.")
 
 
+def has_split(folder: Path, split: str) -> bool:
+    """Tell whether a folder has files that are named after a split."""
+    return any(True for each in (folder, folder / "data") for _ in _candidates(each, split))
+
+
 def _candidates(folder: Path, split: str) -> Iterator[tuple[Path, ...]]:
     """Yield each file, group of shards and subfolder that is named after a split."""
-    files = _data_files(folder)
+    files = data_files(folder)
     named = [file for file in files if _stem(file).lower() == split.lower()]
     yield from ((file,) for file in named)
     shards: dict[str, list[Path]] = {}
@@ -104,8 +89,8 @@ def _candidates(folder: Path, split: str) -> Iterator[tuple[Path, ...]]:
         if shard and shard["name"].lower() == split.lower() and (shard["count"] or not named):
             shards.setdefault(file.name[len(_stem(file)) :].lower(), []).append(file)
     yield from map(_complete, shards.values())
-    for name in _names_in(folder):
-        inside = _data_files(folder / name) if name.lower() == split.lower() else []
+    for name in names_in(folder):
+        inside = data_files(folder / name) if name.lower() == split.lower() else []
         if len({suffix_of(file) for file in inside}) > 1:
             names = ", ".join(file.name for file in inside)
             raise DataError(f"{folder / name}: files of several formats: {names}.")
@@ -115,7 +100,7 @@ def _candidates(folder: Path, split: str) -> Iterator[tuple[Path, ...]]:
 
 def _unnamed(folder: Path) -> tuple[Path, ...]:
     """Return the documents or the one set of shards in a folder."""
-    files = _data_files(folder)
+    files = data_files(folder)
     if files and all(suffix_of(file) == ".txt" for file in files):
         return tuple(files)
     names = {(m["name"], suffix_of(f)) for f in files if (m := SHARD.fullmatch(_stem(f)))}
@@ -123,9 +108,9 @@ def _unnamed(folder: Path) -> tuple[Path, ...]:
     return _complete(files) if shards else ()
 
 
-def _data_files(folder: Path) -> list[Path]:
+def data_files(folder: Path) -> list[Path]:
     """Return the files of a folder that have an accepted suffix, by name."""
-    names = (name for name in _names_in(folder) if not name.startswith("."))
+    names = (name for name in names_in(folder) if not name.startswith("."))
     files = (folder / name for name in names if name not in METADATA_FILES)
     return [file for file in files if is_accepted(file) and file.is_file()]
 

@@ -14,10 +14,11 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from pipelines.data.local_files import is_local, nearest_path
+from pipelines.data.local_files import is_local
 from pipelines.errors import Problem, RecipeError
 from pipelines.hub_client.client import Hub, reason
 from pipelines.hub_client.transport import HubError
+from pipelines.paths import nearest_path
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import Model, Scratch
 from pipelines.results.names import explicit

@@ -6,11 +6,15 @@ A wheel has them in this folder. A checkout has them at its top, where they are 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from pathlib import Path
 
 from pipelines.errors import Problem, RecipeError
+from pipelines.paths import nearest_path
 
 SUFFIXES = {"recipes": ".py", "accelerate_configs": ".yaml"}
+RECIPE_FILE = "recipe.json"
+"""File in the folder of a finished run that has its recipe."""
 
 
 def shipped_files(kind: str) -> dict[str, Path]:
@@ -31,17 +35,32 @@ def constraints() -> dict[str, str]:
 
 
 def find_file(name: str | Path, kind: str, *, field: str) -> Path:
-    """Return the file with a path, or the shipped one with a name.
+    """Return the file with a path, the recipe.json of a run's folder, or a shipped file.
 
-    In names `-` and `_` are the same. Raise RecipeError, which names the `field`, for neither.
+    In the names of shipped files `-` and `_` are the same. Raise RecipeError, which names the
+    `field`, for anything else.
     """
-    if Path(name).is_file():
-        return Path(name)
+    path = Path(name)
+    if path.is_file():
+        return path
+    if kind == "recipes" and (path / RECIPE_FILE).is_file():
+        return path / RECIPE_FILE
     shipped = shipped_files(kind)
     stem = str(name).replace("-", "_").removesuffix(SUFFIXES[kind])
     if stem in shipped:
         return shipped[stem]
-    close = difflib.get_close_matches(stem, shipped, n=1)
-    hint = f"Did you mean {close[0]}?" if close else f"Shipped: {', '.join(shipped)}."
     what = {"recipes": "recipe", "accelerate_configs": "Accelerate config"}[kind]
-    raise RecipeError([Problem(field, f"{str(name)!r} is no file and no shipped {what}. {hint}")])
+    text = f"{str(name)!r} is no file and no shipped {what}. {nearest(path, stem, shipped)}"
+    if path.is_dir():
+        text = f"{str(name)!r} is a folder without a {RECIPE_FILE}: no run has finished there."
+    raise RecipeError([Problem(field, text)])
+
+
+def nearest(path: Path, stem: str, shipped: Mapping[str, Path]) -> str:
+    """Return a hint with the nearest file, or the nearest shipped name."""
+    close = difflib.get_close_matches(stem, shipped, n=1)
+    file = nearest_path(path)
+    is_path = len(path.parts) > 1 or path.suffix in SUFFIXES.values()
+    if file is not None and file != path and (is_path or not close):
+        return f"Did you mean {file}?"
+    return f"Did you mean {close[0]}?" if close else f"Shipped: {', '.join(shipped)}."

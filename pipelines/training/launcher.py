@@ -163,7 +163,7 @@ def check_request(request: LaunchRequest) -> None:
         problems.append(
             f"{request.gpu} asks for a GPU, and torch {torch.__version__} finds none on this "
             "machine. On a CPU use --config_file accelerate_configs/cpu.yaml, or for two processes "
-            "accelerate_configs/cpu_2_processes.yaml."
+            "accelerate_configs/cpu_2_processes.yaml; `gpt2-recipes run` chooses one itself."
         )
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION") or request.mixed_precision
     if precision in ("fp16", "fp8") and (request.use_cpu or not available):
