@@ -39,21 +39,19 @@ def first_rows_of_hub(
 ) -> tuple[list[str], list[dict[str, Any]], dict[str, tuple[str, ...]]]:
     """Return the names of a dataset's splits, first rows, and the names of its class labels.
 
-    The rows are those of `train`, or of the first split. Raise DataError if the Hub fails.
+    The rows are those of `train`, or of the first split. Raise DataError if the Hub fails, and for
+    a configuration that the dataset does not have.
     """
     from datasets import get_dataset_split_names
 
     from pipelines.hub_client.client import Hub
     from pipelines.hub_client.transport import HubError
 
-    def split_names() -> list[str]:
-        return list(get_dataset_split_names(source.path, source.name, revision=source.revision))
-
     try:
-        splits = Hub().fetch(split_names, watched=False)
-    except HubError as error:
+        Hub().ask(lambda api: api.dataset_info(source.path, revision=source.revision))
+        splits = list(get_dataset_split_names(source.path, source.name, revision=source.revision))
+    except (HubError, ConnectionError, ValueError) as error:
         raise DataError(f"{source.path}: {error}") from error
     split = "train" if "train" in splits else splits[0]
     dataset = hub_dataset(source, split, streaming=True)
-    rows = list(dataset.take(count))
-    return splits, rows, class_labels(dataset.features)
+    return splits, list(dataset.take(count)), class_labels(dataset.features)

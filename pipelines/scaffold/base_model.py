@@ -79,7 +79,7 @@ def local_checkpoint(name: str, folder: Path) -> BaseModel:
     if (folder / "adapter_config.json").is_file():
         text = f"{name} is an adapter. Merge it first: gpt2-recipes merge {name} OUT"
         raise RecipeError([Problem("model", text)])
-    config = read_json(folder / "its config.json")
+    config = read_json(folder / "config.json")
     if config is None:
         raise RecipeError([Problem("model", f"{name} has no config.json, so it is no model.")])
     return from_config(

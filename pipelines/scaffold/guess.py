@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from pipelines.errors import Problem, RecipeError
 from pipelines.scaffold.columns import (
+    LABEL_CHARACTERS,
     LABEL_NAMES,
     TEXT_NAMES,
     Column,
@@ -33,6 +34,7 @@ REPLY_NAMES = ("completion", "response", "output", "answer", "reply", "target", 
 CHAT_NAMES = ("messages", "conversations", "conversation", "chat", "dialog", "dialogue")
 CONTEXT_NAMES = ("context", "passage", "paragraph")
 ANSWERS_NAMES = ("answers", "answer")
+ALPACA = "### Instruction:\n{{{}}}\n\n### Input:\n{{{}}}\n\n### Response:\n"
 PAIRS = (
     ("sentence1", "sentence2"),
     ("premise", "hypothesis"),
@@ -79,7 +81,7 @@ def guess_task(look: Look, columns: Columns, flags: NewFlags) -> Fit:
     possible = fitting_tasks(columns, flags)
     name, why = possible[0]
     others = [other for other, _ in possible[1:] if other != "pretrain"]
-    if name == "instruct" and others and named(columns, LABEL_NAMES):
+    if name == "instruct" and others:
         text = f"the columns fit {name} and {' and '.join(others)}. Say which: --task {name}."
         raise RecipeError([Problem("task", text)])
     also = f"; {', '.join(others)} would fit too" if others else ""
@@ -110,13 +112,11 @@ def fitting_tasks(columns: Columns, flags: NewFlags) -> list[tuple[str, str]]:
             ("instruct", f"column {prompts[0].name!r} has prompts, {replies[0].name!r} replies")
         )
     texts, labels = text_candidates(columns), label_candidates(columns)
-    if texts and (
-        flags.label_column or (labels and not (found and not named(columns, LABEL_NAMES)))
-    ):
+    if texts and (flags.label_column or (labels and not (found and not usual_labels(columns)))):
         names = flags.label_column or " and ".join(each.name for each in labels[:4])
-        found.append(("classify", f"texts, and few values in column {names}"))
+        found.append(("classify", f"there are texts, and {names} can be the label"))
     if texts:
-        found.append(("pretrain", "there are texts, and nothing to learn beside them"))
+        found.append(("pretrain", "there are texts, and no column to learn"))
     if not found:
         held = "; ".join(f"{column.name!r} {contents(column)}" for column in columns.values())
         text = f"no task fits the columns: {held}. Name it with --task, and the columns with "
@@ -134,10 +134,15 @@ def text_candidates(columns: Columns) -> list[Column]:
 
 def label_candidates(columns: Columns) -> list[Column]:
     """Return the columns that can be the label: those with a usual name, or else all that can."""
-    usual = [column for column in named(columns, LABEL_NAMES) if column.kind != "empty"]
-    texts = text_candidates(columns)
-    found = usual or [each for each in columns.values() if each.can_be_label]
-    return [column for column in found if not (column in texts and len(texts) == 1)]
+    usual = usual_labels(columns)
+    texts = named(columns, TEXT_NAMES)
+    return usual or [each for each in columns.values() if each.can_be_label and each not in texts]
+
+
+def usual_labels(columns: Columns) -> list[Column]:
+    """Return the columns with a usual name of labels whose cells are not long texts."""
+    found = (column for column in named(columns, LABEL_NAMES) if column.kind != "empty")
+    return [each for each in found if each.kind != "text" or each.mean_length <= LABEL_CHARACTERS]
 
 
 def pick_text(columns: Columns, flags: NewFlags, candidates: Sequence[Column]) -> Column:
@@ -148,8 +153,11 @@ def pick_text(columns: Columns, flags: NewFlags, candidates: Sequence[Column]) -
 
 
 def reason(column: Column, typed: str | None) -> str:
-    """Return why a column was taken."""
-    return "given" if typed is not None else f"the only column that fits, {contents(column)}"
+    """Return why a column was taken, and what it holds."""
+    why = "the only column that can be it"
+    if column.name.strip().lower() in (*TEXT_NAMES, *LABEL_NAMES):
+        why = "by its name"
+    return f"{why if typed is None else 'given'}; it {contents(column)}"
 
 
 def fit_classify(look: Look, columns: Columns, flags: NewFlags, why: str) -> Fit:
@@ -193,7 +201,7 @@ def pick_labels(
 ) -> tuple[dict[str, Any], tuple[Guess, ...]]:
     """Return the options of the labels, with the guesses, from the columns without the text."""
     bits = [column for column in rest.values() if column.is_bits and not column.looks_like_id]
-    usual = [column for column in named(rest, LABEL_NAMES) if column.kind != "empty"]
+    usual = usual_labels(rest)
     if flags.label_column is None and not usual and len(bits) > 1:
         names = tuple(column.name for column in bits)
         options = {"problem_type": "multi_label_classification", "label_columns": names}
@@ -282,7 +290,7 @@ def fit_instruct(look: Look, columns: Columns, flags: NewFlags, why: str) -> Fit
         reply = flags.label_column or only(chats, columns, "label_column", "the chat").name
         made = InstructionTuning(dataset=look.source, chat=True, completion_column=reply)
         guess = Guess("chat", reply, "it holds messages; each reply is learned", "--label-column")
-        return Fit(made, (task, guess), lambda row: list(texts_of(row.get(reply))))
+        return Fit(made, (task, guess), lambda row: chat_texts(row.get(reply)))
     prompt = standard(columns, PROMPT_NAMES, flags.text_column, "text_column")
     others = {name: column for name, column in columns.items() if name != prompt}
     reply = standard(others, REPLY_NAMES, flags.label_column, "label_column")
@@ -290,7 +298,7 @@ def fit_instruct(look: Look, columns: Columns, flags: NewFlags, why: str) -> Fit
     second = (
         extra[0].name if flags.text_column is None and extra and extra[0].name != reply else None
     )
-    form = "\n".join(f"{{{name}}}" for name in (prompt, second) if name) + "\n"
+    form = f"{{{prompt}}}\n" if second is None else ALPACA.format(prompt, second)
     made = InstructionTuning(dataset=look.source, prompt_format=form, completion_column=reply)
     guesses = (
         task,
@@ -298,7 +306,16 @@ def fit_instruct(look: Look, columns: Columns, flags: NewFlags, why: str) -> Fit
         Guess("reply", reply, "given" if flags.label_column else "by its name", "--label-column"),
     )
     names = [name for name in (prompt, second, reply) if name]
-    return Fit(made, guesses, lambda row: [t for n in names for t in texts_of(row.get(n))])
+
+    def texts(row: dict[str, Any]) -> list[str]:
+        return [form, *(text for name in names for text in texts_of(row.get(name)))]
+
+    return Fit(made, guesses, texts)
+
+
+def chat_texts(value: Any) -> list[str]:
+    """Return the messages of a chat, each with a role as the chat template writes it."""
+    return [f"Assistant:\n{text}\n\n" for text in texts_of(value)]
 
 
 def fit_prefer(look: Look, columns: Columns, flags: NewFlags, why: str) -> Fit:
@@ -310,7 +327,7 @@ def fit_prefer(look: Look, columns: Columns, flags: NewFlags, why: str) -> Fit:
     if is_chat:
         made = PreferenceTuning(dataset=look.source, chat=True, chosen_column=chosen)
         guess = Guess("chat", f"{chosen} and {rejected}", "they hold messages")
-        return Fit(made, (task, guess), lambda row: list(texts_of(row.get(chosen))))
+        return Fit(made, (task, guess), lambda row: chat_texts(row.get(chosen)))
     prompt = standard(columns, PROMPT_NAMES, flags.text_column, "text_column")
     form = f"{{{prompt}}}\n"
     made = PreferenceTuning(dataset=look.source, prompt_format=form, chosen_column=chosen)

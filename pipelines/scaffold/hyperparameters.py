@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from pipelines.errors import DataError
 from pipelines.recipe.values import Train
 from pipelines.scaffold.base_model import BaseModel
 from pipelines.scaffold.guess import Fit, Guess
@@ -20,6 +21,7 @@ PERCENT = 99  # of the rows that are read whole
 NARROW = 384  # width up to which a model takes ten times the learning rate
 BATCH_TOKENS = 8192  # of a forward pass of GPT-2's width; wider models take fewer
 MIN_BLOCKS = 50  # rows of packed documents to train on
+ASSUMED_ROWS = 10_000  # of data that are not read
 STEPS = 400  # that a small data set is passed over for
 RATES = {  # of a model of GPT-2's width: all weights, an adapter
     "pretrain": (5e-5, 5e-4),
@@ -53,6 +55,9 @@ def with_length(
     elif task.document_column is not None:
         total = sum(lengths) * num_rows // len(lengths)
         value = block_size(total, most)
+        if total < 2 * value:
+            text = f"about {total:,} tokens are too few to train on and to score."
+            raise DataError(f"{task.dataset.path}: {text}")
         why = f"{total:,} tokens ({base.counted}) fill {total // value:,} rows of it"
     else:
         value, why = length_of_rows(lengths, min(most, limit_of(task)), base)
@@ -88,7 +93,7 @@ def block_size(num_tokens: int, most: int) -> int:
 def training(
     name: str, method: str, base: BaseModel, rows: int, length: int
 ) -> tuple[Train, Guess]:
-    """Return how to train on some rows of a length, and the reason."""
+    """Return how to train on some rows of a length, 0 if they are unknown, and the reason."""
     is_scratch = base.why.startswith("random")
     full, adapter = RATES[name]
     rate = full if method == "full" else adapter
@@ -98,8 +103,8 @@ def training(
     narrow = base.width <= NARROW
     if narrow:
         rate = 1e-3 if is_scratch else rate * LARGE_SCALE.get(name, 10)
-    batch = next(size for size, most in BATCHES if rows < most)
-    epochs = num_epochs(name, rows, batch, is_scratch=is_scratch)
+    batch = next(size for size, most in BATCHES if (rows or ASSUMED_ROWS) < most)
+    epochs = num_epochs(name, rows or ASSUMED_ROWS, batch, is_scratch=is_scratch)
     per_device = min(batch, forward_rows(length, base.width))
     train = Train(
         learning_rate=float(f"{rate:.2g}"),
@@ -111,9 +116,10 @@ def training(
     )
     if is_scratch and name == "pretrain":
         train = replace(train, min_learning_rate=train.learning_rate / 10)
-    steps = math.ceil(rows / batch) * epochs
-    value = f"learning rate {train.learning_rate:g}, {epochs} epochs of {batch} rows a step"
-    return train, Guess("training", value, f"{why}; about {steps:,} steps", "--train...")
+    steps = f"; about {math.ceil(rows / batch) * epochs:,} steps" if rows else ""
+    passes = f"{epochs} epochs" if epochs > 1 else "1 epoch"
+    value = f"learning rate {train.learning_rate:g}, {passes} of {batch} rows a step"
+    return train, Guess("training", value, f"{why}{steps}")
 
 
 BATCHES = ((8, 1_000), (16, 5_000), (32, 50_000), (64, math.inf))

@@ -148,7 +148,11 @@ def look_at_hub(source: DatasetSource, *, read: bool) -> Look:
     if not read:
         text = f"{source.path}: not read, since --task and the columns are given"
         return Look(source, None, 0, False, text, describe_splits(source))
-    splits, rows, features = first_rows_of_hub(source)
+    try:
+        splits, rows, features = first_rows_of_hub(source)
+    except DataError as error:
+        text = f"{error}\nTo write a recipe without reading them, give --task, --text-column and "
+        raise DataError(f"{text}--label-column.") from error
     there = {role: next((n for n in names if n in splits), None) for role, names in SPLITS.items()}
     source = replace(
         source,

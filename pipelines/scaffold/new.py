@@ -85,9 +85,9 @@ def guessed(name: str, flags: NewFlags) -> tuple[Recipe, str, list[Guess]]:
     lengths = row_lengths(usable, fit, base)
     task, length = with_length(fit.task, lengths, base, look.num_rows)
     word = TASK_NAMES[type(task).__name__]
-    rows = round(look.num_rows * (1 if look.source.eval_split else 0.9)) or 10_000
-    if task.document_column is not None:
-        rows = max(1, sum(lengths) * look.num_rows // max(len(lengths), 1) // task.length)
+    rows = round(look.num_rows * (1 if look.source.eval_split else 0.9))
+    if task.document_column is not None and lengths:
+        rows = max(1, sum(lengths) * look.num_rows // len(lengths) // task.length)
     train, training_guess = training(word, method, base, rows, task.length)
     quantization, lora = method_parts(method)
     recipe = Recipe(
@@ -99,8 +99,8 @@ def guessed(name: str, flags: NewFlags) -> tuple[Recipe, str, list[Guess]]:
         train=train,
     )
     model = Guess("model", flags.model or DEFAULT_MODEL, base.why, "--model")
-    data = Guess("data", look.source.path, look.description.partition(": ")[2], "--data")
-    splits = Guess("splits", "", look.splits, "--task.dataset...")
+    data = Guess("data", look.source.path, look.description.partition(": ")[2])
+    splits = Guess("splits", "", look.splits)
     guesses = [data, *fit.guesses, splits, *bad, model, method_guess, length, training_guess]
     return recipe, f"{word.capitalize()} on {look.source.path}.", guesses
 
@@ -161,7 +161,7 @@ def copied(name: str, flags: NewFlags) -> tuple[Recipe, str, list[Guess]]:
         check_columns(recipe.task, look)
         recipe = replace(recipe, task=replace(recipe.task, dataset=look.source))
         guesses.append(Guess("data", look.source.path, look.description.partition(": ")[2]))
-        guesses.append(Guess("splits", "", look.splits, "--task.dataset..."))
+        guesses.append(Guess("splits", "", look.splits))
     if flags.model is not None:
         base = base_model(flags.model)
         recipe = with_model(recipe, base)
