@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import logging
 import os
 import platform
 import warnings
@@ -26,7 +27,17 @@ FALSE_ALARMS = (
     "`is_gradient_checkpointing` is deprecated",
     "`label_smoothing_factor` is deprecated",
 )
-"""Beginnings of warnings that the libraries raise for every model."""
+"""Beginnings of Python warnings that the libraries raise for every model. docs/progress.md lists
+them, as it does those below."""
+FALSE_ALARMS_LOGGED = (
+    "We strongly recommend passing in an `attention_mask`",
+    "LOAD REPORT",
+    "The speedups for torchdynamo mostly come with GPU Ampere or higher",
+    "return_assistant_tokens_mask==True but chat template does not contain",
+    "Token indices sequence length is longer than the specified maximum sequence length",
+    "The tokenizer has new PAD/BOS/EOS tokens that differ from the model config",
+)
+"""Parts of transformers' log messages that say nothing about a run."""
 
 
 @contextmanager
@@ -51,7 +62,12 @@ def quiet_libraries() -> Iterator[None]:
     library: Any = transformers_logging
     verbosity, bars = library.get_verbosity(), library.is_progress_bar_enabled()
     bars_of_datasets = not datasets.are_progress_bars_disabled()
-    library.set_verbosity_error()
+    handlers = logging.getLogger("transformers").handlers
+    alarms = WithoutFalseAlarms()
+    for handler in handlers:
+        handler.addFilter(alarms)
+    if not PartialState().is_main_process:
+        library.set_verbosity_error()
     library.disable_progress_bar()
     if bars_of_datasets:
         datasets.disable_progress_bars()
@@ -61,11 +77,21 @@ def quiet_libraries() -> Iterator[None]:
                 warnings.filterwarnings("ignore", message=start)
             yield
     finally:
+        for handler in handlers:
+            handler.removeFilter(alarms)
         library.set_verbosity(verbosity)
         if bars:
             library.enable_progress_bar()
         if bars_of_datasets:
             datasets.enable_progress_bars()
+
+
+class WithoutFalseAlarms(logging.Filter):
+    """Lets log messages through that may say something about a run."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        return not any(part in message for part in FALSE_ALARMS_LOGGED)
 
 
 def limit_kernel_caches() -> None:

@@ -36,6 +36,15 @@ def pytest_collection_modifyitems(items) -> None:
             item.add_marker(pytest.mark.skip(reason=reason))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def same_environment_after_each_module():
+    """Give back the variables that a module sets: the self-test's runs set those of its sandbox."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
 @pytest.fixture(scope="session")
 def helpdesk(tmp_path_factory) -> Path:
     """A folder with a little helpdesk data."""

@@ -431,7 +431,7 @@ def test_a_terminal_that_is_closed_stops_the_run_with_a_checkpoint(bench):
     ours, theirs = pty.openpty()
     process = bench.start(InTerminal(recipe.to_json(), os.ttyname(theirs), ignored=False))
     shown = b""
-    while b"step 2 of" not in shown:
+    while b"/100,000" not in shown:  # of the live line
         shown += os.read(ours, 4096)
     os.close(theirs)
     os.close(ours)
