@@ -207,6 +207,10 @@ def start_processes(arguments: Any) -> Exit | None:
         os.environ[EXITS] = folder
         try:
             multi_gpu_launcher(arguments)
+        except ConnectionError:  # of several machines; on one a free port is taken
+            text = f"port {arguments.main_process_port} is in use on this machine. Set another "
+            text += "main_process_port in the Accelerate config, the same on all machines."
+            raise RecipeError([Problem("config_file", text)]) from None
         except SignalException as error:
             end_children(error.sigval)
             text = f"stopped by {error.sigval.name}; run the same command again to resume."

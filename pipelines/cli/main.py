@@ -2,15 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import sys
 from collections.abc import Callable
 from difflib import get_close_matches
 from importlib.metadata import version
-from typing import Any
+from typing import Annotated, Any, Literal
+
+import tyro
 
 from pipelines.cli import machine, recipes, results, training
 from pipelines.flags import parse_words
 from pipelines.terminal import report_errors, stop
+
+
+def completion(shell: Annotated[Literal["bash", "zsh", "fish"], tyro.conf.Positional]) -> None:
+    """Print what makes a shell complete the verbs and their flags.
+
+    Write it for bash to `~/.local/share/bash-completion/completions/gpt2-recipes`,
+    for zsh to `_gpt2-recipes` in a folder of `$fpath`, for fish to
+    `~/.config/fish/completions/gpt2-recipes.fish`.
+
+    Args:
+        shell: The shell.
+    """
+    words, script = ["--tyro-print-completion", shell], io.StringIO()
+    with contextlib.redirect_stdout(script), contextlib.suppress(SystemExit):
+        tyro.extras.subcommand_cli_from_dict(VERBS, prog="gpt2-recipes", args=words)
+    # Without these bash completes no files, where no verb and no flag begins like the word
+    print(script.getvalue().replace("\ncomplete -F", "\ncomplete -o bashdefault -o default -F"))
+
 
 Verb = Callable[..., Any]
 FAMILIES: dict[str, dict[str, Verb]] = {
@@ -38,6 +60,7 @@ FAMILIES: dict[str, dict[str, Verb]] = {
         "doctor": machine.doctor,
         "hub": machine.hub,
         "selftest": machine.selftest,
+        "completion": completion,
     },
 }
 """The verbs in the order of the help. The first line of a docstring is the verb's line there."""
