@@ -25,7 +25,6 @@ from helpers.documents import (
 from helpers.factories import ROOT, load_module
 from pipelines.cli.main import VERBS, WITH_RECIPE
 from pipelines.cli.training import launcher_flags
-from pipelines.process import FALSE_ALARMS
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe_cli import RepeatFlags
 from pipelines.search.plan import make_plan, split_flags
@@ -170,10 +169,6 @@ def test_each_message_of_the_troubleshooting_page_is_one_of_the_code():
     assert len(messages) > 40
     parts = [part.strip() for message in messages for part in message.split("…")]
     assert [part for part in parts if part not in texts] == []
-
-
-def test_the_troubleshooting_page_lists_every_warning_that_is_filtered():
-    assert set(FALSE_ALARMS) <= set(messages_of(DOCS / "troubleshooting.md"))
 
 
 def test_the_api_page_has_every_public_name():
