@@ -7,6 +7,7 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pipelines.errors import Problem, RecipeError
 from pipelines.recipe.names import hub_ids, is_hub_id, method_name, model_name, task_name
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import Model
@@ -89,10 +90,16 @@ def needs(recipe: Recipe) -> list[str]:
 
 
 def measured_here(recipe: Recipe) -> Measured | None:
-    """Return the score of the finished run in the recipe's folder, if there is one."""
+    """Return the score of the finished run in the recipe's folder, if there is one.
+
+    Raise RecipeError for a damaged one.
+    """
     if not (recipe.folder / "task.json").is_file():
         return None
-    metrics = read_manifest(recipe.folder)["metrics"]
+    try:
+        metrics = read_manifest(recipe.folder)["metrics"]
+    except ValueError as error:
+        raise RecipeError([Problem(str(recipe.folder), f"{error}.")]) from None
     primary = metrics["primary"]
     return Measured(primary, metrics[primary], metrics["rows"], str(recipe.folder))
 

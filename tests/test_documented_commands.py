@@ -36,6 +36,7 @@ NOT_EXECUTED = {
 STOPS = {
     r"gpt2-recipes doctor --config-file .*multi_gpu\.yaml": (1, "asks for a GPU"),
     r"(gpt2-recipes train|accelerate launch) .*(multi|single)_gpu.*": (2, "asks for a GPU"),
+    r"gpt2-recipes run .*--gpus 2.*": (2, "2 requested, and this machine shows none"),
     r"gpt2-recipes lm-eval .*lambada_openai": (1, "'EleutherAI/lambada_openai' doesn't exist"),
 }
 """Commands that are executed until they need what is not here: exit code and message."""
@@ -105,7 +106,7 @@ def begun(server, hub, helpdesk, tmp_path_factory):
         (folder / name).symlink_to(ROOT / name)
     (folder / "data").mkdir()
     shutil.copytree(helpdesk, folder / "data" / "helpdesk")
-    write_table(tmp_path_factory.mktemp("tickets"), folder / "tickets.csv")
+    write_own_data(folder, tmp_path_factory.mktemp("source"))
     write_questions(folder / "data" / "trec")
     launch = "accelerate launch --config_file accelerate_configs/cpu.yaml recipes"
     server.succeed(folder, f"{launch}/helpdesk_pretrain.py --push-to local/helpdesk-pretrain")
@@ -126,15 +127,26 @@ def place(begun, tmp_path):
     return folder
 
 
-def write_table(folder: Path, file: Path) -> None:
-    """Write tickets as a CSV of texts and labels."""
+def write_own_data(folder: Path, source: Path) -> None:
+    """Write the files of one's own that the pages name: tables of texts and labels, and texts."""
     module = load_module(ROOT / "scripts" / "helpdesk_data.py")
-    module.write(folder, seed=2, num_train=200, num_test=8, num_documents=1)
-    lines = (folder / "classify" / "train.jsonl").read_text(encoding="utf-8").splitlines()
-    with file.open("w", newline="", encoding="utf-8") as opened:
-        writer = csv.DictWriter(opened, ["text", "queue"], extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(map(json.loads, lines))
+    module.write(source, seed=2, num_train=200, num_test=8, num_documents=40)
+    lines = (source / "classify" / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    tables = {
+        "tickets": ("text", "queue"),
+        "news": ("title", "label"),
+        "sms": ("v2", "v1"),
+        "reviews": ("sentence", "label"),
+    }
+    for name, (text, label) in tables.items():
+        with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as opened:
+            writer = csv.writer(opened)
+            writer.writerow([text, label])
+            writer.writerows([row["text"], row["queue"]] for row in rows)
+    shutil.copy(source / "classify" / "train.jsonl", folder / "tickets.jsonl")
+    (folder / "texts").mkdir()
+    (folder / "texts" / "all.txt").write_text("\n".join(row["text"] for row in rows))
 
 
 def write_questions(folder: Path) -> None:

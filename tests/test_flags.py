@@ -117,3 +117,27 @@ def test_the_help_has_the_exit_codes_of_their_page():
     (start,) = (i for i, line in enumerate(usage().splitlines()) if line == "Exit codes:")
     shown = [line.split()[0] for line in usage().splitlines()[start + 1 :] if line[:2] == "  "]
     assert shown == [row for row in rows if row.isdigit()]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_completes_every_verb(shell):
+    code, script = typed("completion", shell)
+    assert code == 0
+    for verb in VERBS:
+        assert f"'{verb}': {{" in script
+
+
+def test_bash_completes_verbs_and_flags_and_else_files(tmp_path):
+    script = tmp_path / "completion"
+    script.write_text(typed("completion", "bash")[1], encoding="utf-8")
+    call = "_tyro_gpt2_recipes; echo ${COMPREPLY[@]}"
+    lines = [
+        f"source {script}",
+        f"COMP_WORDS=(gpt2-recipes pr); COMP_CWORD=1; {call}",
+        f"COMP_WORDS=(gpt2-recipes predict a b --ke); COMP_CWORD=4; {call}",
+        "complete -p gpt2-recipes",
+    ]
+    done = subprocess.run(["bash", "-c", "\n".join(lines)], capture_output=True, text=True)
+    verb, flag, completion = done.stdout.splitlines()
+    assert (verb, flag) == ("predict", "--keep")
+    assert "-o default" in completion

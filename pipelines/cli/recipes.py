@@ -50,7 +50,7 @@ def show(
     *flags: Annotated[str, tyro.conf.Positional],
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
 ) -> None:
-    """Print every field of a recipe, with what differs from the defaults.
+    """Print every field of a recipe, and mark what is no default.
 
     Args:
         recipe: Python file with a RECIPE, a recipe.json, the folder of a run, or a shipped name.

@@ -200,7 +200,7 @@ def title_of(file: Path, recipe: Recipe) -> str:
 
 def source_of(recipe: Recipe, title: str, file: Path) -> str:
     """Return the Python file of a recipe, formatted as ruff formats it."""
-    command = f"    gpt2-recipes run {file}"
+    command = f"gpt2-recipes run {file}"
     names = sorted(names_in(recipe), key=lambda name: (not name.isupper(), name))
     imported = f"from pipelines import {', '.join([*names, 'main'])}"
     if len(imported) > 100:
@@ -215,5 +215,6 @@ def source_of(recipe: Recipe, title: str, file: Path) -> str:
 
 def shown_for(recipe: Recipe) -> frozenset[str]:
     """Return the fields to write in any case."""
-    without = {"label_column"} if getattr(recipe.task, "label_columns", ()) else set()
-    return SHOWN - without
+    unused = {"label_column"} if getattr(recipe.task, "label_columns", ()) else set()
+    unused |= set() if recipe.train.max_steps is None else {"num_train_epochs"}
+    return SHOWN - unused
