@@ -49,6 +49,10 @@ class Preempted(RunError):  # noqa: N818 - nothing went wrong
     exit_code = 75
 
 
+class EndedEarly(Exception):  # noqa: N818 - nothing went wrong
+    """A callback ends a run on purpose, as a search prunes a trial."""
+
+
 class PublishError(RunError):
     """The Hub did not take a result. It is complete in its folder; the message says what to do."""
 

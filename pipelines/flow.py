@@ -52,6 +52,8 @@ from pipelines.training.checkpoints import check_space
 from pipelines.training.identity import check_allowed, identity_of
 from pipelines.training.resume import delete_checkpoints, find_checkpoint
 from pipelines.training.signals import AGAIN, StopAtSignal, StopSignals
+from pipelines.training.tracker_checks import check_trackers
+from pipelines.training.trackers import tracked
 from pipelines.training.trainer import RecipeTrainer
 from pipelines.training.world_size import check_world_size
 
@@ -73,6 +75,7 @@ def run(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> dict[str, 
         with prepare_process(), collector_without_imports(), json_lines(json_wanted):
             with signals.ending(NOT_STARTED):
                 check_allowed(recipe)
+                check_trackers(recipe.train.report_to)
                 recipe = pin_revisions(recipe)
                 if recipe.push_to and PartialState().is_main_process:
                     check_destination(recipe, recipe.push_to, public=recipe.public)
@@ -145,11 +148,12 @@ def train_and_score(
     """Train, and score the weights that the recipe keeps."""
     trainer = prepared.trainer
     mark_started(recipe, trainer.identity["run"])
-    train_to_the_end(trainer, prepared.checkpoint, signals)
-    kept = keep_weights(recipe, trainer)
-    final = evaluate_at_the_end(trainer, splits, signals)
-    metrics = final.metrics
-    check_finite(metrics, trainer, splits.record["reported"])
+    with tracked(recipe, trainer, prepared.checkpoint):
+        train_to_the_end(trainer, prepared.checkpoint, signals)
+        kept = keep_weights(recipe, trainer)
+        final = evaluate_at_the_end(trainer, splits, signals)
+        metrics = final.metrics
+        check_finite(metrics, trainer, splits.record["reported"])
     metrics["baseline"] = prepared.baseline or first_score(trainer, splits)
     return FinishedRun(
         recipe=recipe,

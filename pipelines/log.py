@@ -14,14 +14,25 @@ from pipelines.errors import Problem, RecipeError
 FILE = "run.log"
 LOG = logging.getLogger("pipelines.run")
 TOKEN = re.compile(r"hf_[A-Za-z0-9]{16,}")  # a token of the Hub; those of today have 34 characters
+SECRETS = (
+    "WANDB_API_KEY",
+    "MLFLOW_TRACKING_PASSWORD",
+    "MLFLOW_TRACKING_TOKEN",
+    "TRACKIO_WRITE_TOKEN",
+)
+"""Environment variables with secrets of experiment trackers."""
+PASSWORD = re.compile(r"(?<=://)[^\s/@:]*:[^\s/@]+@")  # in an address, with the user's name
 
 
 def scrubbed(text: str) -> str:
-    """Return a text with the tokens of the Hub replaced by "hf_***"."""
+    """Return a text without tokens of the Hub ("hf_***"), and without secrets of trackers."""
     current = os.environ.get("HF_TOKEN")
     if current:
         text = text.replace(current, "hf_***")
-    return TOKEN.sub("hf_***", text)
+    for name in SECRETS:
+        if secret := os.environ.get(name):
+            text = text.replace(secret, "***")
+    return PASSWORD.sub("***@", TOKEN.sub("hf_***", text))
 
 
 class ScrubbingFormatter(logging.Formatter):

@@ -13,6 +13,7 @@ from pipelines.flags import parse_words
 from pipelines.flags_upstream import honour_no_color
 from pipelines.recipe.recipe import Recipe
 from pipelines.terminal import report_errors
+from pipelines.training.tracker_checks import check_trackers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,7 @@ def main(recipe: Recipe) -> None:
     """Run a recipe with the values of the command line in place of its own."""
     with report_errors():
         chosen = parse(recipe, sys.argv)
+        check_trackers(chosen.train.report_to)
         from pipelines.flow import run
 
         run(chosen)

@@ -22,6 +22,7 @@ from pipelines.shipped import find_file
 from pipelines.terminal import report_errors
 from pipelines.train import Launcher, load_recipe
 from pipelines.training.identity import comparable
+from pipelines.training.tracker_checks import check_trackers
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
@@ -54,6 +55,7 @@ def parse_repeated(arguments: Sequence[str]) -> dict[int, Recipe]:
     """Return the recipe of each seed from a recipe's file, the text of the seeds, and flags."""
     file, seeds, *flags = arguments
     recipe = parse(load_recipe(Path(file)), [file, *flags])
+    check_trackers(recipe.train.report_to)
     typed = any(flag.split("=")[0] == "--train.seed" for flag in flags)
     if "," in seeds and typed:
         text = f"{recipe.train.seed} contradicts --seeds {seeds}, which lists the seeds."

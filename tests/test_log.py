@@ -9,7 +9,7 @@ from helpers.hub_process import SECRET
 from helpers.resumable_runs import command_for, recipe_for
 from pipelines.errors import RecipeError
 from pipelines.flow import run
-from pipelines.log import FILE
+from pipelines.log import FILE, scrubbed
 
 
 def test_an_error_of_ours_is_told_in_lines_and_logged_whole(checkpoint, helpdesk, tmp_path):
@@ -37,3 +37,16 @@ def test_the_log_of_a_run_that_another_refuses_stays_its_own(checkpoint, helpdes
     with lock_run_folder(tmp_path / "run"), pytest.raises(RecipeError, match="is running in"):
         run(recipe)
     assert (tmp_path / "run" / FILE).read_text() == log
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("https://jo:secret@mlflow.example.com/api", "https://***@mlflow.example.com/api"),
+        ("https://mlflow.example.com/a:b@c", "https://mlflow.example.com/a:b@c"),
+        ("the key key-of-jo is wrong", "the key *** is wrong"),
+    ],
+)
+def test_secrets_of_trackers_are_not_shown(text, shown, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "key-of-jo")
+    assert scrubbed(text) == shown

@@ -11,7 +11,8 @@ import pytest
 import tyro
 
 from helpers.factories import ROOT
-from pipelines import cli, recipe_cli, terminal
+from pipelines import recipe_cli, terminal
+from pipelines.cli import training
 from pipelines.errors import RecipeError
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe_cli import LaunchFlags
@@ -180,7 +181,7 @@ def test_recipes_are_found_by_path_and_by_name(tmp_path):
 
 def test_launcher_flags_stand_anywhere_and_others_are_the_recipes(monkeypatch):
     seen = []
-    monkeypatch.setattr(cli, "train", lambda *words, **flags: seen.append((words, flags)))
+    monkeypatch.setattr(training, "train", lambda *words, **flags: seen.append((words, flags)))
     words = [
         "--config-file=c.yaml",
         "r.py",
@@ -190,12 +191,12 @@ def test_launcher_flags_stand_anywhere_and_others_are_the_recipes(monkeypatch):
         "2",
         "--public",
     ]
-    cli.train_words(words)
+    training.train_words(words)
     (((*found,), flags),) = seen
     assert found == ["r.py", "--train.seed", "-1", "--public"]
     assert flags == {"launch": LaunchFlags(config_file=Path("c.yaml"), num_processes=2)}
     with pytest.raises(SystemExit):
-        cli.train_words(["--train.seed", "1"])
+        training.train_words(["--train.seed", "1"])
 
 
 def train(*words, cwd, timeout=120, **environment):

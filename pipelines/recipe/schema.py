@@ -136,7 +136,11 @@ def wrong_value(item: Any, hint: Any, path: str) -> Iterator[Problem]:
 def allowed_values(hint: Any, item: Any) -> str:
     """Return a sentence with the values or types that a field takes."""
     members = union_members(hint)
-    literals = [a for c in members for a in typing.get_args(c) if isinstance(a, str)]
+    items = [c for c in members if typing.get_origin(c) is tuple]
+    kinds = [*members, *(typing.get_args(c)[0] for c in items)]
+    literals = [a for c in kinds for a in typing.get_args(c) if isinstance(a, str)]
+    if isinstance(item, tuple):
+        item = next((each for each in item if each not in literals), item)
     if literals:
         others = [str(c) for c in members if typing.get_origin(c) is dict]
         allowed = ", or ".join([", ".join(literals), *others])

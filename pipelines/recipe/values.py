@@ -9,6 +9,8 @@ from annotated_types import Ge, Gt, Le, Lt
 
 Precision = Literal["fp32", "bf16", "8bit", "4bit"]
 """Precision of the weights of a base that is loaded, in place of a recipe's."""
+TrackerName = Literal["tensorboard", "trackio", "wandb", "mlflow"]
+"""Experiment trackers that a run can log to."""
 SIZES: dict[str, tuple[int, int, int]] = {  # layers, heads, width
     "tiny": (2, 2, 128),
     "mini": (4, 4, 256),
@@ -146,6 +148,8 @@ class Train:
     """Gradient norm to which larger gradients are clipped."""
     logging_steps: Annotated[int, Ge(1)] | None = None
     """Steps between two logs; by default 1 % of all, at most 50. If given, each is printed."""
+    report_to: tuple[TrackerName, ...] = ()
+    """Experiment trackers that get the metrics as well; each needs the extra of its name."""
     eval_steps: Annotated[int, Ge(1)] | None = None
     """Steps between evaluations; None evaluates at the end only."""
     save_steps: Annotated[int, Ge(1)] | None = 500

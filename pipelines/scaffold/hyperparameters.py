@@ -31,8 +31,9 @@ RATES = {  # of a model of GPT-2's width: all weights, an adapter
     "prefer": (5e-7, 5e-6),
 }
 SCRATCH_RATE = {"pretrain": 6e-4}
-LARGE_SCALE = {"prefer": 40}
+NARROW_TIMES = {"prefer": 40}
 """Times by which a narrow model takes a higher rate than GPT-2, if not ten."""
+NARROW_MOST = 2e-3
 EXTRA_TOKENS = 2  # of a row: a separator, and the EOS that ends it
 
 
@@ -48,8 +49,7 @@ def with_length(
     task: Task, lengths: list[int], base: BaseModel, num_rows: int
 ) -> tuple[Task, Guess]:
     """Return a task whose rows fit the model, with the reason for their length."""
-    flag, field = f"--task.{task.length_field.replace('_', '-')}", task.length_field
-    most = base.positions
+    flag, most = f"--task.{task.length_field.replace('_', '-')}", base.positions
     if not lengths:
         value, why = min(task.length, most), "the task's default, since no row was read"
     elif task.document_column is not None:
@@ -59,17 +59,20 @@ def with_length(
             text = f"about {total:,} tokens are too few to train on and to score."
             raise DataError(f"{task.dataset.path}: {text}")
         why = f"{total:,} tokens ({base.counted}) fill {total // value:,} rows of it"
+    elif task.reads_windows:
+        value, why = length_of_windows(lengths, min(task.length, most), base)
     else:
-        value, why = length_of_rows(lengths, min(most, limit_of(task)), base)
-    options: dict[str, Any] = {field: value}
-    if hasattr(task, "stride"):
-        options["stride"] = min(task.stride, value // 24 * 8)
-    return replace(task, **options), Guess(field, str(value), why, flag)
+        value, why = length_of_rows(lengths, most, base)
+    return task.with_length(value), Guess(task.length_field, str(value), why, flag)
 
 
-def limit_of(task: Task) -> int:
-    """Return the length above which a task splits a row into windows."""
-    return task.length if hasattr(task, "stride") else 2**20
+def length_of_windows(lengths: list[int], most: int, base: BaseModel) -> tuple[int, str]:
+    """Return the length of windows that most rows fit, and the reason."""
+    value, why = length_of_rows(lengths, most, base)
+    if lengths[-1] > value:
+        part = sum(length > value for length in lengths) / len(lengths)
+        why = f"{part:.0%} of the rows are longer, and read in several windows"
+    return value, why
 
 
 def length_of_rows(lengths: list[int], most: int, base: BaseModel) -> tuple[int, str]:
@@ -102,7 +105,7 @@ def training(
         rate, why = SCRATCH_RATE.get(name, 1e-3), "usual for random weights"
     narrow = base.width <= NARROW
     if narrow:
-        rate = 1e-3 if is_scratch else rate * LARGE_SCALE.get(name, 10)
+        rate = 1e-3 if is_scratch else min(rate * NARROW_TIMES.get(name, 10), NARROW_MOST)
     batch = next(size for size, most in BATCHES if (rows or ASSUMED_ROWS) < most)
     epochs = num_epochs(name, rows or ASSUMED_ROWS, batch, is_scratch=is_scratch)
     per_device = min(batch, forward_rows(length, base.width))

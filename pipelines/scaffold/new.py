@@ -6,7 +6,6 @@ import ast
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from pipelines.data.rows import Examples
 from pipelines.data.validate import drop_unusable, raise_rejected
@@ -81,6 +80,9 @@ def guessed(name: str, flags: NewFlags) -> tuple[Recipe, str, list[Guess]]:
     read_hub = flags.task is None or not (columns_given or flags.task in ("pretrain", "prefer"))
     look = look_at(flags.data, flags.data_name, read_hub=read_hub)
     fit = guess_task(look, columns_of(look.rows), flags)
+    if fit.task.needs_reference and method == "full":
+        text = "full: DPO compares with the base without the adapter. Use --method lora."
+        raise RecipeError([Problem("method", text)])
     usable, bad = usable_rows(fit.task, look)
     lengths = row_lengths(usable, fit, base)
     task, length = with_length(fit.task, lengths, base, look.num_rows)
@@ -110,9 +112,6 @@ def method_of(flags: NewFlags) -> tuple[str, Guess]:
     is_scratch = (flags.model or "").partition(":")[0] == "scratch"
     if is_scratch and flags.method not in (None, "full"):
         text = f"{flags.method}: an adapter needs pretrained weights. Use --method full."
-        raise RecipeError([Problem("method", text)])
-    if flags.task == "prefer" and (is_scratch or flags.method == "full"):
-        text = "full: DPO compares with the base without the adapter. Use --method lora."
         raise RecipeError([Problem("method", text)])
     if flags.method is not None:
         return flags.method, Guess("method", flags.method, "given", "--method")
@@ -171,9 +170,7 @@ def copied(name: str, flags: NewFlags) -> tuple[Recipe, str, list[Guess]]:
 
 def with_model(recipe: Recipe, base: BaseModel) -> Recipe:
     """Return a recipe that starts from another model, its rows no longer than that allows."""
-    task = recipe.task
-    length: dict[str, Any] = {task.length_field: min(task.length, base.positions)}
-    task = replace(task, **length)
+    task = recipe.task.with_length(min(recipe.task.length, base.positions))
     model = base.model
     if isinstance(model, Scratch) and isinstance(recipe.model, Scratch):
         model = replace(recipe.model, size=model.size)

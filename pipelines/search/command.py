@@ -16,6 +16,7 @@ from pipelines.search.plan import SearchFlags, make_plan, split_flags
 from pipelines.shipped import find_file
 from pipelines.terminal import report_errors
 from pipelines.train import Launcher, load_recipe, replace_process, validated
+from pipelines.training.tracker_checks import check_trackers
 
 
 def search(recipe: str, words: Sequence[str], launch_flags: LaunchFlags) -> None:
@@ -53,6 +54,7 @@ def search_file(file: Path, words: Sequence[str]) -> None:
         text = 'Use `pip install -c constraints.txt -e ".[search]"`.'
         text = f"needs Optuna, which is not installed. {text}"
         raise RecipeError([Problem("gpt2-recipes search", text)])
+    check_trackers(plan.recipe.train.report_to)
     from pipelines.search.worker import work
 
     work(plan)

@@ -31,6 +31,7 @@ NOT_SEARCHED = {
     "overwrite": "is about a result that exists",
     "allow_changed": "is about a run that resumes",
     "task.dataset": "decides which rows are scored, and scores of other rows cannot be compared",
+    "train.report_to": "names the trackers of every trial",
     "train.metric_for_best": "is the metric that trials are compared by",
 }
 """Fields, and sections, that have one value in a search, and why."""

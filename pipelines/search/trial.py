@@ -13,7 +13,7 @@ import optuna
 from optuna.trial import TrialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from pipelines.errors import CheckpointError, DataError, Preempted, RecipeError
+from pipelines.errors import CheckpointError, DataError, EndedEarly, Preempted, RecipeError
 from pipelines.flow import run
 from pipelines.process import release_memory
 from pipelines.recipe.recipe import Recipe
@@ -33,6 +33,10 @@ class Outcome:
     state: TrialState
     value: float | None = None
     message: str | None = None
+
+
+class Pruned(optuna.TrialPruned, EndedEarly):
+    """The study prunes a trial."""
 
 
 class ReportEvaluations(TrainerCallback):
@@ -57,14 +61,14 @@ class ReportEvaluations(TrainerCallback):
         metrics: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Report an evaluation in training. Raise TrialPruned if the trial is to end."""
+        """Report an evaluation in training. Raise Pruned if the trial is to end."""
         step = state.global_step
         if self.ended or step == 0 or metrics is None:
             return
         if step not in self.reported:  # a trial that resumes may evaluate again
             self.trial.report(metrics[f"eval_{self.metric}"], step)
         if step < state.max_steps and self.trial.should_prune():
-            raise optuna.TrialPruned(f"pruned at step {step:,} of {state.max_steps:,}")
+            raise Pruned(f"pruned at step {step:,} of {state.max_steps:,}")
 
 
 def recipe_of_trial(opened: OpenStudy, claim: Claim) -> Recipe:
@@ -102,7 +106,7 @@ def outcome_of(opened: OpenStudy, claim: Claim, *, quiet: bool) -> Outcome:
                 stack.enter_context(redirect_stdout(nowhere))
             metrics = run(recipe, [callback])
         return Outcome(TrialState.COMPLETE, opened.objective.value_in(metrics))
-    except optuna.TrialPruned as error:
+    except Pruned as error:
         return Outcome(TrialState.PRUNED, message=str(error))
     except (Preempted, CheckpointError):
         raise

@@ -115,6 +115,8 @@ class Task:
     """Whether the loss compares the model with the base that it starts from."""
     chat_template: ClassVar[str | None] = None
     """Chat template for a tokenizer that has none."""
+    reads_windows: ClassVar[bool] = False
+    """Whether a row that is too long is read in several windows, and not truncated."""
     writes_replies: ClassVar[bool] = False
     """Whether a model writes a reply, without the spaces around it, and not the rest of a text."""
 
@@ -130,6 +132,11 @@ class Task:
     def length(self) -> int:
         """Return the largest number of tokens of a row."""
         return int(getattr(self, self.length_field))
+
+    def with_length(self, length: int) -> Task:
+        """Return the task whose rows have at most `length` tokens."""
+        options: dict[str, Any] = {self.length_field: length}
+        return replace(self, **options)
 
     @property
     def pad_to_multiple_of(self) -> int:

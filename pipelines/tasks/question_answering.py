@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from annotated_types import Ge, Le, Lt
@@ -94,6 +94,11 @@ class QuestionAnswering(Task):
     cut_field: ClassVar[str] = "max_question_length"
     grouped_by: ClassVar[str] = "context"
     needs_offsets: ClassVar[bool] = True
+    reads_windows: ClassVar[bool] = True
+
+    def with_length(self, length: int) -> QuestionAnswering:
+        """Return the task with windows of `length` tokens, which overlap by a third at most."""
+        return replace(self, max_length=length, stride=min(self.stride, length // 24 * 8))
 
     def inputs(self, row: dict[str, Any]) -> Hashable:
         return row[self.question_column], row[self.context_column]

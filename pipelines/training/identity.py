@@ -67,9 +67,10 @@ def comparable(recipe: Recipe) -> Any:
         license=None,
         allow_changed=(),
         overwrite=False,
-        log_format="text",
     )
-    return to_json_value(bare)
+    value = to_json_value(bare)
+    del value["log_format"], value["train"]["report_to"]  # older checkpoints have neither
+    return value
 
 
 def identity_of(recipe: Recipe, splits: Splits, world_size: int) -> dict[str, Any]:

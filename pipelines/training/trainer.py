@@ -102,7 +102,7 @@ class RecipeTrainer(HookedTrainer):
         """Add the metrics of the split that the prefix of the metrics names."""
         prefix = options["metric_key_prefix"]
         rows = self.splits[prefix]
-        text = f"evaluating {len(rows.dataset):,} {prefix} rows"
+        text = f"evaluating {len(rows.dataset):,} rows"
         with self.progress.phase("evaluation", text, total=len(arguments[0])):
             output = super().evaluation_loop(*arguments, **options)
             metrics = rows.metrics(rows.in_row_order(output.predictions, output.label_ids))

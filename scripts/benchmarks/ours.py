@@ -39,6 +39,12 @@ OWN_WORK = {
     pipelines.training.resume: ("newest_verified",),
 }
 """Functions of a run that check, hash, mark and report."""
+OWN_CALLBACKS = {
+    pipelines.training.build.StepLog: ("on_log", "on_step_end", "on_prediction_step"),
+    pipelines.flow.MetricsFile: ("on_train_begin", "on_log"),
+    pipelines.training.trainer.Throughput: ("of_steps", "seconds"),
+}
+"""Methods that show and log the progress of a run."""
 WARMUPS = {"shakespeare": 20, "gpt2-124m-full": 5}
 
 
@@ -205,8 +211,9 @@ def seconds_of_own_work() -> dict[str, float]:
     for module, names in OWN_WORK.items():
         for name in names:
             setattr(module, name, counted(getattr(module, name)))
-    log = pipelines.training.build.StepLog
-    log.on_log = counted(log.on_log)
+    for callback, names in OWN_CALLBACKS.items():
+        for name in names:
+            setattr(callback, name, counted(getattr(callback, name)))
     return spent
 
 

@@ -259,6 +259,11 @@ MISTAKES = {
         {},
         "--task: no task fits the columns: 'text' holds numbers, such as 0.0;",
     ),
+    "all weights by DPO": (
+        (("prompt", "chosen", "rejected"), [(text(i), text(i + 1), text(i + 2)) for i in range(9)]),
+        {"method": "full"},
+        "--method: full: DPO compares with the base without the adapter. Use --method lora.",
+    ),
     "an adapter of random weights": (
         (("text", "label"), PLAIN),
         {"model": "scratch:tiny", "method": "lora"},
