@@ -12,9 +12,9 @@ from accelerate.utils import broadcast_object_list
 from pipelines.console import say
 from pipelines.data.splits import Splits
 from pipelines.errors import Problem, RecipeError
+from pipelines.html_report.write import write_report
 from pipelines.hub.publish import publish_finished
 from pipelines.recipe.recipe import Recipe
-from pipelines.report.write import write_report
 from pipelines.reporting.last_screen import print_last_screen
 from pipelines.reporting.report import print_score
 from pipelines.reporting.run_files import REPORT, STARTED

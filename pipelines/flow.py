@@ -26,13 +26,13 @@ from pipelines.finished import (
     try_to_report,
     unmark_started,
 )
+from pipelines.html_report.statistics import make_statistics
 from pipelines.hub.publish import check_reload, publish_finished
 from pipelines.inputs import Encoded, encode, pin_and_check, read_rows
 from pipelines.log import log_to_folder
 from pipelines.models.build import build_model
 from pipelines.process import prepare_process, returning_freed_memory
 from pipelines.recipe.recipe import Recipe
-from pipelines.report.statistics import make_statistics
 from pipelines.reporting.last_screen import print_last_screen
 from pipelines.reporting.progress import RunProgress
 from pipelines.reporting.report import print_report, print_score

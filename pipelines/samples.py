@@ -18,10 +18,10 @@ from accelerate import PartialState
 from transformers import EvalPrediction, PreTrainedTokenizerBase
 
 from pipelines.data.rows import Examples
+from pipelines.html_report.ranking import worst_and_best
 from pipelines.inference.predict import logits_of_rows
 from pipelines.models.generation import continue_prompts
 from pipelines.recipe.recipe import Recipe
-from pipelines.report.ranking import worst_and_best
 from pipelines.reporting.run_files import SAMPLES
 from pipelines.results.disk import explain_disk_errors
 from pipelines.tasks.base import Features, RowResult, Task

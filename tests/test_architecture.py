@@ -12,6 +12,7 @@ PACKAGE = ROOT / "pipelines"
 LAYERS = (
     "__main__",
     "cli",
+    "doctor",
     "repeat",
     "search",
     "run_here",
@@ -27,7 +28,7 @@ LAYERS = (
     "finished",
     "inputs",
     "samples",
-    "report",
+    "html_report",
     "evaluation",
     "inference",
     "training",

@@ -1,15 +1,18 @@
 """What the README and the pages that it links to say is real: commands, names, links."""
 
+import ast
 import re
 import shlex
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 
 import pytest
 import tyro
 import yaml
 
+import pipelines
 from helpers.documents import (
     PAGES,
     README,
@@ -27,6 +30,7 @@ from pipelines.recipe_cli import PlanFlags, RepeatFlags
 from pipelines.search.plan import make_plan, split_flags
 
 DOCS = ROOT / "docs"
+PACKAGE = ROOT / "pipelines"
 COMMANDS = [
     command for page in PAGES for block in blocks_of(page, "bash") for command in commands_of(block)
 ]
@@ -77,7 +81,7 @@ def test_the_recipe_shown_is_the_recipe():
 
 @pytest.mark.parametrize(
     ("folder", "pattern", "page"),
-    [("recipes", "*.py", "recipes.md"), ("accelerate_configs", "*.yaml", "training.md")],
+    [("recipes", "*.py", "recipes.md"), ("accelerate_configs", "*.yaml", "machines.md")],
 )
 def test_every_recipe_and_config_is_listed(folder, pattern, page):
     for path in (ROOT / folder).glob(pattern):
@@ -144,6 +148,60 @@ def test_the_table_of_stock_libraries_is_what_its_script_prints():
     assert len(table) == 2 + 9
     assert done.stdout.strip() in text_of(DOCS / "comparison.md")
     assert "\n".join(table[:7]) in text_of(README)
+
+
+def strings_of_the_package() -> str:
+    """Return every text in the code of the package, whole or between the values of an f-string."""
+    trees = (ast.parse(file.read_text(encoding="utf-8")) for file in PACKAGE.rglob("*.py"))
+    nodes = (node for tree in trees for node in ast.walk(tree))
+    return "\n".join(
+        node.value
+        for node in nodes
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    )
+
+
+def messages_of(page: Path) -> list[str]:
+    """Return the quoted messages of a page: the code in the first column of its tables."""
+    return re.findall(r"^\| (?:`` ?|`)(.+?) ?`+ \|", text_of(page), re.MULTILINE)
+
+
+def test_each_message_of_the_troubleshooting_page_is_one_of_the_code():
+    messages, texts = messages_of(DOCS / "troubleshooting.md"), strings_of_the_package()
+    assert len(messages) > 40
+    parts = [part.strip() for message in messages for part in message.split("…")]
+    assert [part for part in parts if part not in texts] == []
+
+
+def test_the_api_page_has_every_public_name():
+    shown = re.findall(r"^::: pipelines\.(\w+)$", text_of(DOCS / "api.md"), re.MULTILINE)
+    assert sorted(shown) == sorted(pipelines.__all__)
+
+
+def test_the_site_has_every_page():
+    nav = text_of(ROOT / "mkdocs.yml").partition("\nnav:\n")[2]
+    assert sorted(re.findall(r"- ([\w-]+\.md)", nav)) == sorted(p.name for p in DOCS.glob("*.md"))
+
+
+def test_the_index_links_every_page():
+    linked = {link.partition("#")[0] for link in links_of(DOCS / "index.md")}
+    assert linked == {page.name for page in DOCS.glob("*.md")} - {"index.md"}
+
+
+def test_the_image_installs_as_the_readme_says_and_copies_what_is_there():
+    dockerfile = text_of(ROOT / "Dockerfile").replace("\\\n", " ")
+    install = "\n".join(block for block in blocks_of(README, "bash") if "pip install" in block)
+    assert " && ".join(commands_of(install)) in dockerfile
+    copied = [
+        word
+        for line in re.findall(r"^COPY (.+)$", dockerfile, re.MULTILINE)
+        for word in line.split()[:-1]
+    ]
+    ignored = text_of(ROOT / ".dockerignore").splitlines()
+    for name in copied:
+        assert (ROOT / name).exists(), name
+        assert f"!{name}" in ignored
+    assert {"pipelines", "recipes", "accelerate_configs", "pyproject.toml", "setup.py"} <= {*copied}
 
 
 def test_the_citation_has_the_version_of_the_package():

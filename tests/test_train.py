@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -267,6 +268,31 @@ def test_a_signal_stops_two_processes_with_a_checkpoint_and_their_message_last(t
     assert errors.splitlines()[-1].startswith("stopped at step")
     assert "Traceback" not in errors
     assert list((tmp_path / "runs/helpdesk-pretrain/checkpoints").glob("checkpoint-*"))
+
+
+@pytest.mark.slow
+def test_launchers_of_two_machines_train_one_model(tmp_path, helpdesk):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = ["--config_file", CONFIGS / "cpu_2_processes.yaml", "--num_machines", "2"]
+    words += ["--num_processes", "2", "--main_process_ip", "127.0.0.1", "--main_process_port", port]
+    recipe = [ROOT / "recipes" / "helpdesk_pretrain.py", "--train.max-steps", "2"]
+    recipe += ["--task.dataset.path", helpdesk / "documents"]
+    launchers = [
+        subprocess.Popen(
+            map(str, [sys.executable, "-m", "accelerate.commands.launch", *words, *rank, *recipe]),
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (["--machine_rank", 0], ["--machine_rank", 1])
+    ]
+    printed = [launcher.communicate(timeout=250)[0] for launcher in launchers]
+    assert [launcher.returncode for launcher in launchers] == [0, 0]
+    assert "2 process(es)" in printed[0]
+    assert "perplexity" in printed[0]
+    assert "perplexity" not in printed[1]
 
 
 def test_a_process_that_fails_leaves_its_message_to_the_launcher(tmp_path, monkeypatch, capsys):

@@ -14,7 +14,7 @@ import pytest
 from helpers.factories import ROOT
 
 SOURCES = ("pipelines", "recipes", "accelerate_configs")
-FILES = ("pyproject.toml", "setup.py", "README.md", "LICENSE")
+FILES = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "constraints.txt")
 SMALL = "--model.n-layer 1 --model.n-embd 32 --model.n-head 2 --model.n-positions 32 "
 SMALL += "--task.block-size 32 --model.tokenizer.vocab-size 300 --train.max-steps 2"
 
@@ -64,6 +64,7 @@ def test_every_file_is_in_the_wheel_and_nothing_beside_the_package(wheel):
         for file in (ROOT / source).rglob("*")
         if file.is_file() and "__pycache__" not in file.parts
     }
+    expected.add("pipelines/shipped/constraints.txt")
     assert expected <= names
     assert {name.split("/")[0] for name in names - expected} == {"gpt2_recipes-0.1.0.dist-info"}
 
@@ -86,6 +87,17 @@ def test_a_shipped_recipe_trains_by_its_name_in_an_empty_folder(commands, tmp_pa
     assert recipe["train"]["max_steps"] == 2
     assert (tmp_path / "runs/helpdesk-pretrain/model.safetensors").is_file()
     assert ROOT.as_posix() not in (tmp_path / "runs/helpdesk-pretrain/run.log").read_text()
+
+
+def test_the_wheel_knows_the_versions_that_it_was_tested_with(commands, tmp_path):
+    done = subprocess.run(
+        [commands / "gpt2-recipes", "doctor", "--json"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    found = {each["name"]: each for each in json.loads(done.stdout)["findings"]}
+    assert found["libraries"]["mark"] == "ok", found["libraries"]
 
 
 def test_the_wheel_serves_a_hub(commands, tmp_path):

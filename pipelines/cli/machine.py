@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
+
+import tyro
 
 
 def hub(folder: Path = Path("runs/hub"), port: int = 8643) -> None:
@@ -17,6 +20,27 @@ def hub(folder: Path = Path("runs/hub"), port: int = 8643) -> None:
     from pipelines.hub.local_hub import main as serve
 
     serve(folder, port)
+
+
+def doctor(
+    config_file: Annotated[
+        Path | None,
+        tyro.conf.arg(help_behavior_hint="(default: what `accelerate config` wrote, if anything)"),
+    ] = None,
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
+) -> None:
+    """Show what this machine can do, and what would stop a run on it.
+
+    Exits with 1 if something would. Takes about two seconds.
+
+    Args:
+        config_file: Accelerate config: a file, or the name of a shipped one.
+        as_json: Print JSON in place of the screen.
+    """
+    from pipelines.doctor.command import doctor as examine
+
+    if not examine(config_file, as_json=as_json):
+        raise SystemExit(1)
 
 
 def selftest() -> None:

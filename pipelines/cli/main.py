@@ -59,6 +59,7 @@ FAMILIES: dict[str, dict[str, Verb]] = {
         "lm-eval": results.lm_eval,
     },
     "This machine": {
+        "doctor": machine.doctor,
         "hub": machine.hub,
         "selftest": machine.selftest,
         "completion": completion,

@@ -149,7 +149,7 @@ def report(
         stop(["report takes the FOLDER of a run, or several to compare."], 2)
     if out is not None and (out.is_dir() or not out.parent.is_dir()):
         stop([f"--out: {out} is a folder, or in none. Give the path of a file."], 2)
-    from pipelines.report.write import write_comparison, write_report
+    from pipelines.html_report.write import write_comparison, write_report
 
     try:
         one = len(folders) == 1

@@ -65,12 +65,16 @@ def _report_retry(why: str, seconds: float) -> None:
 
 
 class Hub:
-    """The Hub for one command, with retries and bounded waits. `api` is huggingface_hub's."""
+    """The Hub for one command, with bounded waits. `api` is huggingface_hub's.
 
-    def __init__(self) -> None:
-        bound_requests()
+    `timeout` is in seconds, in place of the environment's. Without `retry` a call is made once.
+    """
+
+    def __init__(self, *, timeout: float | None = None, retry: bool = True) -> None:
+        self.timeout = hub_timeout() if timeout is None else timeout
+        self.retry = retry
+        bound_requests(self.timeout)
         self.api = HfApi()
-        self.timeout = hub_timeout()
         self._silent: HubSilentError | None = None
         self._started = time.monotonic()
         self._bytes_before = PROGRESS.num_bytes
@@ -125,7 +129,7 @@ class Hub:
                     asked = retry_after(failure.response)
                 wait = asked if asked is not None else pause * JITTER.uniform(0.5, 1.5)
                 last = self.deadline if asked else give_up
-                if time.monotonic() + wait > last:
+                if not self.retry or time.monotonic() + wait > last:
                     text = f"{constants.ENDPOINT} does not answer: {reason(error)}"
                     if asked:
                         text += f", and asks to wait for {asked:,.0f} s"

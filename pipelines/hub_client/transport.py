@@ -194,9 +194,8 @@ def hub_timeout() -> float:
     return seconds
 
 
-def bound_requests() -> None:
+def bound_requests(timeout: float) -> None:
     """Bound the waits of all requests of huggingface_hub in this process, Xet's included."""
-    timeout = hub_timeout()
     current = get_session()
     if isinstance(current, HubClient) and current.max_wait == timeout:
         return

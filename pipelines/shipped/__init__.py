@@ -1,4 +1,4 @@
-"""Files that come with the package: recipes and Accelerate configs.
+"""Files that come with the package: recipes, Accelerate configs and the tested versions.
 
 A wheel has them in this folder. A checkout has them at its top, where they are easy to see.
 """
@@ -23,6 +23,15 @@ def shipped_files(kind: str) -> dict[str, Path]:
     if not folder.is_dir():
         folder = Path(__file__).parents[2] / kind
     return {file.stem: file for file in sorted(folder.glob(f"*{SUFFIXES[kind]}"))}
+
+
+def constraints() -> dict[str, str]:
+    """Return the versions that the project is tested with, by the names of the packages."""
+    file = Path(__file__).parent / "constraints.txt"
+    if not file.is_file():
+        file = Path(__file__).parents[2] / "constraints.txt"
+    lines = file.read_text(encoding="utf-8").splitlines()
+    return dict(line.split("==") for line in lines if "==" in line)
 
 
 def find_file(name: str | Path, kind: str, *, field: str) -> Path:

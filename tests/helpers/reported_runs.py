@@ -7,9 +7,9 @@ from pathlib import Path
 
 from helpers.written_results import write_classifier
 from pipelines.data.source import DatasetSource
+from pipelines.html_report.statistics import histogram
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import Lora, Model, Train
-from pipelines.report.statistics import histogram
 from pipelines.results.files import write_manifest
 from pipelines.results.predictions import write_predictions
 from pipelines.tasks.base import RowResult

@@ -1,14 +1,11 @@
 """The round trip over HTTP: publish, load by id in a new process, get the same score."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
-from helpers.documents import blocks_of
 from helpers.factories import CASES, ROOT
 from helpers.hub_process import SECRET, client
 
@@ -153,28 +150,3 @@ def test_a_card_names_base_task_data_and_score(hub, published):
     assert "On 32 rows" in body
     assert "majority class" in body
     assert "gpt2-recipes evaluate local/text-classification-8bit" in body
-
-
-def test_the_lines_of_the_documents_that_load_and_evaluate_run(hub, place, published):
-    docs = ROOT / "docs"
-    evaluate = blocks_of(docs / "evaluation.md", "bash")[0]
-    commands = evaluate + blocks_of(docs / "inference.md", "bash")[0]
-    assert (evaluate.count("gpt2-recipes"), commands.count("gpt2-recipes")) == (3, 5)
-    home, repo = place / "home4", "local/helpdesk-classify-lora-8bit"
-    cli = ("-m", "pipelines")
-    client(hub, home, *cli, "publish", "runs/text_classification-8bit", repo, cwd=place)
-    tools = f'export PATH="{Path(sys.executable).parent}:$PATH"; set -e\n'
-    script = (
-        "import subprocess, sys; sys.exit(subprocess.run(['bash', '-c', sys.argv[1]]).returncode)"
-    )
-    said = client(hub, home, "-c", script, tools + commands, cwd=place)
-    assert said.count("equal to the score of the run") == 3  # the file is the evaluation split
-    assert "'label'" in (place / "labels.jsonl").read_text().replace('"', "'")
-    assert (place / "labels.csv").read_text().startswith("text,label,")
-    if not (place / "pipelines").exists():
-        (place / "pipelines").symlink_to(ROOT / "pipelines")
-    pages = (ROOT / "README.md", docs / "inference.md", docs / "evaluation.md")
-    lines = "\n".join(blocks_of(page, "python")[0] for page in pages)
-    said = client(hub, home, "-c", lines, cwd=place)
-    assert said.count("'label'") == 2
-    assert "'accuracy'" in said

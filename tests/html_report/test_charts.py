@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipelines.report.charts import Axis, bar_chart, line_chart, scatter_chart, thinned
+from pipelines.html_report.charts import Axis, bar_chart, line_chart, scatter_chart, thinned
 
 
 def test_an_axis_maps_its_ends_and_what_is_between():

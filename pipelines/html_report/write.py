@@ -20,10 +20,10 @@ from markupsafe import Markup
 from pipelines.data.splits import describe_part
 from pipelines.evaluation.compare import NUM_RESAMPLES, compare
 from pipelines.evaluation.comparison_table import letter, seeds_of
+from pipelines.html_report import sections
+from pipelines.html_report.escaping import breakable, cut, duration, number, score, visible
+from pipelines.html_report.files import ReportedRun, read_run
 from pipelines.metrics.bootstrap import Difference
-from pipelines.report import sections
-from pipelines.report.escaping import breakable, cut, duration, number, score, visible
-from pipelines.report.files import ReportedRun, read_run
 from pipelines.reporting.run_files import METRICS, REPORT, SAMPLES, STATISTICS
 from pipelines.results.files import PREDICTIONS
 
@@ -123,7 +123,7 @@ def write_page(file: Path, template: str, values: dict[str, Any]) -> Path:
 def environment() -> Environment:
     """Return the environment of the templates, where every value is escaped."""
     made = Environment(
-        loader=PackageLoader("pipelines.report"),
+        loader=PackageLoader("pipelines.html_report"),
         autoescape=True,
         finalize=visible,
         undefined=StrictUndefined,

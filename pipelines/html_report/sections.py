@@ -9,9 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipelines.recipe.recipe import Recipe
-from pipelines.recipe.schema import is_section, to_json_value
-from pipelines.report.charts import (
+from pipelines.html_report.charts import (
     MAX_POINTS,
     BarChart,
     Chart,
@@ -20,8 +18,10 @@ from pipelines.report.charts import (
     scatter_chart,
     thinned,
 )
-from pipelines.report.files import ReportedRun
-from pipelines.report.ranking import RankedRow, worst_and_best
+from pipelines.html_report.files import ReportedRun
+from pipelines.html_report.ranking import RankedRow, worst_and_best
+from pipelines.recipe.recipe import Recipe
+from pipelines.recipe.schema import is_section, to_json_value
 from pipelines.reporting.commands import next_commands
 from pipelines.tasks.base import RowResult, Task
 

@@ -8,7 +8,7 @@ import pytest
 
 from helpers.factories import ROOT
 from helpers.reported_runs import write_run
-from pipelines.report.write import write_comparison, write_report
+from pipelines.html_report.write import write_comparison, write_report
 
 FOLDER = ROOT / "tests" / "browser"
 NAMES = ("chromium", "chromium-browser", "google-chrome")

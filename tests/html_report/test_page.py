@@ -11,7 +11,7 @@ import pytest
 from helpers.imported_modules import HEAVY
 from helpers.reported_runs import RECIPE, read_page, write_lines, write_run
 from pipelines.errors import RecipeError
-from pipelines.report.write import write_comparison, write_report
+from pipelines.html_report.write import write_comparison, write_report
 from pipelines.results.files import FILES, files_of, find_result_damage, write_manifest
 
 HOSTILE = (
@@ -243,7 +243,7 @@ def test_predictions_that_have_changed_are_refused(folder):
 
 
 def test_a_report_imports_no_torch(folder):
-    script = "import sys; from pipelines.report.write import write_report; "
+    script = "import sys; from pipelines.html_report.write import write_report; "
     script += "write_report(sys.argv[1]); print([n for n in sys.argv[2:] if n in sys.modules])"
     command = [sys.executable, "-c", script, str(folder), *HEAVY]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -7,11 +7,10 @@ import pytest
 from helpers.reported_runs import PROBABILITIES, RECIPE, classified, write_run
 from pipelines.data.rows import Examples
 from pipelines.data.source import DatasetSource
-from pipelines.recipe.values import NF4
-from pipelines.report.escaping import breakable, cut, duration, number, visible
-from pipelines.report.files import read_run
-from pipelines.report.ranking import worst_and_best
-from pipelines.report.sections import (
+from pipelines.html_report.escaping import breakable, cut, duration, number, visible
+from pipelines.html_report.files import read_run
+from pipelines.html_report.ranking import worst_and_best
+from pipelines.html_report.sections import (
     OTHERS,
     commands,
     confusion_matrix,
@@ -19,7 +18,8 @@ from pipelines.report.sections import (
     recipe_fields,
     timing,
 )
-from pipelines.report.statistics import histogram, split_statistics
+from pipelines.html_report.statistics import histogram, split_statistics
+from pipelines.recipe.values import NF4
 from pipelines.tasks.base import RowResult
 from pipelines.tasks.causal_lm import CausalLM
 from pipelines.tasks.preference import PreferenceTuning
