@@ -36,6 +36,8 @@ FALSE_ALARMS_LOGGED = (
     "return_assistant_tokens_mask==True but chat template does not contain",
     "Token indices sequence length is longer than the specified maximum sequence length",
     "The tokenizer has new PAD/BOS/EOS tokens that differ from the model config",
+    "There were missing keys in the checkpoint model loaded: ['lm_head.weight']",
+    "The following arguments do not match the ones in the `trainer_state.json`",
 )
 """Parts of transformers' log messages that say nothing about a run."""
 

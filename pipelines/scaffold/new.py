@@ -53,6 +53,7 @@ def new(name: str, flags: NewFlags) -> None:
         print(guess)
     file.write_text(source_of(recipe, title, file), encoding="utf-8")
     print(f"\nWrote {file}. Change it as you like, then:")
+    print(f"    gpt2-recipes plan {file}")
     print(f"    gpt2-recipes run {file}")
 
 
