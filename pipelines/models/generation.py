@@ -20,7 +20,7 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from pipelines.errors import DataError, Problem, RecipeError
-from pipelines.models.probes import num_positions
+from pipelines.models.probes import num_embeddings, num_positions
 from pipelines.process import quiet_libraries
 from pipelines.tasks.generation import Continuation, Generation
 
@@ -52,6 +52,7 @@ def continue_prompts(
     base = without_adapter_class(model)
     check_room(base, prompts, "prompt {}".format)
     eos, positions = tokenizer.eos_token_id, num_positions(base.config)
+    unknown = ids_without_token(base, tokenizer)
     continuations: dict[int, Continuation] = {}
     with writing(base):
         for rows, room in batches(prompts, options, positions, batch_size):
@@ -62,7 +63,7 @@ def continue_prompts(
             written = base.generate(
                 ids.to(base.device),
                 attention_mask=mask.long().to(base.device),
-                generation_config=generation_config(options, room, eos),
+                generation_config=generation_config(options, room, eos, unknown),
                 logits_processor=draws(options, [prompts[row] for row in rows], seed),
                 streamer=streamer,
             )
@@ -138,8 +139,24 @@ def batches(
             yield rows[start : start + batch_size], room
 
 
-def generation_config(options: Generation, room: int, eos_token_id: int) -> GenerationConfig:
-    """Translate to transformers' terms; sampling is left to `draws`."""
+def ids_without_token(model: Any, tokenizer: Any) -> list[int]:
+    """Return the ids that a model can write and its tokenizer has no token for.
+
+    There are some where the embeddings were padded to a round number.
+    """
+    size = num_embeddings(model)
+    if size <= len(tokenizer):
+        return []
+    return list(range(1 + max(tokenizer.get_vocab().values()), size))
+
+
+def generation_config(
+    options: Generation, room: int, eos_token_id: int, unknown: list[int]
+) -> GenerationConfig:
+    """Translate to transformers' terms; sampling is left to `draws`.
+
+    The ids in `unknown` are never written.
+    """
     beams: dict[str, Any] = {}
     if options.num_beams > 1:
         beams = {"length_penalty": options.length_penalty, "early_stopping": False}
@@ -153,6 +170,7 @@ def generation_config(options: Generation, room: int, eos_token_id: int) -> Gene
         use_cache=True,
         eos_token_id=eos_token_id,
         pad_token_id=eos_token_id,
+        suppress_tokens=unknown or None,
         **beams,
     )
     return config

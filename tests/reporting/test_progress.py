@@ -120,7 +120,7 @@ def test_every_line_of_a_run_for_machines_is_json(checkpoint, helpdesk, tmp_path
     events = [json.loads(line) for line in done.stdout.splitlines()]
     assert done.stderr == ""
     phases = [each["phase"] for each in events if each.get("event") == "phase"]
-    assert phases[:4] == ["reading", "encoding", "model", "training"]
+    assert phases[:5] == ["reading", "encoding", "model", "samples", "training"]
     logs = [each for each in events if each.get("event") == "log"]
     assert [each["step"] for each in logs] == [1, 2, 3, 4, 5, 6]
     assert all(each["seconds_left"] >= 0 for each in logs)
@@ -128,7 +128,7 @@ def test_every_line_of_a_run_for_machines_is_json(checkpoint, helpdesk, tmp_path
     sidecar = json.loads((tmp_path / "run/task.json").read_text())
     assert finished["metrics"]["accuracy"] == sidecar["metrics"]["accuracy"]
     assert sidecar["timing"].keys() == {
-        "reading", "encoding", "model", "training", "evaluation", "saving",
+        "reading", "encoding", "model", "samples", "training", "evaluation", "saving",
     }  # fmt: skip
     assert 0 < sum(sidecar["timing"].values()) <= sidecar["metrics"]["seconds"]
 

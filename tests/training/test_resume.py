@@ -260,7 +260,7 @@ t.Score.as_metrics = signalling
 
 
 SLOW_RANK_0 = """
-import os, time, pipelines.flow as r
+import os, time, pipelines.inputs as r
 pin = r.pin_revisions
 def slow(recipe):
     time.sleep(5 * (os.environ["RANK"] == "0"))
