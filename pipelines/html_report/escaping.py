@@ -52,14 +52,3 @@ def number(value: Any) -> str:
 def score(value: float) -> str:
     """Return a score in four decimals, or from 1,000 on in one."""
     return f"{value:.4f}" if abs(value) < 1000 else f"{value:,.1f}"
-
-
-def duration(seconds: float) -> str:
-    """Return seconds as a text, such as 8.3 s, 4 min 10 s or 2 h 5 min."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min"

@@ -21,10 +21,11 @@ from pipelines.data.splits import describe_part
 from pipelines.evaluation.compare import NUM_RESAMPLES, compare
 from pipelines.evaluation.comparison_table import letter, seeds_of
 from pipelines.html_report import sections
-from pipelines.html_report.escaping import breakable, cut, duration, number, score, visible
+from pipelines.html_report.escaping import breakable, cut, number, score, visible
 from pipelines.html_report.files import ReportedRun, read_run
 from pipelines.metrics.bootstrap import Difference
 from pipelines.reporting.run_files import METRICS, REPORT, SAMPLES, STATISTICS
+from pipelines.reporting.units import duration
 from pipelines.results.files import PREDICTIONS
 
 COMPARISON = "comparison.html"

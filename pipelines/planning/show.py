@@ -11,6 +11,7 @@ from pipelines.planning.gpus import Fit
 from pipelines.planning.parameters import PARTS
 from pipelines.planning.plan import Plan
 from pipelines.reporting.labels import NUM_LABELS_SHOWN, short_label
+from pipelines.reporting.units import duration
 
 WIDTH = 80
 NOT_MEASURED = "Estimates of bfloat16 training from data sheets; nothing was measured on a GPU."
@@ -193,11 +194,3 @@ def gigabytes(size: float) -> str:
 def megabytes(size: float) -> str:
     """Return bytes in MB."""
     return f"{size / 1e6:,.0f} MB"
-
-
-def duration(seconds: float) -> str:
-    """Return seconds in the largest unit that they fill."""
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} s"

@@ -7,8 +7,8 @@ from typing import Any
 from pipelines.console import say
 from pipelines.recipe.recipe import Recipe
 from pipelines.reporting.commands import next_commands
-from pipelines.reporting.progress import duration
 from pipelines.reporting.run_files import REPORT
+from pipelines.reporting.units import duration
 
 
 def print_last_screen(recipe: Recipe, metrics: dict[str, Any]) -> None:

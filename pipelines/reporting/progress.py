@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
 from pipelines.console import console, say
+from pipelines.reporting.units import clock
 
 PATIENCE = 5.0
 """Seconds after which a phase is announced, where no live line shows it."""
@@ -175,13 +176,6 @@ class LeftColumn(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         if task.total is None:
-            return Text(duration(task.elapsed or 0), style="progress.elapsed")
+            return Text(clock(task.elapsed or 0), style="progress.elapsed")
         left = task.time_remaining
-        return Text("" if left is None else f"{duration(left)} left", style="progress.remaining")
-
-
-def duration(seconds: float) -> str:
-    """Return a time as H:MM:SS, or M:SS below an hour."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+        return Text("" if left is None else f"{clock(left)} left", style="progress.remaining")

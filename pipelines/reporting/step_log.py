@@ -13,8 +13,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from pipelines.console import console, say
 from pipelines.log import LOG
-from pipelines.reporting.progress import RunProgress, duration
+from pipelines.reporting.progress import RunProgress
 from pipelines.reporting.run_files import METRICS
+from pipelines.reporting.units import clock
 
 INTERVAL = 10.0
 """Least seconds between two lines of steps, unless the recipe has `logging_steps`."""
@@ -82,7 +83,7 @@ class StepLog(TrainerCallback):
             return
         self.printed = now
         line = f"{step}loss {logs['loss']:.4f}, gradient norm {logs['grad_norm']:.3g}, learning "
-        line += f"rate {logs['learning_rate']:.3g}, {speed(logs)}, {duration(left)} left"
+        line += f"rate {logs['learning_rate']:.3g}, {speed(logs)}, {clock(left)} left"
         if self.progress.is_live:
             LOG.info(line)
         else:

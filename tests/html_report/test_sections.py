@@ -7,7 +7,7 @@ import pytest
 from helpers.reported_runs import PROBABILITIES, RECIPE, classified, write_run
 from pipelines.data.rows import Examples
 from pipelines.data.source import DatasetSource
-from pipelines.html_report.escaping import breakable, cut, duration, number, visible
+from pipelines.html_report.escaping import breakable, cut, number, visible
 from pipelines.html_report.files import read_run
 from pipelines.html_report.ranking import worst_and_best
 from pipelines.html_report.sections import (
@@ -192,5 +192,4 @@ def test_long_texts_and_numbers_are_short():
         "123,456.7",
         "a",
     ]
-    assert [duration(v) for v in (8.26, 250, 7500)] == ["8.3 s", "4 min 10 s", "2 h 5 min"]
     assert breakable("<a>.b_c") == "&lt;a&gt;.<wbr>b_<wbr>c"

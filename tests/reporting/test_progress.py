@@ -18,7 +18,7 @@ from pipelines.console import console, json_lines, say
 from pipelines.recipe.values import Model
 from pipelines.reporting import progress as module
 from pipelines.reporting.last_screen import next_commands
-from pipelines.reporting.progress import RunProgress, duration
+from pipelines.reporting.progress import RunProgress
 from pipelines.training.hyperparameters import RecipeOnResume
 from pipelines.training.loaders import WithRowNumbers
 from pipelines.training.throughput import Throughput
@@ -70,13 +70,6 @@ def test_a_phase_that_takes_long_is_announced_once(monkeypatch, capsys):
         pass
     time.sleep(0.1)
     assert capsys.readouterr().out == "  reading rows\n"
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.4, "0:00"), (59.6, "1:00"), (3599, "59:59"), (3725, "1:02:05")]
-)
-def test_durations(seconds, text):
-    assert duration(seconds) == text
 
 
 def test_a_terminal_has_live_lines_and_keeps_its_cursor():
