@@ -47,11 +47,11 @@ class Gpu:
 
 
 GPUS = (
-    Gpu("8 GB, RTX 4060", 8, 30),
-    Gpu("16 GB, RTX 4080", 16, 98),
-    Gpu("24 GB, L4", 24, 121),
-    Gpu("40 GB, A100", 40, 312),
-    Gpu("80 GB, H100", 80, 989),
+    Gpu("RTX 4060, 8 GB", 8, 30),
+    Gpu("RTX 4080, 16 GB", 16, 98),
+    Gpu("L4, 24 GB", 24, 121),
+    Gpu("A100, 40 GB", 40, 312),
+    Gpu("H100, 80 GB", 80, 989),
 )
 METHODS: dict[str, Int8 | NF4 | None] = {
     "full": None,
@@ -80,15 +80,17 @@ class Anatomy:
 
 @dataclass(frozen=True)
 class Fit:
-    """The largest forward pass that fits on a GPU."""
+    """The largest forward pass of a step that fits on a GPU."""
 
     gpu: str
     gigabytes: int
     method: str
     rows: int
-    """Rows of the forward pass; 0 if not even one fits."""
+    """Rows of the forward pass, at most those of a step; 0 if not even one fits."""
+    most_rows: int
+    """Rows that would fit, where a step had as many."""
     bytes: int
-    """Predicted peak with these rows, or with one."""
+    """Predicted peak with `rows`, or with one."""
     seconds: float | None
     """Predicted time of the run's training."""
 
@@ -179,7 +181,7 @@ def estimate_gpus(
 ) -> Iterator[Fit]:
     """Yield what fits on each GPU with each method.
 
-    A forward pass has as many rows as fit, all as long as the longest.
+    A forward pass has as many rows of a step as fit, all as long as the longest.
     """
     size = recipe.train.global_batch_size
     tokens = batches.mean_tokens * size / batches.rows
@@ -187,7 +189,8 @@ def estimate_gpus(
         fixed, row = gpu_bytes(variant, labels, parameters, batches.longest)
         flops = tokens * flops_per_token(variant, parameters, batches.longest)
         for gpu in GPUS:
-            rows = max(0, int((gpu.gigabytes * 1e9 - fixed) / row))
+            most_rows = max(0, int((gpu.gigabytes * 1e9 - fixed) / row))
+            rows = min(size, most_rows)
             computing = flops / (gpu.teraflops * 1e12 * UTILISATION)
             passes = -(-size // max(1, rows))
             starting = passes * parameters.num_layers * BLOCK_SECONDS
@@ -196,6 +199,7 @@ def estimate_gpus(
                 gigabytes=gpu.gigabytes,
                 method=method,
                 rows=rows,
+                most_rows=most_rows,
                 bytes=int(fixed + max(1, rows) * row),
                 seconds=batches.steps * max(computing, starting) if rows else None,
             )

@@ -41,7 +41,8 @@ def sections(plan: Plan) -> Iterator[tuple[str, Iterable[Table | str]]]:
     yield "Parameters", [parameters_table(plan)]
     yield "Training", [schedule_line(plan)]
     yield machine_title(plan), [machine_table(plan)]
-    yield f"GPUs: rows of {plan.longest} tokens that fit in a forward pass", [fits_table(plan.gpus)]
+    title = f"GPUs: rows of {plan.longest:,} tokens in a forward pass, and its memory"
+    yield title, [fits_table(plan.gpus)]
     yield "GPUs: time of the training", [times_table(plan.gpus), NOT_MEASURED]
     yield "Disk", [disk_line(plan)]
     yield "Rehearsal", rehearsal_lines(plan)
@@ -137,11 +138,11 @@ def machine_table(plan: Plan) -> Table:
 
 
 def fits_table(fits: Sequence[Fit]) -> Table:
-    """Return the table of the largest forward pass on each GPU, by method."""
+    """Return the table of the largest forward pass on each GPU and its memory, by method."""
 
     def cell(fit: Fit) -> str:
-        size = f"{fit.bytes / 1e9:.0f} GB"
-        return f"{fit.rows:,} ({size})" if fit.rows else f"needs {size}"
+        size = gigabytes(fit.bytes)
+        return f"{fit.rows:,}, {size}" if fit.rows else f"needs {size}"
 
     return by_method(fits, cell)
 
