@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -119,7 +120,10 @@ def resolve_commit(
         text = f"{name!r} is gated: {reason(error)}. Request access on its page."
         problems.append(Problem(path, text))
     except RepositoryNotFoundError:
-        problems.append(Problem(path, f"{name!r} is not a folder, nor a {kind} on the Hub."))
+        text = f"{name!r} is not a folder, nor a {kind} on the Hub."
+        if "HF_ENDPOINT" in os.environ:  # another Hub has other repositories
+            text += f" HF_ENDPOINT is {os.environ['HF_ENDPOINT']}."
+        problems.append(Problem(path, text))
     except RevisionNotFoundError:
         problems.append(Problem(path, f"{name!r} has no revision {revision!r}."))
     except HFValidationError:

@@ -56,15 +56,18 @@ class RunProgress:
         return self._lines is not None
 
     @contextmanager
-    def phase(self, name: str, text: str = "", *, total: int | None = None) -> Iterator[None]:
+    def phase(
+        self, name: str, text: str = "", *, total: int | None = None, has_lines: bool = False
+    ) -> Iterator[None]:
         """Count the time inside for a phase, and show `text`, if any, while it lasts.
 
-        `total` is the number of steps, of which `advance` tells how many are done.
+        `total` is the number of steps, of which `advance` tells how many are done. A phase that
+        `has_lines` of its own is not announced.
         """
         self._charge()
         self._open.append(name)
         try:
-            with self._shown(text, total):
+            with self._shown(text, total, has_lines):
                 yield
         finally:
             self._charge()
@@ -89,13 +92,13 @@ class RunProgress:
         self._charge()
         return {name: round(seconds, 2) for name, seconds in self.seconds.items()}
 
-    def _shown(self, text: str, total: int | None) -> AbstractContextManager[None]:
+    def _shown(self, text: str, total: int | None, has_lines: bool) -> AbstractContextManager[None]:
         """Return the context in which a phase is shown."""
         if not text:
             return nullcontext()
         if self._lines is not None:
             return self._lines.line(text, total)
-        return announced(text, self._open[-1])
+        return announced(text, self._open[-1], late=not has_lines)
 
     def _charge(self) -> None:
         """Count the time since the last call for the innermost phase."""
@@ -106,11 +109,12 @@ class RunProgress:
 
 
 @contextmanager
-def announced(text: str, phase: str) -> Iterator[None]:
-    """Print a line on what happens inside: at once as JSON lines, or else if it takes long."""
+def announced(text: str, phase: str, *, late: bool) -> Iterator[None]:
+    """Print a line on what happens inside: at once as JSON lines, or else `late` if it is long."""
     out = console()
-    if out.json_lines or out.quiet:
+    if out.json_lines:
         say(f"  {text}", {"event": "phase", "phase": phase})
+    if out.json_lines or out.quiet or not late:
         yield
         return
     timer = threading.Timer(PATIENCE, say, [f"  {text}"])

@@ -66,7 +66,7 @@ class RecipeTrainer(HookedTrainer):
 
     def train(self, *arguments: Any, **options: Any) -> Any:
         """Train, as a phase of the run."""
-        with self.progress.phase("training", "training"):
+        with self.progress.phase("training", "training", has_lines=True):
             return super().train(*arguments, **options)
 
     def get_train_dataloader(self) -> Any:
