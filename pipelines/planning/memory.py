@@ -26,9 +26,9 @@ def predict_peaks(
     activations = rehearsal.num_layers * block.activations + rehearsal.activations_outside
     training = peaks["training"] + more * kept
     training += int(more * factor * block.activations + (factor - 1) * activations)
-    # Without gradients a pass holds about one block's activations. They fit where gradients were
-    passing = block.activations * (eval_tokens - rehearsal.eval_tokens) / rehearsal.tokens
-    added = peaks["evaluation"] - peaks["training"] + int(passing) - more * block.gradients
-    evaluation = training + max(0, added)
-    saving = evaluation + max(0, peaks["saving"] - peaks["evaluation"])
+    # What comes after the training uses the room of its activations and gradients again
+    resting = rehearsal.resting + more * (block.weights + block.optimizer)
+    longer = int(rehearsal.eval_per_token * (eval_tokens - rehearsal.eval_tokens))
+    evaluation = max(training, resting + peaks["evaluation"] - rehearsal.resting + longer)
+    saving = max(evaluation, resting + peaks["saving"] - rehearsal.resting)
     return {"loading": loading, "training": training, "evaluation": evaluation, "saving": saving}

@@ -32,7 +32,7 @@ from pipelines.models.build import build_model
 from pipelines.planning.batches import Batches, batch_tokens, longest_examples
 from pipelines.planning.blocks import Watch, blocks_of, module_bytes, now, trained_parameters
 from pipelines.planning.parameters import config_of
-from pipelines.planning.peak import peak_memory, reset_peak
+from pipelines.planning.peak import peak_memory, reset_peak, resident_memory
 from pipelines.process import returning_freed_memory
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import Model, Scratch
@@ -82,7 +82,11 @@ class Rehearsal:
     trained: int
     """Trainable parameters."""
     peaks: dict[str, int]
-    """The most memory of the process in each phase."""
+    """The most memory of the process in each phase, which nothing freed before it counts to."""
+    resting: int
+    """Memory of the process between training and evaluation."""
+    eval_per_token: float
+    """Bytes that a token of an evaluation batch adds."""
     block: Block
     activations_outside: int
     """Saved outside of the blocks for the backward pass."""
@@ -175,14 +179,18 @@ def rehearse_small(
     )
     with measuring(peaks, "training"), watch.watching():
         trainer.train()
-    block = block_of(trainer, watch, clock.optimizer)
+    block, resting = block_of(trainer, watch, clock.optimizer), memory_at_rest()
     finished = score_and_save(recipe, trainer, tokenizer, labels, splits, peaks)
-    eval_seconds, metrics = load_and_score(trainer, finished, scored)
+    eval_growth = peaks["evaluation"] - resting
+    eval_seconds, metrics, half_growth = load_and_score(trainer, finished, scored)
+    tokens = tokens_of(recipe, train, scored)
     return Rehearsal(
-        **tokens_of(recipe, train, scored),
+        **tokens,
         num_layers=len(blocks_of(model)),
         trained=num_trained(model),
         peaks=peaks,
+        resting=resting,
+        eval_per_token=max(0, eval_growth - half_growth) / (tokens["eval_tokens"] / 2),
         block=block,
         activations_outside=watch.saved.get(-1, 0),
         step_seconds=clock.step,
@@ -224,8 +232,10 @@ def score_and_save(
 
 def load_and_score(
     trainer: RecipeTrainer, finished: FinishedRun, scored: Features
-) -> tuple[float, dict[str, Any]]:
-    """Load a saved result and score it; return the seconds of the scoring, and the score.
+) -> tuple[float, dict[str, Any], int]:
+    """Load a saved result and score it in batches of half the size.
+
+    Return the seconds of the scoring, the score, and by how much the scoring grew the process.
 
     Raise RuntimeError if the result is not the trained model.
     """
@@ -233,9 +243,14 @@ def load_and_score(
     collate = recipe.task.collate(int(finished.tokenizer.pad_token_id or 0))
     check_reload(trainer, recipe.folder, collate(scored.dataset[:8]))
     loaded = load_result(recipe.folder)
+    rows = -(-min(len(scored.dataset), recipe.train.per_device_eval_batch_size) // 2)
+    train = replace(loaded.recipe.train, per_device_eval_batch_size=rows)
+    loaded = replace(loaded, recipe=replace(loaded.recipe, train=train))
+    peaks, resting = dict[str, int](), memory_at_rest()
     started = time.perf_counter()
-    metrics = score_features(loaded, scored)
-    return time.perf_counter() - started, metrics
+    with measuring(peaks, "half"):
+        metrics = score_features(loaded, scored)
+    return time.perf_counter() - started, metrics, peaks["half"] - resting
 
 
 def tokens_of(recipe: Recipe, train: Features, scored: Features) -> dict[str, int]:
@@ -275,10 +290,17 @@ def block_of(trainer: RecipeTrainer, watch: Watch, optimizer: Any) -> Block:
 @contextmanager
 def measuring(peaks: dict[str, int], phase: str) -> Iterator[None]:
     """Note the most memory of the process while the code inside runs."""
-    gc.collect()
+    memory_at_rest()
     reset_peak()
     yield
     peaks[phase] = peak_memory()
+
+
+def memory_at_rest() -> int:
+    """Return the resident bytes without those that were freed, which the OS gets back."""
+    with returning_freed_memory():
+        gc.collect()
+    return resident_memory()
 
 
 def small_recipe(

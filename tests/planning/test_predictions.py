@@ -17,6 +17,8 @@ REHEARSAL = Rehearsal(
     accumulation=1,
     trained=1000,
     peaks={"loading": 1000, "training": 1500, "evaluation": 1600, "saving": 1630},
+    resting=1300,
+    eval_per_token=0.5,
     block=Block(weights=10, gradients=5, optimizer=7, activations=20),
     activations_outside=4,
     step_seconds=1.2,
@@ -38,17 +40,26 @@ def test_each_further_layer_adds_what_a_block_holds():
     peaks = predict_peaks(REHEARSAL, num_layers=12, max_tokens=100, eval_tokens=200)
     assert peaks["loading"] == 1000 + 10 * 10
     assert peaks["training"] == 1500 + 10 * (10 + 5 + 7 + 20)
-    # 100 were added by the evaluation; the gradients of ten layers leave room for 50 of them
-    assert peaks["evaluation"] == peaks["training"] + 50
-    assert peaks["saving"] == peaks["evaluation"] + 30
 
 
 def test_longer_batches_add_activations():
     peaks = predict_peaks(REHEARSAL, num_layers=3, max_tokens=300, eval_tokens=400)
     # one more block with three times its activations; twice those of the rehearsal once more
     assert peaks["training"] == 1500 + (10 + 5 + 7) + 3 * 20 + 2 * (2 * 20 + 4)
-    # 200 more tokens pass through one block: twice its activations, in the room of its gradients
-    assert peaks["evaluation"] == peaks["training"] + 100 + 40 - 5
+
+
+def test_evaluation_and_saving_use_the_room_that_training_has_freed():
+    peaks = predict_peaks(REHEARSAL, num_layers=12, max_tokens=100, eval_tokens=200)
+    # ten more layers hold 10 x (10 + 7) at rest: 1470, to which they add 300 and 330
+    assert peaks["training"] == peaks["evaluation"] == peaks["saving"] == 1920
+
+
+def test_an_evaluation_of_many_tokens_needs_more_than_the_training():
+    peaks = predict_peaks(REHEARSAL, num_layers=3, max_tokens=100, eval_tokens=1200)
+    assert peaks["training"] == 1500 + (10 + 5 + 7 + 20)
+    # one more layer at rest, the evaluation's own 300, and half a byte of 1000 more tokens
+    assert peaks["evaluation"] == 1300 + (10 + 7) + 300 + 500
+    assert peaks["saving"] == peaks["evaluation"]
 
 
 def test_time_grows_with_layers_tokens_and_updated_parameters():
