@@ -32,7 +32,7 @@ from pipelines.models.build import build_model
 from pipelines.planning.batches import Batches, batch_tokens, longest_examples
 from pipelines.planning.blocks import Watch, blocks_of, module_bytes, now, trained_parameters
 from pipelines.planning.parameters import config_of
-from pipelines.planning.peak import peak_memory, reset_peak, resident_memory
+from pipelines.planning.peak import memory_at_rest, peak_memory, reset_peak
 from pipelines.process import returning_freed_memory
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import Model, Scratch
@@ -41,6 +41,7 @@ from pipelines.tasks.base import Features
 from pipelines.training.build import build_trainer
 from pipelines.training.checkpoints import num_trained
 from pipelines.training.identity import identity_of
+from pipelines.training.loaders import data_loader
 from pipelines.training.score import score_features
 from pipelines.training.trainer import RecipeTrainer
 
@@ -82,11 +83,9 @@ class Rehearsal:
     trained: int
     """Trainable parameters."""
     peaks: dict[str, int]
-    """The most memory of the process in each phase, which nothing freed before it counts to."""
-    resting: int
-    """Memory of the process between training and evaluation."""
+    """The most memory of the process in each phase."""
     eval_per_token: float
-    """Bytes that a token of an evaluation batch adds."""
+    """Bytes that a further token of an evaluation batch adds."""
     block: Block
     activations_outside: int
     """Saved outside of the blocks for the backward pass."""
@@ -167,6 +166,7 @@ def rehearse_small(
         model = build_model(recipe, tokenizer, labels)
         encoded.check_vocabulary(model)
     clock, watch = StepClock(), Watch(model)
+    reported = encoded.scored[splits.record["reported"]]
     trainer = build_trainer(
         recipe,
         model,
@@ -175,22 +175,21 @@ def rehearse_small(
         scored={"eval": scored},
         labels=labels,
         identity=identity_of(recipe, splits, 1) | {"run": recipe.name, "changed": []},
+        eval_on_start=recipe.task.baseline(encoded.train, reported) is None,
         callbacks=[clock],
     )
     with measuring(peaks, "training"), watch.watching():
         trainer.train()
-    block, resting = block_of(trainer, watch, clock.optimizer), memory_at_rest()
+    block = block_of(trainer, watch, clock.optimizer)
     finished = score_and_save(recipe, trainer, tokenizer, labels, splits, peaks)
-    eval_growth = peaks["evaluation"] - resting
-    eval_seconds, metrics, half_growth = load_and_score(trainer, finished, scored)
-    tokens = tokens_of(recipe, train, scored)
+    eval_per_token = bytes_of_token(trainer)
+    eval_seconds, metrics = load_and_score(trainer, finished, scored)
     return Rehearsal(
-        **tokens,
+        **tokens_of(recipe, train, scored),
         num_layers=len(blocks_of(model)),
         trained=num_trained(model),
         peaks=peaks,
-        resting=resting,
-        eval_per_token=max(0, eval_growth - half_growth) / (tokens["eval_tokens"] / 2),
+        eval_per_token=eval_per_token,
         block=block,
         activations_outside=watch.saved.get(-1, 0),
         step_seconds=clock.step,
@@ -232,10 +231,8 @@ def score_and_save(
 
 def load_and_score(
     trainer: RecipeTrainer, finished: FinishedRun, scored: Features
-) -> tuple[float, dict[str, Any], int]:
-    """Load a saved result and score it in batches of half the size.
-
-    Return the seconds of the scoring, the score, and by how much the scoring grew the process.
+) -> tuple[float, dict[str, Any]]:
+    """Load a saved result and score it; return the seconds of the scoring, and the score.
 
     Raise RuntimeError if the result is not the trained model.
     """
@@ -243,14 +240,9 @@ def load_and_score(
     collate = recipe.task.collate(int(finished.tokenizer.pad_token_id or 0))
     check_reload(trainer, recipe.folder, collate(scored.dataset[:8]))
     loaded = load_result(recipe.folder)
-    rows = -(-min(len(scored.dataset), recipe.train.per_device_eval_batch_size) // 2)
-    train = replace(loaded.recipe.train, per_device_eval_batch_size=rows)
-    loaded = replace(loaded, recipe=replace(loaded.recipe, train=train))
-    peaks, resting = dict[str, int](), memory_at_rest()
     started = time.perf_counter()
-    with measuring(peaks, "half"):
-        metrics = score_features(loaded, scored)
-    return time.perf_counter() - started, metrics, peaks["half"] - resting
+    metrics = score_features(loaded, scored)
+    return time.perf_counter() - started, metrics
 
 
 def tokens_of(recipe: Recipe, train: Features, scored: Features) -> dict[str, int]:
@@ -287,20 +279,40 @@ def block_of(trainer: RecipeTrainer, watch: Watch, optimizer: Any) -> Block:
     )
 
 
+def bytes_of_token(trainer: RecipeTrainer) -> float:
+    """Return the bytes by which each token of a whole evaluation batch grows the process.
+
+    What does not depend on the number of tokens, as a chunk of logits, is in half a batch, too.
+    """
+    rows = min(trainer.args.eval_batch_size, len(trainer.splits["eval"].dataset))
+    (tokens, growth), (half, half_growth) = (
+        growth_of_batch(trainer, each) if each else (0, 0) for each in (rows, rows // 2)
+    )
+    return max(0, growth - half_growth) / (tokens - half)
+
+
+def growth_of_batch(trainer: RecipeTrainer, rows: int) -> tuple[int, int]:
+    """Return the tokens of an evaluation batch, and by how many bytes it grows the process.
+
+    Nothing that was freed before is used again.
+    """
+    collate = trainer.eval_collator or trainer.data_collator
+    loader = data_loader(trainer.args, trainer.rows_to_score("eval"), collate, batch_size=rows)
+    batch, model = next(iter(loader)), trainer.model
+    assert model is not None
+    resting = memory_at_rest()
+    reset_peak()
+    trainer.prediction_step(model, batch, False)
+    return batch["input_ids"].numel(), peak_memory() - resting
+
+
 @contextmanager
 def measuring(peaks: dict[str, int], phase: str) -> Iterator[None]:
     """Note the most memory of the process while the code inside runs."""
-    memory_at_rest()
+    gc.collect()
     reset_peak()
     yield
     peaks[phase] = peak_memory()
-
-
-def memory_at_rest() -> int:
-    """Return the resident bytes without those that were freed, which the OS gets back."""
-    with returning_freed_memory():
-        gc.collect()
-    return resident_memory()
 
 
 def small_recipe(
