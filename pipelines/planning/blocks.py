@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from pipelines.planning.peak import resident_memory
+from pipelines.planning.peak import memory_at_rest, resident_memory
 
 
 def blocks_of(model: Any) -> torch.nn.ModuleList:
@@ -94,6 +94,8 @@ class Watch:
     def begin(self, *_: Any) -> None:
         """Forget the pass before."""
         if torch.is_grad_enabled():
+            if self.growth is None:
+                memory_at_rest()  # no block uses what was freed before
             self.saved, self.casts, self.unpacked = {}, {}, {}
             self.seen, self.current = set(), -1
 

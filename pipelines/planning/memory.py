@@ -25,10 +25,15 @@ def predict_peaks(
     kept = block.weights + block.gradients + block.optimizer
     activations = rehearsal.num_layers * block.activations + rehearsal.activations_outside
     training = peaks["training"] + more * kept
-    training += int(more * factor * block.activations + (factor - 1) * activations)
-    # Without gradients a pass holds about one block's activations. They fit where gradients were
-    passing = block.activations * (eval_tokens - rehearsal.eval_tokens) / rehearsal.tokens
-    added = peaks["evaluation"] - peaks["training"] + int(passing) - more * block.gradients
-    evaluation = training + max(0, added)
+    freed = int(more * factor * block.activations + (factor - 1) * activations)
+    training += freed
+    # More tokens of an evaluation use what the training frees beyond the rehearsal's. Tensors that
+    # are larger than a block's, as logits, do not: what the training leaves lies between its blocks
+    longer = max(0, eval_tokens - rehearsal.eval_tokens)
+    fitting = min(rehearsal.eval_per_token, block.activations / rehearsal.tokens)
+    added = max(0, peaks["evaluation"] - peaks["training"])
+    added += int(longer * (rehearsal.eval_per_token - fitting))
+    added += max(0, int(longer * fitting) - freed - more * block.gradients)
+    evaluation = training + added
     saving = evaluation + max(0, peaks["saving"] - peaks["evaluation"])
     return {"loading": loading, "training": training, "evaluation": evaluation, "saving": saving}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import resource
 import sys
@@ -9,6 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
+
+from pipelines.process import returning_freed_memory
 
 PROCESS = Path("/proc/self")
 
@@ -32,6 +35,13 @@ def peak_memory() -> int:
     found = re.search(r"VmHWM:\s+(\d+) kB", status)
     assert found is not None
     return 1024 * int(found[1])
+
+
+def memory_at_rest() -> int:
+    """Return the resident bytes when the OS has all that was freed."""
+    with returning_freed_memory():
+        gc.collect()
+    return resident_memory()
 
 
 def resident_memory() -> int:

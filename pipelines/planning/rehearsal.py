@@ -32,7 +32,7 @@ from pipelines.models.build import build_model
 from pipelines.planning.batches import Batches, batch_tokens, longest_examples
 from pipelines.planning.blocks import Watch, blocks_of, module_bytes, now, trained_parameters
 from pipelines.planning.parameters import config_of
-from pipelines.planning.peak import peak_memory, reset_peak
+from pipelines.planning.peak import memory_at_rest, peak_memory, reset_peak
 from pipelines.process import returning_freed_memory
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import Model, Scratch
@@ -41,6 +41,7 @@ from pipelines.tasks.base import Features
 from pipelines.training.build import build_trainer
 from pipelines.training.checkpoints import num_trained
 from pipelines.training.identity import identity_of
+from pipelines.training.loaders import data_loader
 from pipelines.training.score import score_features
 from pipelines.training.trainer import RecipeTrainer
 
@@ -83,6 +84,8 @@ class Rehearsal:
     """Trainable parameters."""
     peaks: dict[str, int]
     """The most memory of the process in each phase."""
+    eval_per_token: float
+    """Bytes that a further token of an evaluation batch adds."""
     block: Block
     activations_outside: int
     """Saved outside of the blocks for the backward pass."""
@@ -163,6 +166,7 @@ def rehearse_small(
         model = build_model(recipe, tokenizer, labels)
         encoded.check_vocabulary(model)
     clock, watch = StepClock(), Watch(model)
+    reported = encoded.scored[splits.record["reported"]]
     trainer = build_trainer(
         recipe,
         model,
@@ -171,18 +175,21 @@ def rehearse_small(
         scored={"eval": scored},
         labels=labels,
         identity=identity_of(recipe, splits, 1) | {"run": recipe.name, "changed": []},
+        eval_on_start=recipe.task.baseline(encoded.train, reported) is None,
         callbacks=[clock],
     )
     with measuring(peaks, "training"), watch.watching():
         trainer.train()
     block = block_of(trainer, watch, clock.optimizer)
     finished = score_and_save(recipe, trainer, tokenizer, labels, splits, peaks)
+    eval_per_token = bytes_of_token(trainer)
     eval_seconds, metrics = load_and_score(trainer, finished, scored)
     return Rehearsal(
         **tokens_of(recipe, train, scored),
         num_layers=len(blocks_of(model)),
         trained=num_trained(model),
         peaks=peaks,
+        eval_per_token=eval_per_token,
         block=block,
         activations_outside=watch.saved.get(-1, 0),
         step_seconds=clock.step,
@@ -270,6 +277,33 @@ def block_of(trainer: RecipeTrainer, watch: Watch, optimizer: Any) -> Block:
         optimizer=sum(state),
         activations=max(saved, min(watch.growth or 0, MAX_GAPS * saved)),
     )
+
+
+def bytes_of_token(trainer: RecipeTrainer) -> float:
+    """Return the bytes by which each token of a whole evaluation batch grows the process.
+
+    What does not depend on the number of tokens, as a chunk of logits, is in half a batch, too.
+    """
+    rows = min(trainer.args.eval_batch_size, len(trainer.splits["eval"].dataset))
+    (tokens, growth), (half, half_growth) = (
+        growth_of_batch(trainer, each) if each else (0, 0) for each in (rows, rows // 2)
+    )
+    return max(0, growth - half_growth) / (tokens - half)
+
+
+def growth_of_batch(trainer: RecipeTrainer, rows: int) -> tuple[int, int]:
+    """Return the tokens of an evaluation batch, and by how many bytes it grows the process.
+
+    Nothing that was freed before is used again.
+    """
+    collate = trainer.eval_collator or trainer.data_collator
+    loader = data_loader(trainer.args, trainer.rows_to_score("eval"), collate, batch_size=rows)
+    batch, model = next(iter(loader)), trainer.model
+    assert model is not None
+    resting = memory_at_rest()
+    reset_peak()
+    trainer.prediction_step(model, batch, False)
+    return batch["input_ids"].numel(), peak_memory() - resting
 
 
 @contextmanager

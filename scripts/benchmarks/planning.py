@@ -2,9 +2,10 @@
 
     python scripts/benchmarks/planning.py DATA [--tasks sst2 ...] [--sizes tiny ...] [--methods ...]
 
-DATA holds sst2/, shakespeare/input.txt, xquad/xquad.en.json and gpt2_tokenizer/, as for
-scripts/benchmark.py. Models have random weights. Each prediction and each run of 3 steps is a
-process of its own; a run's memory is the peak of its resident memory.
+DATA holds sst2/, shakespeare/input.txt, xquad/xquad.en.json, e2e/ and gpt2_tokenizer/. Models have
+random weights. Each prediction and each run of 3 steps is a process of its own; a run's memory is
+the peak of its resident memory. `--work FOLDER` keeps models and measurements there, and a later
+call with it measures no run twice: predictions of a changed program meet the same measurements.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -37,8 +39,13 @@ TASKS = {
         16,
     ),
     "shakespeare": (
-        "CausalLM(dataset=DatasetSource(path='{data}/shakespeare/input.txt', eval_fraction=0.002), "
-        "block_size=256)",
+        "CausalLM(dataset=DatasetSource(path='{data}/shakespeare/input.txt', eval_fraction=0.02), "
+        "block_size=512)",
+        4,
+    ),
+    "shakespeare-1024": (
+        "CausalLM(dataset=DatasetSource(path='{data}/shakespeare/input.txt', eval_fraction=0.02), "
+        "block_size=1024)",
         4,
     ),
     "xquad": (
@@ -46,7 +53,21 @@ TASKS = {
         "eval_fraction=0.02), max_length=384, stride=128)",
         4,
     ),
+    "e2e": (
+        "InstructionTuning(dataset=DatasetSource(path='{data}/e2e', train_split='valid', "
+        "eval_split='test', max_eval_rows=32), prompt_format='{{meaning_representation}}\\n', "
+        "completion_column='reference', max_length=512)",
+        8,
+    ),
 }
+CASES = {
+    "sst2": [(size, method) for size in SIZES for method in METHODS],
+    "xquad": [("small", method) for method in METHODS],
+    "shakespeare": [("tiny", "full"), *(("small", method) for method in METHODS)],
+    "shakespeare-1024": [("small", "full")],
+    "e2e": [("small", "lora")],
+}
+"""Sizes and methods of each task."""
 RECIPE = """from pipelines import *
 from pipelines.recipe.values import NF4
 RECIPE = Recipe(name="planned", task={task}, model=Model(name_or_path="{model}"),
@@ -81,33 +102,49 @@ def seconds_of_steps(folder: Path) -> float:
     return (ends[3] - ends[1]) / 2
 
 
-def compare(task: str, size: str, method: str, data: Path, work: Path) -> str:
-    """Return a row of the table."""
-    model, out = work / size, work / f"{task}-{size}-{method}"
+def recipe_of(task: str, size: str, method: str, data: Path, work: Path) -> Path:
+    """Return a recipe of a run of 3 steps; its model is made if it is not there."""
+    model = work / size
     if not model.is_dir():
         code = MAKE.format(*SIZES[size], model, data / "gpt2_tokenizer")
         subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
     rows, batch = TASKS[task]
-    recipe = work / "recipe.py"
+    recipe = work / f"{task}-{size}-{method}.py"
     recipe.write_text(
         RECIPE.format(
             task=rows.format(data=data),
             model=model,
             batch=batch,
             save="None" if size == "large" else 3,
-            out=out,
+            out=recipe.with_suffix(""),
             method=METHODS[method],
         )
     )
+    return recipe
+
+
+def measured(recipe: Path) -> dict[str, float]:
+    """Return the peak in bytes and the seconds of a step of a run, which is done only once."""
+    kept = recipe.with_suffix(".json")
+    if not kept.is_file():
+        _, peak = command("train", recipe, "--train.logging-steps", "1")
+        out = recipe.with_suffix("")
+        kept.write_text(json.dumps({"peak": peak, "step": seconds_of_steps(out)}))
+        shutil.rmtree(out)
+    found: dict[str, float] = json.loads(kept.read_text())
+    return found
+
+
+def compare(task: str, size: str, method: str, data: Path, work: Path) -> str:
+    """Return a row of the table."""
+    recipe = recipe_of(task, size, method, data, work)
+    real = measured(recipe)
     planned = json.loads(command("plan", recipe, "--json")[0])
-    _, measured = command("train", recipe, "--train.logging-steps", "1")
-    predicted = planned["peak_memory"]["peak"]
-    step, real = planned["seconds"]["step"], seconds_of_steps(out)
-    subprocess.run(["rm", "-r", str(out)], check=True)
+    predicted, step = planned["peak_memory"]["peak"], planned["seconds"]["step"]
     return (
-        f"| {task} | {size} | {method} | {predicted / 1e6:,.0f} | {measured / 1e6:,.0f} | "
-        f"{predicted / measured - 1:+.1%} | {step:.2f} | {real:.2f} | {step / real:.2f} | "
-        f"{planned['planned_in']:.0f} |"
+        f"| {task} | {size} | {method} | {predicted / 1e6:,.0f} | {real['peak'] / 1e6:,.0f} | "
+        f"{predicted / real['peak'] - 1:+.1%} | {step:.2f} | {real['step']:.2f} | "
+        f"{step / real['step']:.2f} | {planned['planned_in']:.0f} |"
     )
 
 
@@ -118,15 +155,17 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--work", type=Path)
     flags = parser.parse_args()
     head = ("task", "model", "method", "predicted MB", "measured MB", "error")
     head += ("predicted s/step", "measured s/step", "ratio", "planned in s")
     print(f"| {' | '.join(head)} |\n{'|---' * len(head)}|", flush=True)
-    with tempfile.TemporaryDirectory() as work:
+    with tempfile.TemporaryDirectory() as scratch:
+        work = flags.work or Path(scratch)
         for task in flags.tasks:
-            for size in flags.sizes:
-                for method in flags.methods:
-                    row = compare(task, size, method, flags.data.resolve(), Path(work))
+            for size, method in CASES[task]:
+                if size in flags.sizes and method in flags.methods:
+                    row = compare(task, size, method, flags.data.resolve(), work.resolve())
                     print(row, flush=True)
 
 

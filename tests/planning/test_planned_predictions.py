@@ -17,6 +17,7 @@ REHEARSAL = Rehearsal(
     accumulation=1,
     trained=1000,
     peaks={"loading": 1000, "training": 1500, "evaluation": 1600, "saving": 1630},
+    eval_per_token=0.2,
     block=Block(weights=10, gradients=5, optimizer=7, activations=20),
     activations_outside=4,
     step_seconds=1.2,
@@ -38,17 +39,36 @@ def test_each_further_layer_adds_what_a_block_holds():
     peaks = predict_peaks(REHEARSAL, num_layers=12, max_tokens=100, eval_tokens=200)
     assert peaks["loading"] == 1000 + 10 * 10
     assert peaks["training"] == 1500 + 10 * (10 + 5 + 7 + 20)
-    # 100 were added by the evaluation; the gradients of ten layers leave room for 50 of them
-    assert peaks["evaluation"] == peaks["training"] + 50
-    assert peaks["saving"] == peaks["evaluation"] + 30
 
 
 def test_longer_batches_add_activations():
     peaks = predict_peaks(REHEARSAL, num_layers=3, max_tokens=300, eval_tokens=400)
     # one more block with three times its activations; twice those of the rehearsal once more
     assert peaks["training"] == 1500 + (10 + 5 + 7) + 3 * 20 + 2 * (2 * 20 + 4)
-    # 200 more tokens pass through one block: twice its activations, in the room of its gradients
-    assert peaks["evaluation"] == peaks["training"] + 100 + 40 - 5
+
+
+def test_evaluation_and_saving_add_what_they_added_in_the_rehearsal():
+    peaks = predict_peaks(REHEARSAL, num_layers=12, max_tokens=100, eval_tokens=200)
+    assert peaks["evaluation"] == peaks["training"] + 100
+    assert peaks["saving"] == peaks["evaluation"] + 30
+
+
+def test_a_longer_evaluation_uses_the_room_that_training_has_freed():
+    # 1000 more tokens need 200 bytes; the gradients and activations of ten layers leave 10 x 25
+    fitting = predict_peaks(REHEARSAL, num_layers=12, max_tokens=100, eval_tokens=1200)
+    assert fitting["evaluation"] == fitting["training"] + 100
+    # those of one layer leave 25; longer training batches leave as much as they add
+    peaks = predict_peaks(REHEARSAL, num_layers=3, max_tokens=100, eval_tokens=1200)
+    assert peaks["evaluation"] == peaks["training"] + 100 + (200 - 25)
+    peaks = predict_peaks(REHEARSAL, num_layers=2, max_tokens=200, eval_tokens=1200)
+    assert peaks["evaluation"] == peaks["training"] + 100 + (200 - (2 * 20 + 4))
+
+
+def test_what_is_larger_than_a_block_s_activations_finds_no_room():
+    logits = replace(REHEARSAL, eval_per_token=1.2)
+    peaks = predict_peaks(logits, num_layers=12, max_tokens=100, eval_tokens=1200)
+    # of 1.2 bytes for each of 1000 tokens, a block has 20 / 100; those fit in the room of 250
+    assert peaks["evaluation"] == peaks["training"] + 100 + 1000
 
 
 def test_time_grows_with_layers_tokens_and_updated_parameters():
