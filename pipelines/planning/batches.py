@@ -49,7 +49,7 @@ class Batches:
 def batches_of(recipe: Recipe, train: Features, num_processes: int) -> Batches:
     """Return the batches of a run, in the order that its seed gives.
 
-    Of a stream, the first rows stand for all.
+    For a stream, the first rows are used as a sample.
     """
     task, options = recipe.task, recipe.train
     rows, accumulation = split_batch(options, num_processes)

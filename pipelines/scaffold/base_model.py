@@ -41,7 +41,7 @@ class BaseModel:
 def base_model(name: str) -> BaseModel:
     """Return what is known of a folder, a Hub id or scratch:SIZE.
 
-    Raise RecipeError for what is none of them, and for a folder without a model.
+    Raise RecipeError for any other name, and for a folder without a model.
     """
     kind, _, size = name.partition(":")
     if kind == "scratch":

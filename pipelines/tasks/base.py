@@ -100,7 +100,7 @@ class ShownResult:
 
 @dataclass(frozen=True)
 class SamplePrompt:
-    """The tokens of a row that a model continues, and how the row itself goes on."""
+    """The tokens that a model continues, and the text that follows them in the row."""
 
     row: str
     input_ids: list[int]
