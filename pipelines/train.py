@@ -213,6 +213,7 @@ def engine_for(arguments: Any) -> Engine:
         "ACCELERATE_USE_FSDP": arguments.use_fsdp,
         "FSDP_VERSION": arguments.fsdp_version,
         "FSDP_STATE_DICT_TYPE": arguments.fsdp_state_dict_type,
+        "FSDP_AUTO_WRAP_POLICY": arguments.fsdp_auto_wrap_policy or "NO_WRAP",
         "FSDP_CPU_RAM_EFFICIENT_LOADING": arguments.fsdp_cpu_ram_efficient_loading,
         "WORLD_SIZE": arguments.num_processes if starts_several(arguments) else 1,
     }

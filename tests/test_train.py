@@ -76,6 +76,13 @@ WRITTEN = [
     ({"distributed_type": "FSDP", "use_cpu": "false"}, f"config.yaml {GPU}"),
     ({"distributed_type": "DEEPSPEED", "use_cpu": "true"}, "config.yaml asks for DeepSpeed"),
     ({"distributed_type": "MEGATRON_LM"}, "config.yaml asks for Megatron-LM"),
+    (
+        {"fsdp_config": "{fsdp_reshard_after_forwards: true}"},
+        "config.yaml: fsdp_config has no option fsdp_reshard_after_forwards. "
+        "Did you mean fsdp_reshard_after_forward?",
+    ),
+    ({"fsdp_config": "{version: 2, no_such: 1}"}, "config.yaml: fsdp_config has no option no_such"),
+    ({"deepspeed_config": "{zero_stages: 2}"}, "config.yaml: .* Did you mean zero_stage?"),
     ({"distributed_type": "MULTI_GPU"}, f"config.yaml {GPU}"),
     ({"distributed_type": "MULTI_XPU", "use_cpu": "false"}, f"config.yaml {GPU}"),
     ({"gpu_ids": "'0'"}, f"config.yaml {GPU}"),

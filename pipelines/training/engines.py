@@ -26,6 +26,7 @@ class Engine:
     """Whether each process holds a part of every parameter, which is gathered to be used."""
 
 
+WRAP_POLICIES = ("TRANSFORMER_BASED_WRAP", "SIZE_BASED_WRAP", "NO_WRAP")
 FULL, SHARDED = "FULL_STATE_DICT", "SHARDED_STATE_DICT"
 ORDINARY = "ordinary"
 """The form of the checkpoints of one process and of DDP."""
@@ -143,5 +144,9 @@ def check_fsdp(environment: Mapping[str, str]) -> None:
     if state_dict not in (FULL, SHARDED):
         text = f"{state_dict} is of one process alone. Use {SHARDED} or {FULL}."
         problems.append(Problem("fsdp_state_dict_type", text))
+    policy = environment.get("FSDP_AUTO_WRAP_POLICY", WRAP_POLICIES[0])
+    if policy not in WRAP_POLICIES:
+        text = f"{policy!r} is none of {', '.join(WRAP_POLICIES)}."
+        problems.append(Problem("fsdp_auto_wrap_policy", text))
     if problems:
         raise RecipeError(problems)

@@ -10,7 +10,9 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ import yaml
 from pipelines.errors import Problem, RecipeError
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+SECTIONS = {"fsdp_config": "fsdp_", "deepspeed_config": "", "dynamo_config": "dynamo_"}
+"""Sections of a config, and what precedes their options in the launcher's flags."""
 LAUNCHERS = ("accelerate.commands.launch", "accelerate/commands/launch.py", "accelerate-launch")
 PARENTS = ("accelerate.commands.accelerate_cli", "accelerate/commands/accelerate_cli.py")
 UNSUPPORTED = {
@@ -41,6 +45,8 @@ class LaunchRequest:
     gpu: str | None = None
     unsupported: tuple[str, str] | None = None
     mixed_precision: str | None = None
+    unknown: tuple[str, ...] = ()
+    """Messages about options in the config file that Accelerate would ignore."""
 
 
 def default_config() -> Path | None:
@@ -125,7 +131,20 @@ def read_request(arguments: list[str] | None) -> LaunchRequest:
         gpu=None if use_cpu else gpu_request(flags, config, file, several),
         unsupported=unsupported_request(flags, config, file, kind),
         mixed_precision=flags["mixed_precision"] or config.get("mixed_precision"),
+        unknown=tuple(unknown_options(flags, config, file)),
     )
+
+
+def unknown_options(
+    flags: dict[str, Any], config: dict[str, Any], file: Path | None
+) -> Iterator[str]:
+    """Yield a message for each option of an engine that is no flag of the launcher."""
+    for section, prefix in SECTIONS.items():
+        for name in config.get(section) or {}:
+            if name not in flags and f"{prefix}{name}" not in flags:
+                near = get_close_matches(name, flags, n=1)
+                hint = f" Did you mean {near[0]}?" if near else ""
+                yield f"{file}: {section} has no option {name}.{hint}"
 
 
 def gpu_request(
@@ -169,7 +188,7 @@ def check_request(request: LaunchRequest) -> None:
     """Raise RecipeError for what this project or this machine cannot do."""
     import torch
 
-    problems = []
+    problems = [*request.unknown]
     if request.unsupported is not None:
         source, engine = request.unsupported
         text = f"{source} asks for {engine}, which this project does not support. Use "
