@@ -23,6 +23,7 @@ NOT_EXECUTED = {
     r"python3 -m venv .*": "installs; every machine that runs the tests has done so",
     r"(\.venv/bin/)?pip install .*": "installs; every machine that runs the tests has done so",
     r"\.venv/bin/pre-commit install": "changes this checkout",
+    r"python scripts/benchmarks/scaling\.py.*": "takes minutes; see tests/test_scaling.py",
     r"docker .*": "needs a container engine; test_readme.py compares the Dockerfile",
     r"bash scripts/quickstart\.sh": "takes minutes; its commands are on the other pages",
     r"accelerate launch .*--num_machines 2 .*": "needs two machines; see tests/test_train.py",
