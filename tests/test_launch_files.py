@@ -73,6 +73,7 @@ STAND_INS = {
 ALLOCATION = {
     "SLURM_JOB_ID": "123456",
     "SLURM_JOB_NUM_NODES": "2",
+    "SLURM_CPUS_PER_TASK": "16",
     "SLURM_GPUS_ON_NODE": "4",
     "SLURM_NODEID": "1",
 }
@@ -120,7 +121,8 @@ def test_a_job_starts_a_command_that_train_takes(file, tmp_path):
     assert verb == "train"
     assert {"--train.seed", "a b"} <= {*words}
     environment = (tmp_path / "environment").read_text().splitlines()
-    assert {f"HF_HOME={tmp_path}/huggingface", "HF_HUB_OFFLINE=1"} <= {*environment}
+    expected = {f"HF_HOME={tmp_path}/huggingface", "HF_HUB_OFFLINE=1", "SRUN_CPUS_PER_TASK=16"}
+    assert expected <= {*environment}
     if file.stem == "one_node":
         assert (launcher.config_file.stem, launcher.num_processes) == ("multi_gpu", 4)
         assert launcher.machines == {}
@@ -250,7 +252,10 @@ def test_pods_are_replaced_for_a_run_that_resumes_and_not_for_wrong_values():
     }
     errors = (RecipeError, DataError, NonFiniteError, CheckpointError)
     fatal = {error.exit_code: "FailJob" for error in errors}
-    assert actions == fatal | {6: "FailJob", RESUME: "Ignore"}
+    assert actions == fatal | {6: "FailJob", RESUME: "Count"}
+    evicted = {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget"}]}
+    assert spec["podFailurePolicy"]["rules"][0] == evicted
+    assert spec["backoffLimit"] == 100
     assert pod["restartPolicy"] == "Never"  # as a podFailurePolicy needs
     assert pod["terminationGracePeriodSeconds"] == 120
     assert {each["mountPath"] for each in pod["containers"][0]["volumeMounts"]} == {

@@ -226,6 +226,8 @@ def test_help_and_wrong_flags_come_before_torch(tmp_path):
     assert (done.returncode, done.stderr[:19]) == (2, "--num-processes: 0 ")
     done = train("helpdesk_pretrain", *two, "--machine_rank", "1", cwd=tmp_path, **blocked)
     assert (done.returncode, done.stderr[:17]) == (2, "--machine-rank: 1")
+    done = train("helpdesk_pretrain", *two, "--machine-rank", "one", cwd=tmp_path, **blocked)
+    assert (done.returncode, done.stderr) == (2, "--machine-rank: invalid int value: 'one'.\n")
     done = train("helpdesk_pretrain", "--config-file", "no.yaml", cwd=tmp_path, **blocked)
     assert done.returncode == 2
     shipped = "cpu, cpu_2_processes, fsdp2, multi_gpu, multi_node_ddp, multi_node_fsdp2, single_gpu"

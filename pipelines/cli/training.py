@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, NoReturn, cast
 
 import tyro
 
@@ -109,11 +109,20 @@ def search_words(words: list[str]) -> None:
     run_search(others[0], others[1:], launch)
 
 
+class FlagParser(argparse.ArgumentParser):
+    """Stops for a wrong value with one line, in place of all flags."""
+
+    def error(self, message: str) -> NoReturn:
+        """Stop, naming the flag."""
+        names, _, text = message.removeprefix("argument ").partition(": ")
+        stop([f"{names.split('/')[0]}: {text}."], 2)
+
+
 def launcher_flags(
     words: list[str], kind: type[LaunchFlags] = LaunchFlags
 ) -> tuple[LaunchFlags, list[str]]:
     """Separate the flags of `kind`, which may be anywhere, from the recipe and its flags."""
-    parser = argparse.ArgumentParser("gpt2-recipes", add_help=False, allow_abbrev=False)
+    parser = FlagParser("gpt2-recipes", add_help=False, allow_abbrev=False)
     parser.add_argument("--config-file", "--config_file", type=Path)
     parser.add_argument("--num-processes", "--num_processes", type=int)
     if issubclass(kind, MachineFlags):

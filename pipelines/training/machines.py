@@ -75,7 +75,8 @@ def problems_of_several(values: Mapping[str, Any], machines: int) -> Iterator[Pr
         yield Problem("main_process_port", text)
     processes = values.get("num_processes") or -1  # -1 leaves the number to the launcher
     if processes > 0 and processes % machines:
-        text = f"{processes} processes cannot be shared by {machines} machines; it counts those of "
+        count = f"{processes} process{'es' * (processes > 1)}"
+        text = f"{count} cannot be shared by {machines} machines; it counts those of "
         below = processes - processes % machines
         fitting = " or ".join(str(n) for n in (below, below + machines) if n)
         yield Problem("num_processes", f"{text}all machines together. Use {fitting}.")

@@ -43,7 +43,7 @@ def test_machines_that_find_each_other_may_start(values):
         (TWO | {"main_process_ip": None}, "main_process_ip: missing. 2 machines need the address"),
         (TWO | {"main_process_port": 0}, "main_process_port: 0 takes another free port on each"),
         (TWO | {"num_processes": 3}, "num_processes: 3 processes cannot .* Use 2 or 4"),
-        (TWO | {"num_processes": 1}, "num_processes: 1 processes cannot .* Use 2"),
+        (TWO | {"num_processes": 1}, "num_processes: 1 process cannot .* Use 2"),
         (TWO | {"distributed_type": "NO"}, "num_machines: 2 machines need a config"),
         (TWO | {"distributed_type": False}, "num_machines: 2 machines need a config"),
     ],
