@@ -40,7 +40,7 @@ class MachineFlags(LaunchFlags):
     ] = None
     """Number of machines."""
     machine_rank: Annotated[
-        int | None, tyro.conf.arg(help_behavior_hint="(default: the config's, or 0)")
+        int | None, tyro.conf.arg(help_behavior_hint="(default: the config's)")
     ] = None
     """Which of the machines this is, counted from 0; the only flag that differs between them."""
     main_process_ip: Annotated[

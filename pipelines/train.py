@@ -35,9 +35,7 @@ from pipelines.training.launcher import (
 )
 from pipelines.training.machines import check_machines
 
-MACHINE_FLAGS = {each.name for each in fields(MachineFlags)} - {
-    each.name for each in fields(LaunchFlags)
-}
+MACHINE_FLAGS = [each.name for each in fields(MachineFlags) if each not in fields(LaunchFlags)]
 ONE_ON_CPU = {
     "compute_environment": "LOCAL_MACHINE",
     "use_cpu": True,
