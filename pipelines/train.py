@@ -14,14 +14,14 @@ import runpy
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NoReturn
 
 from pipelines.errors import Problem, RecipeError
 from pipelines.recipe.recipe import Recipe
-from pipelines.recipe_cli import LaunchFlags, main, parse, print_help
+from pipelines.recipe_cli import LaunchFlags, MachineFlags, main, parse, print_help
 from pipelines.shipped import find_file
 from pipelines.terminal import EXITS, Exit, report_errors, stop
 from pipelines.training.engines import FSDP2, Engine, requested_engine, without_gpus
@@ -33,7 +33,9 @@ from pipelines.training.launcher import (
     read_config,
     read_request,
 )
+from pipelines.training.machines import check_machines
 
+MACHINE_FLAGS = [each.name for each in fields(MachineFlags) if each not in fields(LaunchFlags)]
 ONE_ON_CPU = {
     "compute_environment": "LOCAL_MACHINE",
     "use_cpu": True,
@@ -62,13 +64,17 @@ def train(recipe: str, flags: Sequence[str], launch_flags: LaunchFlags) -> None:
     file = find_file(recipe, "recipes", field="RECIPE")
     launcher = Launcher.of(launch_flags)
     if {"-h", "--help"} & set(flags):
-        print_help(load_recipe(file), f"gpt2-recipes train {recipe}", LaunchFlags)
+        print_help(load_recipe(file), f"gpt2-recipes train {recipe}", MachineFlags)
     else:
         start(file, flags, launcher)
 
 
 def start(file: Path, flags: Sequence[str], launcher: Launcher) -> None:
-    """Run the recipe of a file with its flags, and end with its exit code."""
+    """Run the recipe of a file with its flags, and end with its exit code.
+
+    Raise RecipeError for machines that could not find each other.
+    """
+    launcher.check_machines()
     if not launcher.needed:
         launcher.set_environment()
         run_file(file, flags)
@@ -79,12 +85,14 @@ def start(file: Path, flags: Sequence[str], launcher: Launcher) -> None:
 
 @dataclass(frozen=True)
 class Launcher:
-    """Accelerate's launcher, with a config file and a number of processes."""
+    """Accelerate's launcher, with a config file and the flags that overrule it."""
 
     config_file: Path | None
     num_processes: int | None
     config: dict[str, Any]
     """Content of the file, {} for none."""
+    machines: dict[str, Any] = field(default_factory=dict)
+    """Flags of several machines that were given, by the launcher's names."""
 
     @classmethod
     def of(cls, flags: LaunchFlags) -> Launcher:
@@ -94,12 +102,15 @@ class Launcher:
             config_file = default_config()
         else:
             config_file = find_file(config_file, "accelerate_configs", field="config_file")
-        return cls(config_file, flags.num_processes, read_config(config_file))
+        machines = {name: getattr(flags, name, None) for name in MACHINE_FLAGS}
+        given = {name: value for name, value in machines.items() if value is not None}
+        return cls(config_file, flags.num_processes, read_config(config_file), given)
 
     @property
     def needed(self) -> bool:
         """Tell whether anything else is requested than one process on the CPU."""
-        return self.num_processes not in (None, 1) or not is_one_on_cpu(self.config)
+        several = self.num_processes not in (None, 1) or bool(self.machines)
+        return several or not is_one_on_cpu(self.config)
 
     @property
     def words(self) -> list[str]:
@@ -107,15 +118,22 @@ class Launcher:
 
         Where neither flags nor config have a number of processes, there is one for each GPU.
         """
-        words = [] if self.config_file is None else ["--config_file", str(self.config_file)]
         number = self.num_processes
         if number is None and self.config.get("use_cpu") is False:
             number = self.config.get("num_processes") or self.num_on_all_machines()
-        return words + ([] if number is None else ["--num_processes", str(number)])
+        given: dict[str, Any] = {"config_file": self.config_file, "num_processes": number}
+        flags = (given | self.machines).items()
+        return [w for name, value in flags if value is not None for w in (f"--{name}", str(value))]
 
     def num_on_all_machines(self) -> int:
         """Return a process for each GPU that is visible here, times the number of machines."""
-        return max(1, count_gpus()) * int(self.config.get("num_machines") or 1)
+        machines = self.machines.get("num_machines") or self.config.get("num_machines") or 1
+        return max(1, count_gpus()) * int(machines)
+
+    def check_machines(self) -> None:
+        """Raise RecipeError for several machines that could not start together."""
+        processes = {} if self.num_processes is None else {"num_processes": self.num_processes}
+        check_machines(self.config | processes | self.machines)
 
     def set_environment(self) -> None:
         """Set what `accelerate launch` sets for one process on the CPU."""
@@ -252,14 +270,14 @@ def start_processes(arguments: Any) -> Exit | None:
     if arguments.main_process_port is None and arguments.num_machines in (None, 1):
         arguments.main_process_port = 0  # a free port
     arguments.shutdown_timeout = 600  # seconds for the checkpoint that a signal asks for
+    arguments.signals_to_handle = ",".join(each.name for each in passed_on())
     with TemporaryDirectory() as folder:
         os.environ[EXITS] = folder
         try:
             multi_gpu_launcher(arguments)
         except ConnectionError:  # of several machines; on one a free port is taken
-            text = f"port {arguments.main_process_port} is in use on this machine. Set another "
-            text += "main_process_port in the Accelerate config, the same on all machines."
-            raise RecipeError([Problem("config_file", text)]) from None
+            text = f"port {arguments.main_process_port} is in use on this machine. Give another, "
+            raise RecipeError([Problem("main_process_port", f"{text}the same on all.")]) from None
         except SignalException as error:
             end_children(error.sigval)
             text = f"stopped by {error.sigval.name}; run the same command again to resume."
@@ -274,6 +292,17 @@ def start_processes(arguments: Any) -> Exit | None:
         finally:
             del os.environ[EXITS]
     return None
+
+
+def passed_on() -> list[signal.Signals]:
+    """Return the signals that torch's launcher passes on: of any other one it would die alone.
+
+    One that is ignored, as SIGHUP is under nohup, stays ignored.
+    """
+    from pipelines.training.workers import STOP_SIGNALS
+
+    signals = (*STOP_SIGNALS, signal.SIGQUIT)
+    return [each for each in signals if signal.getsignal(each) != signal.SIG_IGN]
 
 
 def first_exit(folder: Path) -> Exit | None:
