@@ -41,6 +41,7 @@ from pipelines.reporting.step_log import MetricsFile
 from pipelines.results.disk import explain_disk_errors
 from pipelines.results.files import write_whole
 from pipelines.results.lock import lock_run_folder
+from pipelines.results.names import public_name
 from pipelines.results.save import FinishedRun, save
 from pipelines.samples import Sampler
 from pipelines.training.build import build_trainer
@@ -174,7 +175,8 @@ def with_drawn(splits: Splits, trainer: RecipeTrainer) -> Splits:
         return splits
     drawn = trainer.stream.drawn()
     print_drawn(drawn)
-    train = splits.record["train"] | {"sources": drawn}
+    sources = [each | {"path": public_name(each["path"])} for each in drawn]
+    train = splits.record["train"] | {"sources": sources}
     return replace(splits, record=splits.record | {"train": train})
 
 

@@ -146,7 +146,7 @@ class StreamBatches:
         names = [source.path, *(each.path for each in source.mixed_with or ())]
         for name, part in zip(names, self.lanes.parts, strict=True):
             num_shards = len(part.shards)
-            yield f"  stream: {name}, {num_shards:,} shards in {num_lanes} lanes"
+            yield f"  stream: {name} (shards: {num_shards:,}, lanes: {num_lanes})"
             if (readers := num_sharing(num_shards, num_lanes)) > 1:
                 yield (
                     f"  {num_shards:,} shards cannot be shared evenly by {num_lanes} lanes: "
