@@ -142,15 +142,7 @@ class Lanes:
         number: int,
     ) -> Chunk:
         """Read the next chunk, in the order in which its rows are drawn."""
-        random = np.random.default_rng([ROWS, self.seed, lane, number])
-        drawn = [0] * self.chunk_size
-        if len(readers) > 1:
-            total = sum(self.weights)
-            probabilities = [each / total for each in self.weights]
-            drawn = random.choice(len(readers), self.chunk_size, p=probabilities).tolist()
-        order = range(self.chunk_size)
-        if self.shuffle:
-            order = random.permutation(self.chunk_size).tolist()
+        order, drawn = self._draw(len(readers), lane, number)
         records: dict[bool, list[Numbered]] = {True: [], False: []}
         for slot, source in zip(order, drawn, strict=True):
             name, line, record = next(readers[source])
@@ -169,6 +161,18 @@ class Lanes:
         sources = dict(zip(order, drawn, strict=True))
         rows = [(sources[slot], usable[slot]) for slot in sorted(usable)]
         return Chunk(rows, tuple(rejected), positions, number)
+
+    def _draw(self, num_sources: int, lane: int, number: int) -> tuple[list[int], list[int]]:
+        """Return the places of a chunk's rows in it, and the sources that they are read from."""
+        order, drawn = list(range(self.chunk_size)), [0] * self.chunk_size
+        random = np.random.default_rng([ROWS, self.seed, lane, number])
+        if num_sources > 1:
+            total = sum(self.weights)
+            probabilities = [each / total for each in self.weights]
+            drawn = random.choice(num_sources, self.chunk_size, p=probabilities).tolist()
+        if self.shuffle:
+            order = random.permutation(self.chunk_size).tolist()
+        return order, drawn
 
 
 class _LaneReader(Iterator[tuple[str, int, Any]]):
