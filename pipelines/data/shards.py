@@ -111,18 +111,19 @@ class Part:
 
 
 def advance(shards: Sequence[Shard], first: int, row: int, num_rows: int) -> tuple[int, int]:
-    """Return the shard and the row in it that come a number of rows after another row."""
+    """Return the shard, and the row in it, of the row that comes a number of rows after another.
+
+    Where there is none, that is the beginning of a shard after the last one.
+    """
     if num_rows == 0:
         return first, row
     left = num_rows
     for index in range(first, len(shards)):
-        position = 0
-        for item in shards[index].read():
-            if isinstance(item, Place):
+        records = (each for each in shards[index].read() if not isinstance(each, Place))
+        for position, _ in enumerate(records):
+            if index == first and position < row:
                 continue
-            position += 1
-            if index > first or position > row:
-                left -= 1
             if left == 0:
                 return index, position
+            left -= 1
     return len(shards), 0

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
@@ -129,7 +130,7 @@ class StreamBatches:
             text += "--task.dataset.num-lanes sets it for a run from its start."
             raise RecipeError([Problem("world_size", text)])
         source = self.stream.documents.source
-        self.lanes = self.stream.lanes(num_lanes, self.arguments.seed)
+        self.lanes = replace(self.lanes, num_lanes=num_lanes)
         if state["shards"] != self.shards():
             text = f"{source.path} has other shards than {checkpoint} was trained on. Bring them "
             raise RecipeError([Problem("task.dataset.path", f"{text}back, or use --overwrite.")])

@@ -2,8 +2,8 @@
 
     python scripts/benchmarks/stream.py FOLDER TOKENIZER [--gb 2] [--shards 16]
 
-FOLDER gets the stream, of sentences of the documentation, and keeps it. TOKENIZER is a folder with a
-tokenizer. Each measurement is a process of its own, on one core.
+FOLDER gets the stream, of sentences of the documentation, and keeps it. TOKENIZER is a folder with
+a tokenizer. Each measurement is a process of its own, on one core.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +70,9 @@ def read_rows(folder: Path, tokenizer: str, num_lanes: int, lane: int) -> dict[s
     lanes = replace(lanes, chunk_size=1)  # so that none reaches into the next pass
     total = sum(each.file.stat().st_size for each in lanes.parts[0].shards) / num_lanes
     started, ids, memory, size, cursor = time.perf_counter(), [], [], 0, None
-    for chunk in lanes.chunks(lane, Cursor.start(1)):
-        if chunk.positions[0].turn * num_lanes >= len(lanes.parts[0].shards):
-            break
+    for chunk, after in pairwise(lanes.chunks(lane, Cursor.start(1))):
+        if after.positions[0].turn * num_lanes >= len(lanes.parts[0].shards):
+            break  # the row is one of the next pass
         for _, row in chunk.rows:
             ids.append(hash_of(row["text"]))
             size += len(row["text"].encode()) + len('{"text": ""}\n')
