@@ -151,7 +151,7 @@ class StreamBatches:
             if (readers := num_sharing(num_shards, num_lanes)) > 1:
                 yield (
                     f"  {num_shards:,} shards cannot be shared evenly by {num_lanes} lanes: "
-                    f"{readers} lanes read each of them, and use each {readers}th row. With a "
+                    f"{readers} lanes read each of them, and use one row in {readers}. With a "
                     f"multiple of {num_lanes} shards, each lane would read its own."
                 )
         if num_lanes > 1 and source.num_lanes is None:

@@ -4,12 +4,13 @@ import csv
 import gzip
 import json
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import islice, pairwise
 
 import psutil
 import pyarrow as pa
 import pytest
+from datasets import load_dataset
 from pyarrow import ipc
 from pyarrow import parquet as pq
 
@@ -18,10 +19,11 @@ from pipelines.data.load import load_splits
 from pipelines.data.local_files import split_files
 from pipelines.data.readers import read_from, read_records
 from pipelines.data.rows import Place
-from pipelines.data.shards import FileShard, Part
+from pipelines.data.shards import FileShard, HubShard, Part
 from pipelines.data.source import DatasetSource, MixedSource
 from pipelines.data.splits import check_splits
 from pipelines.errors import DataError, RecipeError
+from pipelines.recipe.python_source import names_in
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import Model, Train
 from pipelines.tasks.causal_lm import CausalLM
@@ -160,7 +162,7 @@ def test_lanes_read_shards_of_their_own_where_these_can_be_shared_evenly(tmp_pat
 
 @pytest.mark.parametrize(
     ("num_shards", "num_lanes", "readers"),
-    # 6 sharers of 4 and 6; 40 shards are many for 2 lanes, and 33 a few more for one of them
+    # 12 is the least common multiple of 4 and 6. From 16 shards for a lane on, none is shared.
     [(4, 2, 1), (4, 6, 3), (1, 4, 4), (3, 2, 2), (33, 2, 1), (31, 2, 2)],
 )
 def test_lanes_share_shards_where_there_are_too_few(num_shards, num_lanes, readers):
@@ -344,6 +346,23 @@ def test_a_resume_at_nine_tenths_reads_little_again(tokenizer, tmp_path):
     assert read < 0.05 * file.stat().st_size
 
 
+def test_shards_of_the_hub_are_read_from_their_places(tmp_path):
+    for shard in range(2):
+        table = pa.table({"text": [f"{shard}.{row}" for row in range(2500)]})
+        file = tmp_path / f"train-{shard:05d}-of-00002.parquet"
+        pq.write_table(table, file, row_group_size=300)
+    dataset = load_dataset(str(tmp_path), split="train", streaming=True)
+    shard = HubShard(dataset, 1, "user/data train")
+    items = list(shard.read())
+    places = [item for item in items if isinstance(item, Place)]
+    assert [(place.row, place.number) for place in places] == [(1000, 1000), (2000, 2000)]
+    place = Place(**json.loads(json.dumps(asdict(places[1]))))
+    rows = [item for item in shard.read(place) if not isinstance(item, Place)]
+    assert rows == [(number, {"text": f"1.{number}"}) for number in range(2000, 2500)]
+    assert shard.name == "user/data train shard 1"
+    assert Part.of((HubShard(dataset, 0, ""), shard), 2501, None) == Part((shard,), 1)
+
+
 # Patterns and options
 
 
@@ -405,5 +424,6 @@ def test_a_mixture_goes_through_json_and_tells_what_is_wrong_in_it():
     source = DatasetSource(path="a", streaming=True, max_eval_rows=4, weight=2.0, mixed_with=others)
     recipe = recipe_of(source)
     assert Recipe.from_json(recipe.to_json()) == recipe
+    assert "MixedSource" in names_in(recipe)
     with pytest.raises(RecipeError, match=r"task.dataset.mixed_with.1.wight: unknown; did you"):
         Recipe.from_json(recipe.to_json().replace('"weight": 0.5', '"wight": 0.5'))
