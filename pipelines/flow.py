@@ -14,7 +14,7 @@ from accelerate import PartialState
 from transformers import TrainerCallback, set_seed
 
 from pipelines.console import json_lines, say
-from pipelines.data.splits import Splits, check_splits, num_skipped
+from pipelines.data.splits import Splits, check_splits, list_rejected, num_skipped
 from pipelines.errors import Preempted
 from pipelines.final_score import check_finite, evaluate_at_the_end, first_score, keep_weights
 from pipelines.finished import (
@@ -41,6 +41,7 @@ from pipelines.reporting.step_log import MetricsFile
 from pipelines.results.disk import explain_disk_errors
 from pipelines.results.files import write_whole
 from pipelines.results.lock import lock_run_folder
+from pipelines.results.names import public_name
 from pipelines.results.save import FinishedRun, save
 from pipelines.samples import Sampler
 from pipelines.training.build import build_trainer
@@ -48,6 +49,7 @@ from pipelines.training.checkpoints import check_space, num_trained
 from pipelines.training.identity import identity_of
 from pipelines.training.resume import delete_checkpoints, find_checkpoint
 from pipelines.training.signals import AGAIN, StopAtSignal, StopSignals
+from pipelines.training.stream_batches import check_lanes, print_drawn
 from pipelines.training.trackers import tracked
 from pipelines.training.trainer import RecipeTrainer
 from pipelines.training.world_size import check_world_size
@@ -70,6 +72,7 @@ def run(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> dict[str, 
         with prepare_process(), collector_without_imports(), json_lines(json_wanted):
             with signals.ending(NOT_STARTED):
                 recipe = pin_and_check(recipe)
+                check_lanes(recipe.task.dataset, world_size, recipe.train.dataloader_num_workers)
             log = log_to_folder(recipe.folder) if PartialState().is_main_process else nullcontext()
             with lock_run_folder(recipe.folder), log, RunProgress(started) as progress:
                 return run_in_folder(recipe, world_size, progress, signals, callbacks)
@@ -109,6 +112,8 @@ def run_in_folder(
         if finished is not None and not (recipe.overwrite and rows_changed(finished, splits)):
             return finish_again(recipe, finished, splits, signals)
         prepared = prepare(recipe, splits, labels, world_size, progress, callbacks)
+        if splits.train.streamed:
+            list_rejected(splits, rejected, again=prepared.checkpoint is None)
     finished_run = train_and_score(recipe, prepared, splits, labels, signals)
     metrics = finished_run.metrics | num_skipped(splits, rejected)
     metrics["seconds"] = round(progress.elapsed(), 1)
@@ -145,6 +150,7 @@ def train_and_score(
         sampler.write_before()
     with tracked(recipe, trainer, prepared.checkpoint):
         train_to_the_end(trainer, prepared.checkpoint, signals)
+        splits = with_drawn(splits, trainer)
         kept = keep_weights(recipe, trainer)
         final = evaluate_at_the_end(trainer, splits, signals)
         metrics = final.metrics
@@ -162,6 +168,17 @@ def train_and_score(
         tuned=final.tuned,
         identity=trainer.identity,
     )
+
+
+def with_drawn(splits: Splits, trainer: RecipeTrainer) -> Splits:
+    """Return the splits with the rows and tokens that a stream drew from each source."""
+    if trainer.stream is None:
+        return splits
+    drawn = trainer.stream.drawn()
+    print_drawn(drawn)
+    sources = [each | {"path": public_name(each["path"])} for each in drawn]
+    train = splits.record["train"] | {"sources": sources}
+    return replace(splits, record=splits.record | {"train": train})
 
 
 def write_statistics(recipe: Recipe, prepared: Prepared, splits: Splits) -> None:
@@ -250,6 +267,9 @@ def prepare(
 
 def train_to_the_end(trainer: RecipeTrainer, checkpoint: Path | None, signals: StopSignals) -> None:
     """Train, from a checkpoint if there is one. Raise Preempted where a signal stops it."""
+    if trainer.stream:
+        for line in trainer.stream.describe():
+            say(line)
     stopping = StopAtSignal(signals)
     trainer.add_callback(stopping)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

@@ -23,6 +23,18 @@ class Unreadable:
 Numbered = tuple[int, dict[str, Any] | Unreadable]
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where the reading of a file can begin again, without what is before it."""
+
+    offset: Any
+    """Bytes, a row group or whatever else the format is read from; a JSON value."""
+    number: int
+    """Lines or rows before it."""
+    row: int
+    """Rows before it, unreadable ones included."""
+
+
 class Line(int):
     """A row's number in a split of several files, with its file and its line there.
 

@@ -85,10 +85,23 @@ def check_splits(
         raise_rejected(unusable, HINT if stop else "")
     assert labels is not None
     splits = draw_splits(task, train, held_out, test)
-    if rejected is not None:
-        rejected.unlink(missing_ok=True)
-        append_rejected(rejected, unusable, set())
+    if not isinstance(train.rows, Stream):
+        list_rejected(splits, rejected)
     return splits, labels
+
+
+def list_rejected(splits: Splits, rejected: Path | None, *, again: bool = True) -> None:
+    """List the unusable rows of all splits in the file `rejected`.
+
+    A stream's file is kept, unless it is read `again` from its begin; training appends to it.
+    """
+    if rejected is None:
+        return
+    if again:
+        rejected.unlink(missing_ok=True)
+    scored = [each for each in (splits.held_out, splits.test) if each is not None]
+    unusable = [row for each in (splits.train, *scored) for row in each.rejected]
+    append_rejected(rejected, unusable, read_lines(rejected))
 
 
 def check_stream(task: RowReader, train: Examples) -> None:

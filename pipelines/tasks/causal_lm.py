@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterator
-from dataclasses import dataclass
-from itertools import chain, islice
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge
 
+from pipelines.data.lanes import Block, Chunk, Cursor, Lanes
 from pipelines.data.padding import Batch, PaddingCollator, pad_inputs, pad_right
-from pipelines.data.rows import Examples
+from pipelines.data.rows import Examples, Rejected
+from pipelines.data.stream import Stream
 from pipelines.errors import DataError
 from pipelines.metrics.bootstrap import bootstrap
 from pipelines.tasks.base import (
@@ -32,7 +34,8 @@ if TYPE_CHECKING:
     from transformers import EvalPrediction, PreTrainedTokenizerBase
 
 NUM_PROMPT_TOKENS, NUM_TOKENS_AFTER = 32, 40  # of a block that is continued as a sample
-CHUNK = 1000  # documents that are encoded together, and in a stream packed together
+CHUNK = 1000  # documents that are encoded together, and in a stream packed together by best fit
+STREAM_CHUNK = 64  # documents of a stream that are encoded together
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,7 @@ class CausalLM(Task):
         evaluation. With `bfd_split`, each document is a row of its own in evaluation.
         """
         if examples.streamed:
-            return Features(self.stream(examples, tokenizer), {}, num_rows=-1)
+            return Features(PackedStream(self, examples, tokenizer), {}, num_rows=-1)
         texts = list(self.texts(examples))
         documents = encode_documents(tokenizer, texts)
         report = {"documents": len(texts), "tokens": 1 + sum(map(len, documents))}
@@ -146,13 +149,6 @@ class CausalLM(Task):
         return Features(
             rows, report, num_rows=len(rows), context=num_bytes, locate="block {}".format
         )
-
-    def stream(self, examples: Examples, tokenizer: PreTrainedTokenizerBase) -> Any:
-        """Return an IterableDataset that packs the documents while they are read."""
-        from datasets import IterableDataset
-
-        arguments = {"task": self, "examples": examples, "tokenizer": tokenizer}
-        return IterableDataset.from_generator(pack, gen_kwargs=arguments)
 
     def wrapped_rows(
         self, documents: list[Any], eos: int, *, training: bool
@@ -303,20 +299,115 @@ def encode_documents(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> li
     ]
 
 
-def pack(task: CausalLM, examples: Examples, tokenizer: Any) -> Iterator[dict[str, list[int]]]:
-    """Yield blocks while documents are read.
+@dataclass(frozen=True)
+class PackedStream:
+    """Blocks of documents that are packed while they are read: one pass, or lanes without an end.
 
     With `bfd_split`, the documents of each chunk are packed together.
     """
-    eos = tokenizer.eos_token_id
-    tokens = [eos]
-    texts = task.texts(examples)
-    while chunk := list(islice(texts, 1 if task.packing == "wrapped" else CHUNK)):
-        documents = [[*ids, eos] for ids in token_ids(tokenizer, chunk)]
-        if task.packing == "bfd_split":
-            yield from task.best_fit(documents, eos, together=True)
-            continue
-        tokens += documents[0]
-        while len(tokens) >= task.block_size:
-            yield {"input_ids": tokens[: task.block_size]}
-            tokens = tokens[task.block_size - 1 :]
+
+    task: CausalLM
+    examples: Examples
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def documents(self) -> Stream:
+        """Return the documents."""
+        assert isinstance(self.examples.rows, Stream)
+        return self.examples.rows
+
+    @property
+    def chunk_size(self) -> int:
+        """Return how many documents are read together."""
+        return STREAM_CHUNK if self.task.packing == "wrapped" else CHUNK
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        chunks = self.documents.chunks(self.chunk_size)
+        for block in self.pack(chunks, Cursor.start(1)):
+            yield block.row
+
+    def lanes(self, num_lanes: int, seed: int) -> Lanes:
+        """Return the documents as lanes."""
+        return self.documents.lanes(num_lanes, seed, self.chunk_size)
+
+    def blocks(self, lanes: Lanes, lane: int, cursor: Cursor) -> Iterator[Block]:
+        """Yield the blocks of a lane, without an end, from a cursor on."""
+        return self.pack(lanes.chunks(lane, cursor), cursor)
+
+    def pack(self, chunks: Iterator[Chunk], cursor: Cursor) -> Iterator[Block]:
+        """Yield the blocks of chunks, the first of which is that of a cursor."""
+        fill = self.wrapped if self.task.packing == "wrapped" else self.best_fit
+        rejected: list[Rejected] = []
+        for block in fill(self.noting(chunks, rejected), cursor):
+            yield replace(block, rejected=tuple(rejected)) if rejected else block
+            rejected.clear()
+
+    def noting(self, chunks: Iterator[Chunk], rejected: list[Rejected]) -> Iterator[Chunk]:
+        """Yield chunks, and append their unusable rows to `rejected`."""
+        for chunk in chunks:
+            rejected += chunk.rejected
+            yield chunk
+
+    def encode(self, rows: list[tuple[int, dict[str, Any]]]) -> list[list[int]]:
+        """Return the token ids of documents, each of which ends in EOS."""
+        texts = [row[self.task.text_column] for _, row in rows]
+        eos = self.tokenizer.eos_token_id
+        return [[*ids, eos] for ids in token_ids(self.tokenizer, texts)]
+
+    def wrapped(self, chunks: Iterator[Chunk], cursor: Cursor) -> Iterator[Block]:
+        """Yield blocks of documents one after the other."""
+        size = self.task.block_size
+        tokens = [self.tokenizer.eos_token_id]
+        counts = Counts(cursor)
+        used, used_tokens = cursor.used, cursor.tokens
+        for chunk in chunks:
+            for start in range(used - used % STREAM_CHUNK, len(chunk.rows), STREAM_CHUNK):
+                some = chunk.rows[start : start + STREAM_CHUNK]
+                for index, document in enumerate(self.encode(some), start=start):
+                    if index < used:
+                        continue
+                    if used_tokens:  # a block before the cursor ended in the document
+                        tokens, used_tokens = document[used_tokens - 1 :], 0
+                    else:
+                        tokens += document
+                        counts.add(some[index - start][0], len(document))
+                    begin, end = 0, len(tokens)
+                    while end - begin >= size:
+                        row = {"input_ids": tokens[begin : begin + size]}
+                        begin += size - 1
+                        left = end - begin - 1  # without the token that is repeated
+                        yield Block(row, counts.cursor(chunk, index, len(document) - left))
+                    tokens = tokens[begin:]
+            used = 0
+
+    def best_fit(self, chunks: Iterator[Chunk], cursor: Cursor) -> Iterator[Block]:
+        """Yield blocks of whole documents."""
+        import numpy as np
+
+        counts, used = Counts(cursor), cursor.used
+        for chunk in chunks:
+            documents = [np.asarray(ids) for ids in self.encode(chunk.rows)]
+            if not used:
+                for (source, _), document in zip(chunk.rows, documents, strict=True):
+                    counts.add(source, len(document))
+            rows = self.task.best_fit(documents, self.tokenizer.eos_token_id, together=True)
+            for number, row in enumerate(rows[used:], start=used + 1):
+                yield Block(row, counts.cursor(chunk, number, 0))
+            used = 0
+
+
+class Counts:
+    """How many rows and tokens of each source a lane has drawn."""
+
+    def __init__(self, cursor: Cursor):
+        self.num_rows, self.num_tokens = list(cursor.num_rows), list(cursor.num_tokens)
+
+    def add(self, source: int, num_tokens: int) -> None:
+        """Count a document."""
+        self.num_rows[source] += 1
+        self.num_tokens[source] += num_tokens
+
+    def cursor(self, chunk: Chunk, used: int, tokens: int) -> Cursor:
+        """Return the cursor in a chunk after its first `used` rows and `tokens` of the next."""
+        counts = tuple(self.num_rows), tuple(self.num_tokens)
+        return Cursor(chunk.positions, chunk.number, used, tokens, *counts)

@@ -26,6 +26,7 @@ from pipelines.training.parts import ScoredSplit, no_metrics
 from pipelines.training.row_order import RowOrder
 from pipelines.training.running_engine import NameEngine, engine_of
 from pipelines.training.sharding import gathered_state, unsharded
+from pipelines.training.stream_batches import BLOCKS, StreamBatches, StreamEpochs
 from pipelines.training.throughput import Throughput
 from pipelines.training.upstream import HookedTrainer
 
@@ -67,24 +68,38 @@ class RecipeTrainer(HookedTrainer):
         self.add_callback(NameEngine(lambda: self.model_wrapped))
         self.add_callback(self.recipe_on_resume)
         self.add_callback(self.throughput)
+        self.stream: StreamBatches | None = None
+        rows: Any = self.train_dataset
+        if rows is not None and not isinstance(rows, Sized):
+            self.stream = StreamBatches(rows, self.args, self.train_collator)
+            self.add_callback(StreamEpochs())
 
     def train(self, *arguments: Any, **options: Any) -> Any:
         """Train, as a phase of the run."""
+        if self.stream and (checkpoint := options.get("resume_from_checkpoint")):
+            self.stream.load(Path(checkpoint))
         with self.progress.phase("training", "training", has_lines=True):
-            return super().train(*arguments, **options)
+            output = super().train(*arguments, **options)
+        if self.stream:
+            self.stream.gather()
+        return output
+
+    @property
+    def train_collator(self) -> WithRowNumbers:
+        """Return what makes batches of training rows."""
+        return WithRowNumbers(self.data_collator, self.splits["eval"].task.num_tokens)
 
     def get_train_dataloader(self) -> Any:
         """Return this process's batches, in the order of RowOrder, or of a stream."""
+        if self.stream:
+            return self.stream
         rows: Any = self.train_dataset
-        order = None
-        if isinstance(rows, Sized):
-            order = RowOrder(len(rows), self.args.seed, epoch=lambda: int(self.state.epoch or 0))
         loader = data_loader(
             self.args,
             rows,
-            WithRowNumbers(self.data_collator, self.splits["eval"].task.num_tokens),
+            self.train_collator,
             batch_size=self.args.train_batch_size,
-            sampler=order,
+            sampler=RowOrder(len(rows), self.args.seed, epoch=lambda: int(self.state.epoch or 0)),
         )
         return self.accelerator.prepare(loader)
 
@@ -153,6 +168,9 @@ class RecipeTrainer(HookedTrainer):
         batches, num_items = super().get_batch_samples(*arguments)
         self.step_rows = [batch.pop(ROW) for batch in batches if ROW in batch]
         self.throughput.tokens += [batch.pop(TOKENS) for batch in batches]
+        if self.stream:
+            for batch in batches:
+                self.stream.trained_on(batch.pop(BLOCKS))
         self.step_losses = []
         return batches, num_items
 
@@ -188,6 +206,8 @@ class RecipeTrainer(HookedTrainer):
                 (checkpoint / MARKER).unlink(missing_ok=True)
             self.accelerator.wait_for_everyone()
             yield
+            if self.stream:
+                self.stream.save(checkpoint)
             self.accelerator.wait_for_everyone()
             if self.accelerator.is_main_process:
                 mark_complete(checkpoint, self.identity, best_step=self.state.best_global_step)
