@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,13 @@ import psutil
 import yaml
 
 from pipelines.errors import Problem, RecipeError
+from pipelines.recipe.schema import suggest
+from pipelines.training.zero_config import not_installed
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 LAUNCHERS = ("accelerate.commands.launch", "accelerate/commands/launch.py", "accelerate-launch")
 PARENTS = ("accelerate.commands.accelerate_cli", "accelerate/commands/accelerate_cli.py")
 UNSUPPORTED = {
-    "DEEPSPEED": "DeepSpeed",
     "MEGATRON_LM": "Megatron-LM",
     "PARALLELISM_CONFIG": "a parallelism config",
     "XLA": "TPUs",
@@ -40,6 +42,9 @@ class LaunchRequest:
     use_cpu: bool = False
     gpu: str | None = None
     unsupported: tuple[str, str] | None = None
+    deepspeed: bool = False
+    unknown: tuple[str, ...] = ()
+    """What is wrong with names in the config's sections, which Accelerate ignores."""
     mixed_precision: str | None = None
 
 
@@ -124,8 +129,22 @@ def read_request(arguments: list[str] | None) -> LaunchRequest:
         use_cpu=use_cpu,
         gpu=None if use_cpu else gpu_request(flags, config, file, several),
         unsupported=unsupported_request(flags, config, file, kind),
+        deepspeed=flags["use_deepspeed"] or kind == "DEEPSPEED",
+        unknown=tuple(unknown_names(flags, config, file)),
         mixed_precision=flags["mixed_precision"] or config.get("mixed_precision"),
     )
+
+
+def unknown_names(
+    flags: dict[str, Any], config: dict[str, Any], file: Path | None
+) -> Iterator[str]:
+    """Yield a message for each name in a section of an engine that is no flag of the launcher."""
+    for section, prefix in (("deepspeed_config", ""), ("fsdp_config", "fsdp_")):
+        values = config.get(section) or {}
+        for name in values if isinstance(values, dict) else ():
+            flag = name if str(name).startswith(prefix) else f"{prefix}{name}"
+            if flag not in flags:
+                yield f"{file}: {section} has {name!r}; {suggest(flag, sorted(flags))}"
 
 
 def gpu_request(
@@ -148,7 +167,7 @@ def unsupported_request(
     flags: dict[str, Any], config: dict[str, Any], file: Path | None, kind: str
 ) -> tuple[str, str] | None:
     """Return what asks for an engine that is not supported, and that engine's name."""
-    for name in ("deepspeed", "megatron_lm", "parallelism_config"):
+    for name in ("megatron_lm", "parallelism_config"):
         if flags[f"use_{name}"]:
             return f"--use_{name}", UNSUPPORTED[name.upper()]
     if flags["tpu"]:
@@ -174,6 +193,9 @@ def check_request(request: LaunchRequest) -> None:
         source, engine = request.unsupported
         text = f"{source} asks for {engine}, which this project does not support. Use "
         problems.append(f"{text}accelerate_configs/multi_gpu.yaml, which runs DDP.")
+    problems += request.unknown
+    if request.deepspeed:
+        problems += not_installed()
     available = torch.accelerator.is_available()
     if request.gpu is not None and not available:
         problems.append(
