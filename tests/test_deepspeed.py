@@ -1,17 +1,19 @@
 """ZeRO-2 and ZeRO-3: the steps, checkpoints and results of one process."""
 
 import json
-import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from importlib.util import find_spec
 
 import pytest
+import torch
+from transformers import TrainerCallback
 
 from helpers.factories import CASES, ROOT, make_tasks, method
 from helpers.resumable_runs import weights
-from pipelines.errors import RecipeError
+from pipelines.errors import EndedEarly, RecipeError
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import Model, Scratch, Train
 from pipelines.training.engines import ORDINARY, ZERO2, ZERO3, checkpoint_format, requested_engine
@@ -49,18 +51,14 @@ def config_for(folder, stage, **options):
     return file
 
 
-def launch(config, recipes, folder, *options):
-    """Run recipes by tests/helpers/run_engine.py."""
-    file = folder / f"{config.stem}.recipes.json"
-    file.write_text(json.dumps([recipe.to_json() for recipe in recipes]))
-    words = ["-m", "accelerate.commands.launch", "--config_file", config]
-    words += [ROOT / "tests" / "helpers" / "run_engine.py", file, *options]
+def launch(config, helper, *words):
+    """Run a file of tests/helpers by `accelerate launch`."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config]
     return subprocess.run(
-        [sys.executable, *map(str, words)],
+        [*map(str, command), str(ROOT / "tests" / "helpers" / helper), *map(str, words)],
         capture_output=True,
         text=True,
         timeout=280,
-        env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
     )
 
 
@@ -73,8 +71,8 @@ def schedule_of(index):
 
 
 def recipe_of(task, name, checkpoint, helpdesk, folder, index=0, **train):
-    """Return a run of four steps with a checkpoint and an evaluation every two."""
-    options = {"learning_rate": 1e-3, "max_steps": 4, "warmup_steps": 1, "global_batch_size": 8}
+    """Return a run of three steps, with a checkpoint and an evaluation after the second."""
+    options = {"learning_rate": 1e-3, "max_steps": 3, "warmup_steps": 1, "global_batch_size": 8}
     options |= {"save_steps": 2, "eval_steps": 2, "logging_steps": 1, "keep": "best"}
     return Recipe(
         name="sharded",
@@ -122,7 +120,9 @@ def runs(tmp_path_factory, checkpoint, odd, helpdesk):
         }
         cpu = ROOT / "accelerate_configs" / "cpu.yaml"
         config = cpu if layout == "one" else config_for(place, layout)
-        done = launch(config, recipes.values(), place)
+        file = place / "recipes.json"
+        file.write_text(json.dumps([recipe.to_json() for recipe in recipes.values()]))
+        done = launch(config, "run_all.py", file)
         assert done.returncode == 0, done.stdout[-500:] + done.stderr[-3000:]
         if layout != "one":
             assert f"trained by DeepSpeed ZeRO-{layout}" in done.stdout
@@ -150,8 +150,6 @@ NO_GRADIENT = ("c_attn.bias", "qa_outputs.bias")
 
 def assert_same_weights(found, expected):
     """Compare two results, in which tied weights are once."""
-    import torch
-
     found, expected = tensors_of(found), tensors_of(expected)
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
@@ -169,7 +167,7 @@ class TestRuns:
 
     def test_losses_norms_and_rates_are_those_of_one_process(self, runs, stage, task, name):
         expected, found = (steps_of(runs[each][task, name]) for each in ("one", stage))
-        assert len(expected) == len(found) == 4
+        assert len(expected) == len(found) == 3
         for one, two in zip(expected, found, strict=True):
             assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
             assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=2e-5)
@@ -184,61 +182,127 @@ class TestRuns:
         assert evaluate(runs[stage][task, name]).equal
 
 
-@pytest.mark.parametrize("stage", [2, 3])
+def interrupt(recipe, step):
+    """Run a recipe in this process until a checkpoint of a step."""
+    from pipelines.flow import run
+
+    class End(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == step + 1:
+                raise EndedEarly
+
+    with pytest.raises(EndedEarly):
+        run(recipe, [End()])
+
+
+def run_by(config, recipe, *calls):
+    """Run a recipe by an engine, with callbacks of tests/helpers/callbacks.py."""
+    file = config.parent / "recipe.json"
+    file.write_text(recipe.to_json())
+    return launch(config, "run_recipe.py", file, *calls)
+
+
+INTERRUPTED = [
+    (2, "text_classification", "lora", "SignalAt(1)", "stopped at step 2 with a checkpoint"),
+    (3, "causal_lm", "full", "SignalAt(2, 'SIGKILL', rank=1)", ""),
+]
+"""A signal is heeded at the end of its step; after a kill the last checkpoint counts."""
+
+
+@pytest.mark.parametrize(("stage", "task", "name", "call", "message"), INTERRUPTED)
 class TestCheckpoints:
     pytestmark = needs_deepspeed
 
     def test_a_run_resumes_by_the_same_and_by_another_engine(
-        self, stage, checkpoint, helpdesk, tmp_path
+        self, stage, task, name, call, message, checkpoint, helpdesk, tmp_path
     ):
-        config, cpu = config_for(tmp_path, stage), ROOT / "accelerate_configs" / "cpu.yaml"
-        recipes = []
-        for place in ("whole", "again", "other", "from_one"):
-            (tmp_path / place).mkdir()
-            for task, name in (("causal_lm", "full"), ("text_classification", "lora")):
-                made = recipe_of(task, name, checkpoint, helpdesk, tmp_path / place, keep="last")
-                recipes.append(made)
-        whole, again, other, from_one = (recipes[i : i + 2] for i in (0, 2, 4, 6))
-        assert launch(config, whole, tmp_path).returncode == 0
-        done = launch(config, [*again, *other], tmp_path, "--end-after", 2)
-        assert done.stderr.count("ended") >= 4, done.stderr[-2000:]
-        assert launch(cpu, from_one, tmp_path, "--end-after", 2).stderr.count("ended") == 2
-        done = launch(config, [*again, *from_one], tmp_path)
-        assert done.stdout.count("resuming from checkpoint-2") == 4, done.stderr[-2000:]
-        done = launch(cpu, other, tmp_path)
-        assert done.stdout.count("resuming from checkpoint-2") == 2, done.stderr[-2000:]
-        for one, two, three, four in zip(whole, again, other, from_one, strict=True):
-            assert weights(one.folder) == weights(two.folder)
-            assert_same_weights(three.folder, one.folder)
-            assert_same_weights(four.folder, one.folder)
+        from pipelines.flow import run
 
-    def test_a_killed_rank_leaves_a_checkpoint_to_resume_from(
-        self, stage, checkpoint, helpdesk, tmp_path
-    ):
+        def recipe(place):
+            made = recipe_of(task, name, checkpoint, helpdesk, tmp_path / place, stage, keep="last")
+            made.folder.parent.mkdir()
+            return made
+
         config = config_for(tmp_path, stage)
-        (tmp_path / "whole").mkdir()
-        whole = recipe_of("causal_lm", "full", checkpoint, helpdesk, tmp_path / "whole")
-        killed = recipe_of("causal_lm", "full", checkpoint, helpdesk, tmp_path)
-        assert launch(config, [whole], tmp_path).returncode == 0
-        assert launch(config, [killed], tmp_path, "--kill-after", 3).returncode != 0
-        done = launch(config, [killed], tmp_path)
-        assert "resuming from checkpoint-2" in done.stdout
-        assert weights(killed.folder) == weights(whole.folder)
+        whole, again, alone, from_one = map(recipe, ("whole", "again", "alone", "from_one"))
+        assert run_by(config, whole).returncode == 0
+        done = run_by(config, again, call)
+        assert done.returncode != 0
+        assert message in done.stderr
+        shutil.copytree(again.folder, alone.folder)
+        interrupt(from_one, 2)
+        alone, from_one = (
+            replace(each, allow_changed=("world_size",)) for each in (alone, from_one)
+        )
+        for each in (again, from_one):
+            done = run_by(config, each)
+            assert "resuming from checkpoint-" in done.stdout, done.stderr[-2000:]
+        assert run(alone)["loss"] > 0
+        assert weights(again.folder) == weights(whole.folder)
+        for each in (alone, from_one):
+            assert [row["step"] for row in steps_of(each.folder)] == [1, 2, 3]
+            assert_same_weights(each.folder, whole.folder)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+class TestNonFinite:
+    pytestmark = needs_deepspeed
 
     def test_a_gradient_that_is_not_finite_stops_the_run(
         self, stage, checkpoint, helpdesk, tmp_path
     ):
-        options = ZERO[stage] | {"stage3_param_persistence_threshold": 10**6}
-        config = config_for(tmp_path, stage, zero_optimization=options)
+        whole = ZERO[stage] | {"stage3_param_persistence_threshold": 10**6}
+        config = config_for(tmp_path, stage, zero_optimization=whole)
         recipe = recipe_of("causal_lm", "full", checkpoint, helpdesk, tmp_path)
-        file = tmp_path / "recipe.json"
-        file.write_text(recipe.to_json())
-        words = ["-m", "accelerate.commands.launch", "--config_file", str(config)]
-        words += [str(ROOT / "tests/helpers/run_recipe.py"), str(file), "NaNAt(2)"]
-        done = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=200)
+        done = run_by(config, recipe, "NaNAt(2)")
         assert "step 3: the gradient norm is" in done.stderr, done.stderr[-2000:]
         assert "the update was not made" in done.stderr
-        assert "ZeRO" in done.stdout
+        assert f"ZeRO-{stage}" in done.stdout
+
+
+class TestUpstream:
+    pytestmark = needs_deepspeed
+
+    def test_names_inside_deepspeed_are_still_there(self):
+        import inspect
+
+        from deepspeed.runtime.utils import combine_grad_norm_groups
+        from deepspeed.runtime.zero import parameter_offload
+        from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3 as Stage3
+        from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer as Stage2
+
+        assert combine_grad_norm_groups([torch.tensor(3.0), torch.tensor(4.0)]) == 5
+        assert combine_grad_norm_groups([torch.tensor(3.0), torch.tensor(-1.0)]) == float("inf")
+        for kind, text in (
+            (Stage3, "norm_groups = self._get_norm_groups()"),
+            (Stage2, "scaled_global_grad_norm = self.scaled_global_norm()"),
+        ):
+            assert text in inspect.getsource(kind.step)
+        assert "_hp_optimizer_states_linked" in inspect.getsource(
+            Stage2._lazy_init_hp_params_optimizer_state
+        )
+        assert isinstance(parameter_offload.FWD_MODULE_STACK, list)
+        offload = parameter_offload.DeepSpeedZeRoOffload
+        assert "fwd_pre_hook.remove()" in inspect.getsource(offload._remove_module_hooks)
+        assert "FWD_MODULE_STACK.append" in inspect.getsource(offload.setup_zero_stage3_hooks)
+
+    def test_transformers_finds_a_config_that_is_announced(self):
+        from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+
+        from pipelines.training.zero import announced
+
+        class Config:
+            def is_zero3(self):
+                return True
+
+        config = Config()
+        assert not is_deepspeed_zero3_enabled()
+        with announced(config):
+            assert is_deepspeed_zero3_enabled()
+            with announced(None):
+                assert not is_deepspeed_zero3_enabled()
+            assert is_deepspeed_zero3_enabled()
+        assert not is_deepspeed_zero3_enabled()
 
 
 def test_the_launcher_requests_a_stage():
