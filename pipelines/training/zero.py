@@ -25,6 +25,7 @@ from pipelines.training.zero_upstream import (
     is_stage_3,
     link_states,
     remove_hooks,
+    take_backward,
 )
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -62,9 +63,7 @@ def separate_update(accelerator: Accelerator) -> EngineOptimizer:
 
     Accelerate makes it there, before a Trainer can look at the gradients.
     """
-    untyped: Any = accelerator
-    engine = untyped.deepspeed_engine_wrapped.engine
-    untyped.deepspeed_engine_wrapped = BackwardAlone(engine)
+    engine = take_backward(accelerator, BackwardAlone)
     return EngineOptimizer(engine)
 
 

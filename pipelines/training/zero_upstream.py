@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from transformers.integrations import deepspeed as integration
+
+
+def take_backward(accelerator: Any, wrapper: Callable[[Any], Any]) -> Any:
+    """Let Accelerate make backward passes by a wrapper of DeepSpeed's engine; return the engine.
+
+    Its own wrapper, which it makes itself, updates the weights in the last of them.
+    """
+    engine = accelerator.deepspeed_engine_wrapped.engine
+    accelerator.deepspeed_engine_wrapped = wrapper(engine)
+    return engine
 
 
 def is_stage_3(zero: Any) -> bool:
