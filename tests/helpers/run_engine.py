@@ -1,16 +1,15 @@
 """Run several recipes by the engine that `accelerate launch` requests, FSDP2 on a CPU too.
 
-    accelerate launch ... tests/helpers/run_engine.py RECIPES.json [--end-after N | --kill-after N]
+    ... tests/helpers/run_engine.py RECIPES.json [--interrupt-after N] [--kill-after N]
 
-RECIPES.json is a list of recipes in JSON, each a text. Each run ends after a step as if a callback
-ended it; or process 1 is killed.
+RECIPES.json is a list of recipes in JSON, each a text. Each run is interrupted after a step and
+resumed; or process 1 is killed after a step.
 """
 
 import argparse
 import json
 import os
 import signal
-import sys
 from pathlib import Path
 
 if os.environ.get("ACCELERATE_USE_FSDP") == "true":
@@ -26,29 +25,27 @@ from pipelines.terminal import report_errors
 
 
 class Stop(TrainerCallback):
-    """Ends a run after a step, or kills process 1."""
+    """Interrupts a run after a step, or kills process 1."""
 
-    def __init__(self, end_after, kill_after):
-        self.end_after, self.kill_after = end_after, kill_after
+    def __init__(self, interrupt_after, kill_after):
+        self.interrupt_after, self.kill_after = interrupt_after, kill_after
 
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step == self.kill_after and PartialState().process_index == 1:
             os.kill(os.getpid(), signal.SIGKILL)
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        if state.global_step == self.end_after:  # after a checkpoint of that step
+        if state.global_step == self.interrupt_after:
             raise EndedEarly
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("recipes", type=Path)
-    parser.add_argument("--end-after", type=int)
+    parser.add_argument("--interrupt-after", type=int)
     parser.add_argument("--kill-after", type=int)
     given = parser.parse_args()
     with report_errors():
-        for text in json.loads(given.recipes.read_text()):
+        for recipe in map(Recipe.from_json, json.loads(given.recipes.read_text())):
             try:
-                run(Recipe.from_json(text), [Stop(given.end_after, given.kill_after)])
+                run(recipe, [Stop(given.interrupt_after, given.kill_after)])
             except EndedEarly:
-                print("ended", file=sys.stderr)
+                run(recipe)
