@@ -267,17 +267,18 @@ class TestUpstream:
         import inspect
 
         from deepspeed.runtime.utils import combine_grad_norm_groups
-        from deepspeed.runtime.zero import parameter_offload
-        from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3 as Stage3
+        from deepspeed.runtime.zero import parameter_offload, stage3, stage_1_and_2
         from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer as Stage2
 
         assert combine_grad_norm_groups([torch.tensor(3.0), torch.tensor(4.0)]) == 5
         assert combine_grad_norm_groups([torch.tensor(3.0), torch.tensor(-1.0)]) == float("inf")
-        for kind, text in (
-            (Stage3, "norm_groups = self._get_norm_groups()"),
-            (Stage2, "scaled_global_grad_norm = self.scaled_global_norm()"),
+        for module, text in (
+            (stage3, "norm_groups = self._get_norm_groups()"),
+            (stage3, "self.fp32_partitioned_groups_flat"),
+            (stage_1_and_2, "scaled_global_grad_norm = self.scaled_global_norm()"),
+            (stage_1_and_2, "self.single_partition_of_fp32_groups"),
         ):
-            assert text in inspect.getsource(kind.step)
+            assert text in inspect.getsource(module)
         assert "_hp_optimizer_states_linked" in inspect.getsource(
             Stage2._lazy_init_hp_params_optimizer_state
         )

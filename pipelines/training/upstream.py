@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import Trainer
@@ -181,13 +181,19 @@ class WithZero(HookedTrainer):
             torch.save(scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Read what `_save_optimizer_and_scheduler` wrote."""
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if self.is_deepspeed_enabled and checkpoint is not None:
-            saved = torch.load(
-                Path(checkpoint) / OPTIMIZER_NAME, map_location="cpu", weights_only=True
-            )
-            load_optimizer(self.model_wrapped, self.parameter_groups, saved)
+        """Read what `_save_optimizer_and_scheduler` wrote, or another engine.
+
+        That may have had a group without parameters, too, which DeepSpeed drops.
+        """
+        if not self.is_deepspeed_enabled or checkpoint is None:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        folder, scheduler = Path(checkpoint), cast(Any, self.lr_scheduler)
+        saved = torch.load(folder / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
+        load_optimizer(self.model_wrapped, self.parameter_groups, saved)
+        schedule = torch.load(folder / SCHEDULER_NAME, weights_only=True)
+        schedule["lr_lambdas"] = schedule["lr_lambdas"][: len(scheduler.lr_lambdas)]
+        scheduler.load_state_dict(schedule)
 
 
 class WithoutTelemetry:
