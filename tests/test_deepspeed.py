@@ -144,7 +144,7 @@ def tensors_of(folder):
     return load_file(file)
 
 
-NO_GRADIENT = ("c_attn.bias", "qa_outputs.bias")
+NO_GRADIENT = ("c_attn.bias", "qa_outputs.bias", "ln_f.bias")
 """Parameters that a softmax ignores in part: AdamW makes steps of the rounding of their zeros."""
 
 
