@@ -208,7 +208,9 @@ def validated(words: list[str]) -> Any:
     """Return the launcher's arguments, config included. Raise RecipeError for wrong values."""
     request = read_request(words)
     check_request(request)
-    if request.use_cpu:  # Accelerate passes it on only to a single process
+    if request.use_cpu and request.deepspeed:  # with Accelerate's own variable, DDP would train
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    elif request.use_cpu:  # Accelerate passes it to one process alone
         os.environ["ACCELERATE_USE_CPU"] = "true"
     try:
         arguments = arguments_with_config(words)
@@ -233,9 +235,18 @@ def engine_for(arguments: Any) -> Engine:
         "FSDP_STATE_DICT_TYPE": arguments.fsdp_state_dict_type,
         "FSDP_AUTO_WRAP_POLICY": arguments.fsdp_auto_wrap_policy or "NO_WRAP",
         "FSDP_CPU_RAM_EFFICIENT_LOADING": arguments.fsdp_cpu_ram_efficient_loading,
+        "ACCELERATE_USE_DEEPSPEED": arguments.use_deepspeed,
+        "ACCELERATE_DEEPSPEED_ZERO_STAGE": arguments.zero_stage,
+        "ACCELERATE_DEEPSPEED_CONFIG_FILE": arguments.deepspeed_config_file,
+        "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": arguments.offload_optimizer_device,
+        "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": arguments.offload_param_device,
+        "ACCELERATE_GRADIENT_CLIPPING": arguments.gradient_clipping,
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": arguments.gradient_accumulation_steps,
+        "ACCELERATE_MIXED_PRECISION": arguments.mixed_precision,
         "WORLD_SIZE": arguments.num_processes if starts_several(arguments) else 1,
     }
-    return requested_engine({name: str(value) for name, value in options.items()})
+    given = {name: str(value) for name, value in options.items() if value is not None}
+    return requested_engine(given)
 
 
 def check_options(arguments: Any) -> None:
@@ -247,7 +258,8 @@ def check_options(arguments: Any) -> None:
 
 def starts_several(arguments: Any) -> bool:
     """Tell whether the launcher starts processes that work together, and be it one."""
-    return bool(arguments.multi_gpu or arguments.use_fsdp) and not arguments.cpu
+    several = arguments.multi_gpu or arguments.use_fsdp or arguments.use_deepspeed
+    return bool(several) and not arguments.cpu
 
 
 def replace_process(arguments: Any) -> NoReturn:
@@ -263,7 +275,7 @@ def start_processes(arguments: Any) -> Exit | None:
 
     Torch's launcher catches signals, passes them on to the processes, and waits.
     """
-    from accelerate.commands.launch import multi_gpu_launcher
+    from accelerate.commands.launch import deepspeed_launcher, multi_gpu_launcher
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
@@ -274,7 +286,7 @@ def start_processes(arguments: Any) -> Exit | None:
     with TemporaryDirectory() as folder:
         os.environ[EXITS] = folder
         try:
-            multi_gpu_launcher(arguments)
+            (deepspeed_launcher if arguments.use_deepspeed else multi_gpu_launcher)(arguments)
         except ConnectionError:  # of several machines; on one a free port is taken
             text = f"port {arguments.main_process_port} is in use on this machine. Give another, "
             raise RecipeError([Problem("main_process_port", f"{text}the same on all.")]) from None

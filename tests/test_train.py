@@ -237,7 +237,8 @@ def test_help_and_wrong_flags_come_before_torch(tmp_path):
     assert (done.returncode, done.stderr) == (2, "--machine-rank: invalid int value: 'one'.\n")
     done = train("helpdesk_pretrain", "--config-file", "no.yaml", cwd=tmp_path, **blocked)
     assert done.returncode == 2
-    shipped = "cpu, cpu_2_processes, fsdp2, multi_gpu, multi_node_ddp, multi_node_fsdp2, single_gpu"
+    shipped = "cpu, cpu_2_processes, deepspeed_zero2, deepspeed_zero3, fsdp2, multi_gpu, "
+    shipped += "multi_node_ddp, multi_node_fsdp2, single_gpu"
     message = f"'no.yaml' is no file and no shipped Accelerate config. Shipped: {shipped}."
     assert done.stderr == f"--config-file: {message}\n"
 

@@ -19,21 +19,22 @@ from pipelines.errors import CheckpointError, NonFiniteError
 from pipelines.reporting.progress import RunProgress
 from pipelines.results.disk import explain_disk_errors
 from pipelines.tasks.base import RowResult
+from pipelines.training import zero
 from pipelines.training.checkpoints import MARKER, find_damage, mark_complete, num_trained, rotate
 from pipelines.training.hyperparameters import RecipeOnResume
 from pipelines.training.loaders import ROW, TOKENS, Collate, WithRowNumbers, data_loader
 from pipelines.training.parts import ScoredSplit, no_metrics
 from pipelines.training.row_order import RowOrder
-from pipelines.training.running_engine import NameEngine, engine_of
+from pipelines.training.running_engine import NameEngine, engine_of, is_zero
 from pipelines.training.sharding import gathered_state, unsharded
 from pipelines.training.stream_batches import BLOCKS, StreamBatches, StreamEpochs
 from pipelines.training.throughput import Throughput
-from pipelines.training.upstream import HookedTrainer
+from pipelines.training.upstream import WithZero
 
 MAX_NAMED = 16  # rows of a failed step that a message names
 
 
-class RecipeTrainer(HookedTrainer):
+class RecipeTrainer(WithZero):
     """A Trainer that marks checkpoints complete, and stops at what is not finite.
 
     On resume the recipe decides on every hyper-parameter, not the checkpoint.
@@ -78,7 +79,8 @@ class RecipeTrainer(HookedTrainer):
         """Train, as a phase of the run."""
         if self.stream and (checkpoint := options.get("resume_from_checkpoint")):
             self.stream.load(Path(checkpoint))
-        with self.progress.phase("training", "training", has_lines=True):
+        phase = self.progress.phase("training", "training", has_lines=True)
+        with phase, self.engine_running():
             output = super().train(*arguments, **options)
         if self.stream:
             self.stream.gather()
@@ -122,7 +124,8 @@ class RecipeTrainer(HookedTrainer):
         prefix = options["metric_key_prefix"]
         rows = self.splits[prefix]
         text = f"evaluating {len(rows.dataset):,} rows"
-        with self.progress.phase("evaluation", text, total=len(arguments[0])):
+        phase = self.progress.phase("evaluation", text, total=len(arguments[0]))
+        with phase, self.engine_running():
             output = super().evaluation_loop(*arguments, **options)
             metrics = rows.metrics(rows.in_row_order(output.predictions, output.label_ids))
         return with_metrics(output, prefix, metrics)
@@ -231,7 +234,8 @@ class RecipeTrainer(HookedTrainer):
         Where parameters are sharded, each rank holds all of them inside.
         """
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        with unsharded(model):
+        engine: Any = self.model_wrapped
+        with zero.unsharded(engine) if is_zero(engine) else unsharded(model):
             yield model
 
     def whole_state(self) -> dict[str, torch.Tensor] | None:
@@ -239,9 +243,12 @@ class RecipeTrainer(HookedTrainer):
 
         Every rank must call it. Of a model with an adapter it has what is trained.
         """
+        only_trained = isinstance(self.model, PeftModel)
+        if is_zero(self.model_wrapped):
+            return zero.gathered_state(self.model_wrapped, only_trained=only_trained)
         if not engine_of(self.model_wrapped).shards_parameters:
             return None
-        return gathered_state(self.model_wrapped, only_trained=isinstance(self.model, PeftModel))
+        return gathered_state(self.model_wrapped, only_trained=only_trained)
 
     def keep_last_step(self) -> None:
         """Write a checkpoint of the last step, unless there is one."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
@@ -15,8 +17,11 @@ def check_world_size() -> int:
     """Return the world size. Raise RecipeError if the launcher was to start another number."""
     request = launcher_request()
     check_request(request)
+    on_cpu = request.use_cpu or not torch.accelerator.is_available()
+    if on_cpu:
+        os.environ["DS_ACCELERATOR"] = "cpu"  # DeepSpeed looks for a GPU by itself
     # Without `cpu`, Accelerate takes ranks on a machine without a GPU for independent jobs
-    state = PartialState(cpu=request.use_cpu or not torch.accelerator.is_available())
+    state = PartialState(cpu=on_cpu)
     if request.num_processes not in (None, 0, state.num_processes):
         raise RecipeError(
             [
