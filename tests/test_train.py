@@ -68,13 +68,10 @@ REFUSED = [
     ([], {"ACCELERATE_MIXED_PRECISION": "fp16"}, "mixed_precision fp16 needs a GPU"),
     (["--mixed_precision", "fp8"], {}, "mixed_precision fp8 needs a GPU"),
     (["--use_megatron_lm"], {}, "--use_megatron_lm asks for Megatron-LM, which .* not support"),
-    (["--use_deepspeed"], {}, "--use_deepspeed asks for DeepSpeed"),
-    ([], {"ACCELERATE_USE_DEEPSPEED": "true"}, "ACCELERATE_USE_DEEPSPEED asks for DeepSpeed"),
     ([], {"ACCELERATE_USE_MEGATRON_LM": "true"}, "asks for Megatron-LM"),
 ]
 WRITTEN = [
     ({"distributed_type": "FSDP", "use_cpu": "false"}, f"config.yaml {GPU}"),
-    ({"distributed_type": "DEEPSPEED", "use_cpu": "true"}, "config.yaml asks for DeepSpeed"),
     ({"distributed_type": "MEGATRON_LM"}, "config.yaml asks for Megatron-LM"),
     (
         {"fsdp_config": "{fsdp_reshard_after_forwards: true}"},

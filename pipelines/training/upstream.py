@@ -24,7 +24,6 @@ from pipelines.training.zero import (
     gathered_state,
     load_optimizer,
     load_weights,
-    separate_update,
 )
 
 
@@ -134,6 +133,8 @@ class WithZero(HookedTrainer):
     def create_scheduler(self, *arguments: Any, **options: Any) -> Any:
         """Take the update out of the backward pass first."""
         if self.is_deepspeed_enabled:
+            from pipelines.training.zero_update import separate_update  # needs DeepSpeed
+
             self.optimizer = separate_update(self.accelerator)
         return super().create_scheduler(*arguments, **options)
 

@@ -13,58 +13,19 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DeepSpeedEngineWrapper, DeepSpeedOptimizerWrapper
 from transformers.integrations import deepspeed as integration
 
 from pipelines.training.zero_upstream import (
     add_hooks,
     flat_partitions,
-    gradient_norm,
     hf_deepspeed_config,
     is_stage_3,
     link_states,
     remove_hooks,
-    take_backward,
 )
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's state of a parameter, beside the number of steps."""
-
-
-class BackwardAlone(DeepSpeedEngineWrapper):  # type: ignore[misc]
-    """Backward passes without DeepSpeed's update at the end of the last one."""
-
-    def backward(self, loss: torch.Tensor, sync_gradients: bool = True, **options: Any) -> None:
-        """Accumulate gradients, and reduce them over the processes if they are complete."""
-        self.engine.set_gradient_accumulation_boundary(is_boundary=sync_gradients)
-        self.engine.backward(loss, **options)
-
-    def get_global_grad_norm(self) -> float:
-        """Return the norm of the gradients of an update that is not yet made."""
-        return gradient_norm(self.engine.optimizer)
-
-
-class EngineOptimizer(DeepSpeedOptimizerWrapper):  # type: ignore[misc]
-    """An optimizer whose step clips the gradients and makes the update, as everywhere else."""
-
-    def __init__(self, engine: Any):
-        super().__init__(engine.optimizer)
-        self.engine = engine
-
-    def step(self, closure: Any = None) -> None:
-        """Make the update."""
-        assert closure is None
-        self.engine.step()
-
-
-def separate_update(accelerator: Accelerator) -> EngineOptimizer:
-    """Take the update out of the backward pass; return the optimizer that makes it.
-
-    Accelerate makes it there, before a Trainer can look at the gradients.
-    """
-    engine = take_backward(accelerator, BackwardAlone)
-    return EngineOptimizer(engine)
 
 
 def gathered_state(engine: Any, *, only_trained: bool) -> dict[str, torch.Tensor]:
