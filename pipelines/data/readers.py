@@ -48,10 +48,14 @@ USUAL = {  # formats that a suffix tells
 
 @dataclass(frozen=True)
 class Opened:
-    """The rows of an open file, and notes on its format that its suffix does not tell."""
+    """The rows of an open file, and notes on its format that its suffix does not tell.
+
+    Those of Parquet and Arrow are in `batches`, each with the RecordBatch that they are.
+    """
 
     rows: Iterator[Numbered]
     notes: tuple[str, ...]
+    batches: Iterator[tuple[list[Numbered], Any]] | None = None
 
 
 def read_records(file: Path) -> Iterator[Numbered]:
@@ -62,6 +66,18 @@ def read_records(file: Path) -> Iterator[Numbered]:
     """
     with _opened(file) as opened:
         yield from opened.rows
+
+
+def read_batches(file: Path) -> Iterator[tuple[list[Numbered], Any]]:
+    """Yield the rows of `read_records` in lists, each with its RecordBatch; other formats' alone.
+
+    A text's are one at a time, with None.
+    """
+    with _opened(file) as opened:
+        if opened.batches is not None:
+            yield from opened.batches
+        for row in opened.rows:
+            yield [row], None
 
 
 def read_files(files: Sequence[Path]) -> Iterator[Numbered]:
@@ -147,7 +163,9 @@ def _opened(file: Path) -> Iterator[Opened]:
                     raise DataError(f"{file}: compressed {columnar}; decompress it.")
                 if COLUMNAR_SUFFIXES.get(suffix) != columnar:
                     notes.append(columnar)
-                yield Opened(read_columnar(file, stream, columnar), tuple(notes))
+                batches = read_columnar(file, stream, columnar)
+                flat = (row for rows, _ in batches for row in rows)
+                yield Opened(flat, tuple(notes), batches)
                 return
             other = binary_format(head)
             if other is not None:

@@ -12,8 +12,8 @@ from pipelines.errors import DataError
 BATCH_ROWS = 1000
 
 
-def read_columnar(file: Path, stream: IO[bytes], name: str) -> Iterator[Numbered]:
-    """Yield the rows of a Parquet or Arrow file, numbered from 1.
+def read_columnar(file: Path, stream: IO[bytes], name: str) -> Iterator[tuple[list[Numbered], Any]]:
+    """Yield the rows of a Parquet or Arrow file, numbered from 1, with their RecordBatch.
 
     Raise DataError for a damaged file, and for a duplicated column.
     """
@@ -27,10 +27,12 @@ def read_columnar(file: Path, stream: IO[bytes], name: str) -> Iterator[Numbered
         if duplicates:
             raise DataError(f"{file}: column {duplicates[0]!r} is duplicated.")
         for batch in batches:
+            rows: list[Numbered] = []
             for row in batch.to_pylist():
                 number += 1
                 reason = first_reason(strings(row))
-                yield number, row if reason is None else Unreadable(reason, row)
+                rows.append((number, row if reason is None else Unreadable(reason, row)))
+            yield rows, batch
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file}: damaged {name} after row {number:,}: {error}") from None
 
