@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import DistributedType
 
 from pipelines.errors import Problem, RecipeError
+from pipelines.training.engines import FSDP2, Engine, requested_engine, without_gpus
 from pipelines.training.launcher import check_request, launcher_request
 
 
@@ -25,4 +27,14 @@ def check_world_size() -> int:
                 )
             ]
         )
+    check_device(requested_engine())
     return int(state.num_processes)
+
+
+def check_device(engine: Engine) -> None:
+    """Raise RecipeError for an engine that Accelerate replaces by DDP on this device."""
+    if engine is FSDP2 and PartialState().distributed_type in (
+        DistributedType.MULTI_CPU,
+        DistributedType.NO,
+    ):
+        raise RecipeError([without_gpus(engine)])
