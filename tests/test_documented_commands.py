@@ -29,7 +29,7 @@ NOT_EXECUTED = {
     r"gpt2-recipes hub": "never ends; test_wheel.py starts one",
     r"gpt2-recipes selftest": "takes 20 seconds; tests/test_selftest.py runs its checks",
     r"python scripts/benchmark\.py .*": "takes hours; tests/test_benchmark.py runs its cases",
-    r"python scripts/benchmarks/corpus\.py .*": "takes an hour; tests/test_prepared.py has its cases",
+    r"python scripts/benchmarks/corpus\.py .*": "takes an hour; see tests/test_prepared.py",
     r"rm -rf ~/.*": "deletes what the user of this machine has prepared",
     r"python scripts/benchmarks/planning\.py .*": "takes hours; tests/planning has its cases",
     r"python scripts/stock_traps\.py": "test_readme.py runs it",

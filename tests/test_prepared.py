@@ -43,7 +43,7 @@ from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import Scratch, Tokenizer
 from pipelines.tasks.base import token_ids
 from pipelines.tasks.causal_lm import CausalLM
-from pipelines.tasks.encoding import LONGEST_PIECE, cut_text
+from pipelines.tasks.encoding import LONGEST_PIECE, cut_text, encode_texts
 from pipelines.tasks.text_classification import TextClassification
 from pipelines.tokenize import prepare
 
@@ -393,12 +393,15 @@ def test_a_cache_that_cannot_be_made_is_told(tmp_path, monkeypatch):
 def test_a_long_text_is_cut_where_its_tokens_stay_the_same(tokenizer, helpdesk):
     lines = (helpdesk / "documents" / "train.jsonl").read_text().splitlines()
     text = "\n".join(json.loads(line)["text"] for line in lines) * 20
-    pieces = [*cut_text(tokenizer, text)]
+    pieces = [piece for piece, _ in cut_text(tokenizer, text)]
+    assert [ends for _, ends in cut_text(tokenizer, text)] == [*[False] * (len(pieces) - 1), True]
     assert "".join(pieces) == text
     assert len(pieces) > 1
     assert max(map(len, pieces)) <= LONGEST_PIECE
     parts = token_ids(tokenizer, pieces)
-    assert [i for part in parts for i in part] == token_ids(tokenizer, [text])[0]
+    whole = token_ids(tokenizer, [text])[0]
+    assert [i for part in parts for i in part] == whole
+    assert [*encode_texts(tokenizer, ["a", text, "b"])][1] == whole
 
 
 def test_a_tokenizer_that_begins_each_text_in_its_own_way_gets_whole_texts(tokenizer):
@@ -407,7 +410,7 @@ def test_a_tokenizer_that_begins_each_text_in_its_own_way_gets_whole_texts(token
     other = pickle.loads(pickle.dumps(tokenizer))
     other.backend_tokenizer.normalizer = normalizers.Prepend("x")
     text = "some words " * (LONGEST_PIECE // 5)
-    assert [*cut_text(other, text)] == [text]
+    assert [*cut_text(other, text)] == [(text, True)]
 
 
 def test_encoded_rows_reach_another_process(store, helpdesk, tokenizer):

@@ -19,7 +19,6 @@ from pipelines.preparing.store import Store
 from pipelines.results.files import sha256
 
 ROWS, INDEX, LINES, FILES = "rows.arrows", "rows.json", "lines.int64", "files.int64"
-EXPANSION = 4  # of compressed files, at most, to tell whether a disk has room
 
 
 def load_prepared(source: DatasetSource, store: Store) -> RawSplits:
@@ -45,8 +44,11 @@ def read_through(store: Store, files: tuple[Path, ...]) -> Examples:
     def build(folder: Path) -> None:
         with store.progress.phase("reading", f"reading {origin_of(files)} for the first time"):
             write_rows(folder, files)
+        for file, (_, before) in zip(files, key["files"], strict=True):
+            if sha256(file) != before:
+                raise DataError(f"{file} has changed while it was read. Run it again.")
 
-    return open_rows(store.folder("rows", key, build, num_bytes=EXPANSION * num_bytes), files)
+    return open_rows(store.folder("rows", key, build, num_bytes=num_bytes), files)
 
 
 def write_rows(folder: Path, files: tuple[Path, ...]) -> None:

@@ -76,6 +76,7 @@ class Store:
             time.sleep(HEAD_START)
         with explain_disk_errors(folder, num_bytes=num_bytes, advice=ADVICE):
             self.root.mkdir(parents=True, exist_ok=True)
+            folder.with_suffix(".lock").touch()
         with self._locked(folder):
             if (damage := find_damage(folder)) is None:
                 return folder

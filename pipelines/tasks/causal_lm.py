@@ -27,7 +27,7 @@ from pipelines.tasks.base import (
     to_row_results,
     token_ids,
 )
-from pipelines.tasks.encoding import encode_texts
+from pipelines.tasks.encoding import encode_pieces
 
 if TYPE_CHECKING:
     import torch
@@ -190,7 +190,7 @@ class CausalLM(Task):
         import numpy as np
 
         num_left_out, tokens = 0, np.array([documents.eos])
-        for ids in documents:
+        for ids, _ in documents.pieces():
             tokens = np.concatenate([tokens, ids])
             full = max(0, len(tokens) - 1) // (self.block_size - 1)
             for block in self.cut(tokens)[:full]:
@@ -349,10 +349,21 @@ class Documents:
     def __iter__(self) -> Iterator[Any]:
         import numpy as np
 
-        for parts in encode_texts(self.tokenizer, self.counted()):
-            ids = np.asarray([*chain(*parts), self.eos])
-            self.num_tokens += len(ids)
-            yield ids
+        pieces = []
+        for ids, ends in self.pieces():
+            pieces.append(ids)
+            if ends:
+                yield pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+                pieces = []
+
+    def pieces(self) -> Iterator[tuple[Any, bool]]:
+        """Yield the token ids of each piece of a document, and whether the document ends there."""
+        import numpy as np
+
+        for ids, ends in encode_pieces(self.tokenizer, self.counted()):
+            tokens = np.asarray([*ids, self.eos] if ends else ids, dtype=np.int64)
+            self.num_tokens += len(tokens)
+            yield tokens, ends
 
     def counted(self) -> Iterator[str]:
         """Yield the texts, and count them."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from pipelines.tasks.base import token_ids
@@ -13,55 +13,60 @@ from pipelines.tasks.base import token_ids
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-BATCH_TEXTS, BATCH_CHARACTERS = 1000, 2**21  # of a batch, whichever is reached first
+BATCH_PIECES, BATCH_CHARACTERS = 1000, 2**21  # of a batch, whichever is reached first
 LONGEST_PIECE = 2**17  # characters; longer texts are cut, so that their tokens need no more memory
 NUM_TRIES = 50  # places that a cut is tried at
 CONTEXT = 64  # characters on each side of a cut by which it is checked
 BETWEEN_WORDS = re.compile(r"(?<=[a-z])(?=\s[A-Za-z])")
 
 
-def encode_texts(
+Piece = tuple[str, bool]
+"""A piece of a text, and whether the text ends with it."""
+
+
+def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> Iterator[list[int]]:
+    """Yield the token ids of each text."""
+    before: list[int] = []
+    for ids, ends in encode_pieces(tokenizer, texts):
+        before += ids
+        if ends:
+            yield before
+            before = []
+
+
+def encode_pieces(
     tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]
-) -> Iterator[list[list[int]]]:
-    """Yield the token ids of each text, in one list or, for a long text, in several.
+) -> Iterator[tuple[list[int], bool]]:
+    """Yield the token ids of each piece of the texts, and whether its text ends with it.
 
     A fast tokenizer encodes a batch on all cores, while the batch before it is used here.
     """
     with ThreadPoolExecutor(1) as pool:
-        before: tuple[list[int], Future[list[list[int]]]] | None = None
-        for pieces in in_batches(tokenizer, texts):
-            encoded = pool.submit(token_ids, tokenizer, [each for text in pieces for each in text])
+        before: tuple[list[bool], Future[list[list[int]]]] | None = None
+        for batch in in_batches(tokenizer, texts):
+            encoded = pool.submit(token_ids, tokenizer, [piece for piece, _ in batch])
             if before is not None:
-                yield from regrouped(*before)
-            before = [len(text) for text in pieces], encoded
+                yield from zip(before[1].result(), before[0], strict=True)
+            before = [ends for _, ends in batch], encoded
         if before is not None:
-            yield from regrouped(*before)
+            yield from zip(before[1].result(), before[0], strict=True)
 
 
-def regrouped(sizes: list[int], encoded: Future[list[list[int]]]) -> Iterator[list[list[int]]]:
-    """Yield the token ids of each text, by the number of its pieces."""
-    ids = iter(encoded.result())
-    for size in sizes:
-        yield list(islice(ids, size))
-
-
-def in_batches(
-    tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]
-) -> Iterator[list[list[str]]]:
-    """Yield batches of texts, each text in its pieces."""
-    batch: list[list[str]] = []
+def in_batches(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> Iterator[list[Piece]]:
+    """Yield the pieces of the texts in batches."""
+    batch: list[Piece] = []
     size = 0
-    for text in texts:
-        batch.append([*cut_text(tokenizer, text)])
-        size += len(text)
-        if len(batch) >= BATCH_TEXTS or size >= BATCH_CHARACTERS:
+    for piece in chain.from_iterable(cut_text(tokenizer, text) for text in texts):
+        batch.append(piece)
+        size += len(piece[0])
+        if len(batch) >= BATCH_PIECES or size >= BATCH_CHARACTERS:
             yield batch
             batch, size = [], 0
     if batch:
         yield batch
 
 
-def cut_text(tokenizer: PreTrainedTokenizerBase, text: str) -> Iterator[str]:
+def cut_text(tokenizer: PreTrainedTokenizerBase, text: str) -> Iterator[Piece]:
     """Yield a long text in pieces that have the tokens of the whole.
 
     It is cut between words, where the tokenizer gives both sides alone the tokens that it gives
@@ -73,9 +78,9 @@ def cut_text(tokenizer: PreTrainedTokenizerBase, text: str) -> Iterator[str]:
         end = find_cut(tokenizer, text, start + LONGEST_PIECE // 2, start + LONGEST_PIECE)
         if end is None:
             break
-        yield text[start:end]
+        yield text[start:end], False
         start = end
-    yield text[start:]
+    yield text[start:], True
 
 
 def find_cut(tokenizer: PreTrainedTokenizerBase, text: str, start: int, end: int) -> int | None:

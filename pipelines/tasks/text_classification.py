@@ -8,7 +8,6 @@ from collections import Counter, deque
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Le, Lt
@@ -305,7 +304,7 @@ class TextClassification(Task):
                 targets.append(target)
                 yield from parts
 
-        encoded = (list(chain(*pieces)) for pieces in encode_texts(tokenizer, texts()))
+        encoded = encode_texts(tokenizer, texts())
         rows, lengths, num_cut = sinks("rows"), array("q"), 0
         eos_token_id = int(tokenizer.eos_token_id)
         for parts in zip(*[encoded] * (2 if self.text_pair_column else 1), strict=True):
