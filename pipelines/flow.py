@@ -14,7 +14,7 @@ from accelerate import PartialState
 from transformers import TrainerCallback, set_seed
 
 from pipelines.console import json_lines, say
-from pipelines.data.splits import Splits, check_splits, list_rejected, num_skipped
+from pipelines.data.splits import Splits, list_rejected, num_skipped
 from pipelines.errors import Preempted
 from pipelines.final_score import check_finite, evaluate_at_the_end, first_score, keep_weights
 from pipelines.finished import (
@@ -31,6 +31,8 @@ from pipelines.hub.publish import check_reload, publish_finished
 from pipelines.inputs import Encoded, encode, pin_and_check, read_rows
 from pipelines.log import log_to_folder
 from pipelines.models.build import build_model
+from pipelines.preparing.splits import check_prepared
+from pipelines.preparing.store import Store
 from pipelines.process import prepare_process, returning_freed_memory
 from pipelines.recipe.recipe import Recipe
 from pipelines.reporting.last_screen import print_last_screen
@@ -102,13 +104,14 @@ def run_in_folder(
     callbacks: Sequence[TrainerCallback],
 ) -> dict[str, Any]:
     """Do what `run` does, in a folder that no other run uses."""
+    store = Store(progress)
     rejected = recipe.folder / "rejected.jsonl" if PartialState().is_main_process else None
     with signals.ending(NOT_STARTED), returning_freed_memory():
         set_seed(recipe.train.seed)
         with progress.phase("reading", "reading rows"):
-            recipe, raw = read_rows(recipe)
+            recipe, raw = read_rows(recipe, store)
             finished = finished_result(recipe)
-            splits, labels = check_splits(recipe.task, raw, rejected)
+            splits, labels = check_prepared(recipe.task, raw, rejected, store)
         if finished is not None and not (recipe.overwrite and rows_changed(finished, splits)):
             return finish_again(recipe, finished, splits, signals)
         prepared = prepare(recipe, splits, labels, world_size, progress, callbacks)
@@ -241,7 +244,7 @@ def prepare(
 ) -> Prepared:
     """Encode the rows, build model and trainer, and look for the checkpoint to resume from."""
     with progress.phase("encoding", "tokenising"):
-        encoded = encode(recipe, splits, labels)
+        encoded = encode(recipe, splits, labels, Store(progress))
     train, scored = encoded.train, encoded.scored
     print_report(recipe, world_size, splits, encoded.features, encoded.warnings)
     with progress.phase("model", "loading the model"):

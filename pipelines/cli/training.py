@@ -177,6 +177,30 @@ def plan_words(words: list[str]) -> None:
     plan(*others, options=cast(PlanFlags, launch))
 
 
+def tokenize(
+    recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")],
+    /,
+    *flags: Annotated[str, tyro.conf.Positional],
+) -> None:
+    """Prepare the rows of a recipe on disk, for every run that reads the same.
+
+    The first run of a large data set does so itself. Nothing is written to the run's folder.
+
+    Args:
+        recipe: Python file with a RECIPE, a recipe.json, the folder of a run, or a shipped name.
+        flags: Flags of the recipe: `gpt2-recipes tokenize RECIPE --help` lists them.
+    """
+    from pipelines.tokenize import tokenize as tokenize_rows
+
+    tokenize_rows(recipe, flags)
+
+
+def tokenize_words(words: list[str]) -> None:
+    """Call `tokenize` with the words after it."""
+    check_recipe("tokenize", words)
+    tokenize(*words)
+
+
 def repeat(
     recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")],
     /,

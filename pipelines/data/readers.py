@@ -48,10 +48,14 @@ USUAL = {  # formats that a suffix tells
 
 @dataclass(frozen=True)
 class Opened:
-    """The rows of an open file, and notes on its format that its suffix does not tell."""
+    """The rows of an open file, and notes on its format that its suffix does not tell.
+
+    Those of Parquet and Arrow are in `batches`, each with the RecordBatch that they are.
+    """
 
     rows: Iterator[Numbered | Place]
     notes: tuple[str, ...]
+    batches: Iterator[tuple[list[Numbered], Any]] | None = None
 
 
 def read_records(file: Path) -> Iterator[Numbered]:
@@ -71,6 +75,19 @@ def read_from(file: Path, place: Place | None = None) -> Iterator[Numbered | Pla
     """
     with _opened(file, place) as opened:
         yield from opened.rows
+
+
+def read_batches(file: Path) -> Iterator[tuple[list[Numbered], Any]]:
+    """Yield the rows of `read_records` in lists, each with its RecordBatch; other formats' alone.
+
+    A text's are one at a time, with None.
+    """
+    with _opened(file) as opened:
+        if opened.batches is not None:
+            yield from opened.batches
+        for row in opened.rows:
+            if not isinstance(row, Place):
+                yield [row], None
 
 
 def read_files(files: Sequence[Path]) -> Iterator[Numbered]:
@@ -156,7 +173,9 @@ def _opened(file: Path, place: Place | None = None) -> Iterator[Opened]:
                     raise DataError(f"{file}: compressed {columnar}; decompress it.")
                 if COLUMNAR_SUFFIXES.get(suffix) != columnar:
                     notes.append(columnar)
-                yield Opened(read_columnar(file, stream, columnar, place), tuple(notes))
+                parts = read_columnar(file, stream, columnar, place)
+                batches = ((rows, batch) for _, rows, batch in parts)
+                yield Opened(_flat(parts), tuple(notes), batches)
                 return
             other = binary_format(head)
             if other is not None:
@@ -165,6 +184,16 @@ def _opened(file: Path, place: Place | None = None) -> Iterator[Opened]:
             notes += [encoding] if encoding else []
             form, rows = _read_text(file, lines, suffix, place)
             yield Opened(rows, (*notes, *form))
+
+
+def _flat(
+    parts: Iterator[tuple[Place | None, list[Numbered], Any]],
+) -> Iterator[Numbered | Place]:
+    """Yield the rows of a columnar file, each place before the rows that begin there."""
+    for begin, rows, _ in parts:
+        if begin is not None:
+            yield begin
+        yield from rows
 
 
 def _read_text(

@@ -14,11 +14,12 @@ BATCH_ROWS = 1000
 
 def read_columnar(
     file: Path, stream: IO[bytes], name: str, place: Place | None = None
-) -> Iterator[Numbered | Place]:
-    """Yield the rows of a Parquet or Arrow file, numbered from 1, from a place on.
+) -> Iterator[tuple[Place | None, list[Numbered], Any]]:
+    """Yield the rows of a Parquet or Arrow file, numbered from 1, in lists with their RecordBatch.
 
-    A row group of Parquet, and a batch of an Arrow file, begins with its place. Raise DataError for
-    a damaged file, and for a duplicated column.
+    Before them is the place of a row group of Parquet, or of a batch of an Arrow file, that begins
+    with them. They are those from `place` on. Raise DataError for a damaged file, and for a
+    duplicated column.
     """
     import pyarrow
 
@@ -30,12 +31,13 @@ def read_columnar(
         if duplicates:
             raise DataError(f"{file}: column {duplicates[0]!r} is duplicated.")
         for group, batch in batches:
-            if group is not None:
-                yield Place(group, number, number)
+            begin = None if group is None else Place(group, number, number)
+            rows: list[Numbered] = []
             for row in batch.to_pylist():
                 number += 1
                 reason = first_reason(strings(row))
-                yield number, row if reason is None else Unreadable(reason, row)
+                rows.append((number, row if reason is None else Unreadable(reason, row)))
+            yield begin, rows, batch
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file}: damaged {name} after row {number:,}: {error}") from None
 
