@@ -50,6 +50,7 @@ from pipelines.training.build import build_trainer
 from pipelines.training.checkpoints import check_space, num_trained
 from pipelines.training.identity import identity_of
 from pipelines.training.resume import delete_checkpoints, find_checkpoint
+from pipelines.training.running_engine import packed_storage
 from pipelines.training.signals import AGAIN, StopAtSignal, StopSignals
 from pipelines.training.stream_batches import check_lanes, print_drawn
 from pipelines.training.trackers import tracked
@@ -248,7 +249,7 @@ def prepare(
     train, scored = encoded.train, encoded.scored
     print_report(recipe, world_size, splits, encoded.features, encoded.warnings)
     with progress.phase("model", "loading the model"):
-        model = build_model(recipe, encoded.tokenizer, labels)
+        model = build_model(recipe, encoded.tokenizer, labels, storage=packed_storage())
         encoded.check_vocabulary(model)
         check_space(recipe, num_trained(model))
     checkpoint, identity = find_checkpoint(recipe, identity_of(recipe, splits, world_size))

@@ -31,6 +31,7 @@ from pipelines.training.engines import (
 TOLERANCE = 1e-5
 SHARDED = ("FULL_STATE_DICT", "SHARDED_STATE_DICT")
 TRAINED = [case for case in CASES if case[1] in ("full", "lora")]
+TRAINED.append(("text_classification", "4bit"))
 STEPS = 6
 
 
@@ -120,7 +121,7 @@ def recipes(checkpoint, odd_checkpoint, helpdesk):
     made = {}
     for task, name in TRAINED:
         given = make_tasks(helpdesk)[task]
-        base, schedule = (checkpoint, "linear") if name == "lora" else (odd_checkpoint, "cosine")
+        base, schedule = (checkpoint, "linear") if name != "full" else (odd_checkpoint, "cosine")
         made[f"{task}-{name}"] = Recipe(
             name=task,
             task=replace(given, dataset=replace(given.dataset, max_eval_rows=15)),
@@ -280,7 +281,8 @@ def test_what_fsdp_would_do_wrongly_is_refused(values, message):
     [
         ("8bit", {}, FSDP2, "FSDP2 cannot train an 8-bit base: .* multi_gpu or deepspeed_zero2."),
         ("8bit", {}, ZERO3, "DeepSpeed ZeRO-3 cannot train an 8-bit base"),
-        ("4bit", {}, FSDP2, "FSDP2 cannot train a 4-bit base"),
+        ("4bit", {}, ZERO3, "ZeRO-3 cannot train a 4-bit base: .* multi_gpu or fsdp2 or deep"),
+        ("4bit", {}, FSDP2, None),
         ("lora", {"optim": "adamw_bnb_8bit"}, FSDP2, "cannot train adamw_bnb_8bit"),
         ("8bit", {}, ZERO2, None),
         ("8bit", {}, DDP, None),
