@@ -24,6 +24,7 @@ from pipelines.recipe.recipe import Recipe
 from pipelines.recipe_cli import LaunchFlags, main, parse, print_help
 from pipelines.shipped import find_file
 from pipelines.terminal import EXITS, Exit, report_errors, stop
+from pipelines.training.early_errors import telling_other_machines
 from pipelines.training.launch_upstream import arguments_with_config
 from pipelines.training.launcher import check_request, default_config, read_config, read_request
 
@@ -129,7 +130,8 @@ def load_recipe(file: Path) -> Recipe:
 
 def run_file(file: Path, flags: Sequence[str]) -> None:
     """Run the recipe of a file in this process, as if the file had been called with the flags."""
-    recipe = load_recipe(file)
+    with telling_other_machines():
+        recipe = load_recipe(file)
     sys.argv = [str(file), *flags]
     main(recipe)
 

@@ -19,23 +19,29 @@ from pipelines.training.checkpoints import (
     read_marker,
 )
 from pipelines.training.identity import check_resumed, differences
+from pipelines.training.ranks import Ranks
 
 
-def find_checkpoint(recipe: Recipe, identity: dict[str, Any]) -> tuple[Path | None, dict[str, Any]]:
+def find_checkpoint(
+    recipe: Recipe, identity: dict[str, Any], ranks: Ranks
+) -> tuple[Path | None, dict[str, Any]]:
     """Return the checkpoint to resume from, if any, and what the next ones record.
 
     That is the identity, the run that they belong to and the changes when it resumed. Raise
-    RecipeError for a checkpoint of another run; with `recipe.overwrite` those are deleted.
+    RecipeError for a checkpoint of another run; with `recipe.overwrite` those are deleted. Raise
+    RankError where the ranks see other checkpoints.
     """
     checkpoints = recipe.folder / "checkpoints"
     checkpoint = newest_verified(checkpoints)
     marker = read_marker(checkpoint) if checkpoint else None
+    found = f"{checkpoint.name} of run {marker['run'][:8]}" if checkpoint and marker else None
+    ranks.compare({"checkpoint": found}, lambda _: other_checkpoint(checkpoints))
     if checkpoint is None or marker is None:
         return None, identity | {"run": uuid.uuid4().hex, "changed": []}
     before = {name: marker[name] for name in identity}
     unknown = [path for path, *_ in differences(before, identity)]
     if recipe.overwrite and not set(unknown) <= set(recipe.allow_changed):
-        PartialState().wait_for_everyone()  # every rank has seen them
+        ranks.wait()  # every rank has seen them
         if PartialState().is_main_process:
             delete_checkpoints(recipe.folder)
         return None, identity | {"run": uuid.uuid4().hex, "changed": []}
@@ -46,6 +52,14 @@ def find_checkpoint(recipe: Recipe, identity: dict[str, Any]) -> tuple[Path | No
     changed = [each | {"step": marker["step"]} for each in changed]
     record = {"run": marker["run"], "changed": [*marker["changed"], *changed]}
     return checkpoint, identity | record
+
+
+def other_checkpoint(checkpoints: Path) -> str:
+    """Return what to do where ranks see other checkpoints in their folder."""
+    return (
+        "Every machine reads the checkpoint: put --output-dir on a disk that all of them share, or "
+        f"copy {checkpoints} from the machine of rank 0 to the others, next to what is there."
+    )
 
 
 def delete_checkpoints(folder: Path, run: str | None = None) -> None:
