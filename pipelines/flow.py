@@ -47,7 +47,7 @@ from pipelines.training.build import build_trainer
 from pipelines.training.checkpoints import check_space, num_trained
 from pipelines.training.identity import identity_of
 from pipelines.training.ranks import Ranks, joined_ranks
-from pipelines.training.resume import delete_checkpoints, find_checkpoint
+from pipelines.training.resume import delete_checkpoints, find_checkpoint, is_shared
 from pipelines.training.signals import AGAIN, StopAtSignal, StopSignals
 from pipelines.training.start import start_together
 from pipelines.training.trackers import tracked
@@ -183,7 +183,7 @@ def write_statistics(recipe: Recipe, prepared: Prepared, splits: Splits) -> None
 
 def clean_up(recipe: Recipe, trainer: RecipeTrainer) -> None:
     """Delete the checkpoints of a run whose result is saved."""
-    if not PartialState().is_main_process:
+    if not trainer.args.should_save:
         return
     try:
         delete_checkpoints(recipe.folder, run=trainer.identity["run"])
@@ -238,7 +238,8 @@ def prepare(
         model = build_model(recipe, encoded.tokenizer, labels)
         encoded.check_vocabulary(model)
         check_space(recipe, num_trained(model))
-    checkpoint, identity = find_checkpoint(recipe, identity, ranks)
+    shared = is_shared(recipe.folder, ranks)
+    checkpoint, identity = find_checkpoint(recipe, identity, ranks, shared=shared)
     baseline = recipe.task.baseline(train, scored[recipe.task.dataset.reported_split])
     trainer = build_trainer(
         recipe,
@@ -250,6 +251,7 @@ def prepare(
         progress=progress,
         identity=identity,
         eval_on_start=baseline is None and checkpoint is None,
+        save_on_each_node=not shared,
         callbacks=(MetricsFile(recipe.folder), *callbacks),
     )
     return Prepared(trainer, encoded, checkpoint, baseline)

@@ -85,8 +85,7 @@ def quiet_torch_sockets() -> None:
 
     No effect after torch is imported. A level in the environment has precedence.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
 def quiet_bitsandbytes() -> None:

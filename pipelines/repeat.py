@@ -47,7 +47,8 @@ def repeat(recipe: str, flags: Sequence[str], launch_flags: RepeatFlags) -> None
     arguments = [str(file), launch_flags.seeds, *flags]
     recipes = parse_repeated(arguments)  # before seconds of imports
     if launcher.needed:
-        launcher.start("pipelines.repeat", arguments)
+        timeout = next(iter(recipes.values())).train.ddp_timeout
+        launcher.start("pipelines.repeat", arguments, timeout)
     else:
         launcher.set_environment()
         run_seeds(recipes)

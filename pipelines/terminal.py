@@ -39,7 +39,8 @@ def report_errors() -> Iterator[None]:
     Nothing else is printed of errors: bitsandbytes' warnings would come before the message.
     """
     quiet_bitsandbytes()
-    quiet_torch_sockets()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        quiet_torch_sockets()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # escape what the terminal's encoding lacks
             stream.reconfigure(errors="backslashreplace")
@@ -67,18 +68,13 @@ def message_of(error: RunError) -> list[str]:
 
 
 def unexpected(error: Exception) -> list[str]:
-    """Return the lines for an unexpected error: short if the run has logged its trace.
-
-    In a distributed run a rank that loses another one fails too, with an unhelpful error.
-    """
+    """Return the lines for an unexpected error: short if the run has logged its trace."""
     notes = getattr(error, "__notes__", [])
     lines = traceback.format_exception(error)
     if notes:
         lines = [f"{type(error).__name__}: {error}".splitlines()[0], *notes]
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         lines = [f"rank {os.environ['RANK']}: {lines[0]}", *lines[1:]]
-        if EXITS not in os.environ:
-            lines.append("If another rank ended first, the launcher names it below as root cause.")
         lines.append("Run the same command again to resume from the last checkpoint.")
     return "\n".join(lines).splitlines()
 

@@ -12,14 +12,16 @@ import json
 import os
 import runpy
 import signal
+import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from pipelines.errors import Problem, RecipeError
+from pipelines.log import quiet_torch_sockets
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe_cli import LaunchFlags, main, parse, print_help
 from pipelines.shipped import find_file
@@ -27,6 +29,9 @@ from pipelines.terminal import EXITS, Exit, report_errors, stop
 from pipelines.training.early_errors import telling_other_machines
 from pipelines.training.launch_upstream import arguments_with_config
 from pipelines.training.launcher import check_request, default_config, read_config, read_request
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 ONE_ON_CPU = {
     "compute_environment": "LOCAL_MACHINE",
@@ -67,8 +72,10 @@ def start(file: Path, flags: Sequence[str], launcher: Launcher) -> None:
         launcher.set_environment()
         run_file(file, flags)
     else:
-        parse(load_recipe(file), [str(file), *flags])  # before seconds of imports, and once
-        launcher.start("pipelines.train", [str(file), *flags])
+        recipe = parse(
+            load_recipe(file), [str(file), *flags]
+        )  # before seconds of imports, and once
+        launcher.start("pipelines.train", [str(file), *flags], recipe.train.ddp_timeout)
 
 
 @dataclass(frozen=True)
@@ -108,12 +115,12 @@ class Launcher:
         if self.config:
             set_environment(self.config)
 
-    def start(self, module: str, arguments: Sequence[str]) -> None:
+    def start(self, module: str, arguments: Sequence[str], timeout: int) -> None:
         """Run a module in the processes, and exit as the first one that failed did.
 
-        Raise RecipeError for what the launcher cannot start.
+        `timeout` is `train.ddp_timeout`. Raise RecipeError for what the launcher cannot start.
         """
-        launch([*self.words, "--module", module, *arguments])
+        launch([*self.words, "--module", module, *arguments], timeout)
 
 
 def load_recipe(file: Path) -> Recipe:
@@ -158,17 +165,18 @@ def set_environment(config: dict[str, Any]) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(psutil.cpu_count(logical=False) or 1))
 
 
-def launch(words: list[str]) -> None:
+def launch(words: list[str], timeout: int) -> None:
     """Run `accelerate launch` with its words, and exit as the first process that failed did.
 
     Raise RecipeError for what the launcher cannot start.
     """
+    quiet_torch_sockets()
     trace = io.StringIO()
     with contextlib.redirect_stderr(trace):  # the processes inherit file descriptor 2
         arguments = validated(words)
         if not arguments.multi_gpu:
             replace_process(arguments)
-        exits = start_processes(arguments)
+        exits = start_processes(arguments, timeout)
     if exits is not None:
         stop(exits.lines or trace.getvalue().splitlines(), exits.code)
 
@@ -198,17 +206,22 @@ def replace_process(arguments: Any) -> NoReturn:
     os.execve(command[0], command, environment)
 
 
-def start_processes(arguments: Any) -> Exit | None:
+def start_processes(arguments: Any, timeout: int) -> Exit | None:
     """Run the processes; return the exit of the first that failed, or None.
 
-    Torch's launcher catches signals, passes them on to the processes, and waits.
+    Torch's launcher catches signals, passes them on to the processes, and waits. It waits `timeout`
+    seconds for the launchers of the other machines.
     """
     from accelerate.commands.launch import multi_gpu_launcher
+    from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     if arguments.main_process_port is None and arguments.num_machines in (None, 1):
         arguments.main_process_port = 0  # a free port
+    conf = [arguments.rdzv_conf] if arguments.rdzv_conf else []
+    if "timeout=" not in ",".join(conf):
+        arguments.rdzv_conf = ",".join([*conf, f"timeout={timeout}"])
     arguments.shutdown_timeout = 600  # seconds for the checkpoint that a signal asks for
     with TemporaryDirectory() as folder:
         os.environ[EXITS] = folder
@@ -218,6 +231,8 @@ def start_processes(arguments: Any) -> Exit | None:
             text = f"port {arguments.main_process_port} is in use on this machine. Set another "
             text += "main_process_port in the Accelerate config, the same on all machines."
             raise RecipeError([Problem("config_file", text)]) from None
+        except DistError as error:
+            return not_together(arguments, timeout, error)
         except SignalException as error:
             end_children(error.sigval)
             text = f"stopped by {error.sigval.name}; run the same command again to resume."
@@ -225,19 +240,40 @@ def start_processes(arguments: Any) -> Exit | None:
             return first_exit(Path(folder)) or Exit(code, [text])
         except ChildFailedError as error:
             rank, failure = error.get_first_failure()
-            if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:
-                text = f"rank {rank} was ended by {failure.signal_name()}, as when memory runs "
-                return Exit(1, [f"{text}out. Run the same command again to resume."])
-            return first_exit(Path(folder)) or Exit(failure.exitcode, [])
+            return killed(rank, failure) or first_exit(Path(folder)) or Exit(failure.exitcode, [])
         finally:
             del os.environ[EXITS]
     return None
 
 
+def not_together(arguments: Any, timeout: int, error: Exception) -> Exit:
+    """Return the exit where the launchers of several machines have not found each other."""
+    host, port = arguments.main_process_ip, arguments.main_process_port
+    text = f"{arguments.num_machines} machines did not come together at {host} port {port} within "
+    text += f"{timeout} s (--train.ddp-timeout). Start the command on every machine, each with a "
+    text += f"machine_rank of its own, where {host} can be reached."
+    return Exit(75, [text, f"torch says on {socket.gethostname()}: {str(error).splitlines()[0]}"])
+
+
+def killed(rank: int, failure: ProcessFailure) -> Exit | None:
+    """Return the exit of a run of which a signal killed a process, or None."""
+    if failure.exitcode >= 0 or failure.exitcode == -signal.SIGTERM:
+        return None
+    text = f"rank {rank} on {socket.gethostname()} was ended by {failure.signal_name()}"
+    again = "Run the same command again to resume."
+    if failure.exitcode == -signal.SIGKILL:
+        return Exit(75, [f"{text}, as when memory runs out. {again}"])
+    return Exit(1, [f"{text}. {again}"])
+
+
 def first_exit(folder: Path) -> Exit | None:
-    """Return the exit that the first failed process wrote, if one did."""
+    """Return the exit that the first failed process wrote, if one did.
+
+    Processes that another one has ended come after that one.
+    """
     files = sorted(folder.glob("*.json"))
-    return Exit(**json.loads(files[0].read_text(encoding="utf-8"))) if files else None
+    exits = [Exit(**json.loads(file.read_text(encoding="utf-8"))) for file in files]
+    return min(exits, key=lambda each: each.secondhand, default=None)
 
 
 def end_children(number: signal.Signals) -> None:

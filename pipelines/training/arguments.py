@@ -54,6 +54,7 @@ def training_arguments(recipe: Recipe, kind: type[Arguments], **options: Any) ->
         metric_for_best_model=best_metric,
         greater_is_better=None if best_metric is None else recipe.task.metrics[best_metric],
         seed=train.seed,
+        ddp_timeout=train.ddp_timeout,
         use_cpu=PartialState().device.type == "cpu",
         dataloader_num_workers=train.dataloader_num_workers,
         dataloader_pin_memory=torch.cuda.is_available(),

@@ -14,15 +14,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from pipelines.collectives_upstream import is_communication_error
 from pipelines.errors import RankError, RunError
 from pipelines.log import LOG
 from pipelines.terminal import message_of, stop_now
 from pipelines.training.identity import differences
 from pipelines.training.rank_board import Board, Ended, RankState, has_ended, own_state
-from pipelines.training.rank_upstream import is_communication_error
 
-SILENCE = 0.75  # of the time-out, so that every rank has ended within it
-GRACE = 5.0  # seconds that the work of a rank has to end by itself
+SILENCE = 0.6  # of the time-out, so that every rank has ended within it
+GRACE = 3.0  # seconds that the work of a rank has to end by itself
 HINTED_SILENCE = 6.0  # seconds without a sign of life, once a collective has failed
 ANSWER = 2.0  # seconds in which a rank with the same error tells it
 PATIENCE = 6.0  # seconds for the others to hear of an error
@@ -93,8 +93,8 @@ class Ranks:
         lines: dict[str, str] = {}
         for rank in range(1, len(of_all)):
             for path, first, other in differences(of_all[0], of_all[rank]):
-                text = f"{path}: {self._name(rank)} has {shown(other)}, "
-                text += f"{self._name(0)} has {shown(first)}. {(advice or advice_for)(path)}"
+                text = f"{path}: {self.name(rank)} has {shown(other)}, "
+                text += f"{self.name(0)} has {shown(first)}. {(advice or advice_for)(path)}"
                 lines.setdefault(path, text)
         if lines:
             raise RankError(list(lines.values()), 2)
@@ -182,15 +182,29 @@ class Ranks:
             return RankError([f"{text}{store_name(board)} does not answer. {AGAIN}"], RESUMABLE)
         return RankError([f"{text}Started: {', '.join(map(str, there))}. {AGAIN}"], RESUMABLE)
 
+    def name(self, rank: int) -> str:
+        """Return a rank as a message names it: "rank 1 on node-b"."""
+        if self.board is None:
+            return f"rank {rank}"
+        own = self.board.own
+        return str(own if rank == own.rank else self.board.states[rank])
+
+    def on_other_machines(self) -> list[int]:
+        """Return the ranks that are on another machine than rank 0."""
+        if self.board is None:
+            return []
+        states = self.board.states | {self.board.own.rank: self.board.own}
+        first = states[0]
+        return [
+            rank
+            for rank, state in sorted(states.items())
+            if (state.host, state.machine) != (first.host, first.machine)
+        ]
+
     def _notes_of(self, rank: int) -> dict[str, Any]:
         assert self.board is not None
         state = self.board.states.get(rank)
         return {} if state is None else state.notes
-
-    def _name(self, rank: int) -> str:
-        assert self.board is not None
-        board = self.board
-        return str(board.own if rank == board.own.rank else board.states[rank])
 
     def _wait(self, done: Callable[[], object]) -> None:
         """Wait for what the board is to show. Raise the verdict if there is one first."""
@@ -276,7 +290,8 @@ class Ranks:
                 self.verdict = verdict
                 board.changed.notify_all()
             if not self._closing.wait(GRACE):
-                LOG.error("%s", verdict)
+                if LOG.handlers:
+                    LOG.error("%s", verdict)
                 board.stop(patience=1.0)
                 stop_now(verdict.lines, verdict.exit_code, everywhere=verdict.speaks)
 

@@ -24,7 +24,7 @@ from pipelines.training.loaders import ROW, TOKENS, Collate, WithRowNumbers, dat
 from pipelines.training.parts import ScoredSplit, no_metrics
 from pipelines.training.row_order import RowOrder
 from pipelines.training.throughput import Throughput
-from pipelines.training.upstream import HookedTrainer
+from pipelines.training.upstream import HookedTrainer, save_on_every_caller
 
 MAX_NAMED = 16  # rows of a failed step that a message names
 
@@ -52,6 +52,8 @@ class RecipeTrainer(HookedTrainer):
         `eval_collator`.
         """
         super().__init__(compute_metrics=no_metrics, **options)
+        if self.args.save_on_each_node:
+            save_on_every_caller(self.model)
         self.identity = identity
         self.splits = splits
         self.describe_row = describe_row
@@ -180,12 +182,12 @@ class RecipeTrainer(HookedTrainer):
         message = "The checkpoint before it is whole; run the same command again to resume from it."
         full_disk = explain_disk_errors(checkpoint, num_bytes=num_bytes, advice=message)
         with self.progress.phase("saving"), full_disk:
-            if self.accelerator.is_main_process:
+            if self.args.should_save:
                 (checkpoint / MARKER).unlink(missing_ok=True)
             self.accelerator.wait_for_everyone()
             yield
             self.accelerator.wait_for_everyone()
-            if self.accelerator.is_main_process:
+            if self.args.should_save:
                 mark_complete(checkpoint, self.identity, best_step=self.state.best_global_step)
                 rotate(folder)
         self.accelerator.wait_for_everyone()

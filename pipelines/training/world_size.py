@@ -12,9 +12,9 @@ import psutil
 import torch
 from accelerate import PartialState
 
+from pipelines.collectives_upstream import is_communication_error
 from pipelines.errors import Problem, RecipeError
 from pipelines.training.launcher import check_request, launcher_request
-from pipelines.training.rank_upstream import is_communication_error
 
 INTERFACE = "GLOO_SOCKET_IFNAME"
 """Environment variable with the network interface of gloo, torch's backend on CPUs."""
