@@ -217,12 +217,18 @@ def start_processes(arguments: Any, timeout: int) -> Exit | None:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    from pipelines.training.rank_board import wait_for_port
+
     if arguments.main_process_port is None and arguments.num_machines in (None, 1):
         arguments.main_process_port = 0  # a free port
     conf = [arguments.rdzv_conf] if arguments.rdzv_conf else []
     if "timeout=" not in ",".join(conf):
         arguments.rdzv_conf = ",".join([*conf, f"timeout={timeout}"])
     arguments.shutdown_timeout = 600  # seconds for the checkpoint that a signal asks for
+    if follows(arguments) and not wait_for_port(
+        arguments.main_process_ip, arguments.main_process_port, timeout
+    ):
+        return not_together(arguments, timeout)
     with TemporaryDirectory() as folder:
         os.environ[EXITS] = folder
         try:
@@ -231,8 +237,8 @@ def start_processes(arguments: Any, timeout: int) -> Exit | None:
             text = f"port {arguments.main_process_port} is in use on this machine. Set another "
             text += "main_process_port in the Accelerate config, the same on all machines."
             raise RecipeError([Problem("config_file", text)]) from None
-        except DistError as error:
-            return not_together(arguments, timeout, error)
+        except DistError:
+            return not_together(arguments, timeout)
         except SignalException as error:
             end_children(error.sigval)
             text = f"stopped by {error.sigval.name}; run the same command again to resume."
@@ -246,13 +252,18 @@ def start_processes(arguments: Any, timeout: int) -> Exit | None:
     return None
 
 
-def not_together(arguments: Any, timeout: int, error: Exception) -> Exit:
+def follows(arguments: Any) -> bool:
+    """Tell whether this launcher joins that of another machine."""
+    return (arguments.num_machines or 1) > 1 and int(arguments.machine_rank or 0) > 0
+
+
+def not_together(arguments: Any, timeout: int) -> Exit:
     """Return the exit where the launchers of several machines have not found each other."""
     host, port = arguments.main_process_ip, arguments.main_process_port
     text = f"{arguments.num_machines} machines did not come together at {host} port {port} within "
     text += f"{timeout} s (--train.ddp-timeout). Start the command on every machine, each with a "
     text += f"machine_rank of its own, where {host} can be reached."
-    return Exit(75, [text, f"torch says on {socket.gethostname()}: {str(error).splitlines()[0]}"])
+    return Exit(75, [text])
 
 
 def killed(rank: int, failure: ProcessFailure) -> Exit | None:

@@ -59,10 +59,10 @@ def build_trainer(
 
     `scored` has the rows of each split that it can score: "eval", by which it evaluates during the
     training, and "test" if there is one. `progress` shows what it does. Its checkpoints store
-    `identity`, so that a run resumes only its own checkpoints. `arguments` are TrainingArguments that
-    the recipe does not decide. With `eval_on_start` training begins with an evaluation: to call
-    `evaluate` before `train` instead would leave the processes of a run unsynchronised, since the
-    model then counts as prepared.
+    `identity`, so that a run resumes only its own checkpoints. `arguments` are TrainingArguments
+    that the recipe does not decide. With `eval_on_start` training begins with an evaluation: to
+    call `evaluate` before `train` instead would leave the processes of a run unsynchronised, since
+    the model then counts as prepared.
 
     transformers' own losses are not normalised so: classification gradients grow with accumulation
     and with processes, and the language-model loss shrinks; `compute_loss_func` replaces them.

@@ -104,6 +104,22 @@ def address_towards(host: str, port: int) -> str:
         return ""
 
 
+def wait_for_port(host: str, port: int, timeout: float) -> bool:
+    """Wait until something listens at a port; return False after the time-out.
+
+    torch's store would wait too, and print a stack of C++ at the end.
+    """
+    until = time.monotonic() + timeout
+    while time.monotonic() < until:
+        try:
+            socket.create_connection((host, port), timeout=1.0).close()
+        except OSError:
+            time.sleep(0.2)
+        else:
+            return True
+    return False
+
+
 def has_ended(state: RankState, own: RankState) -> bool:
     """Tell whether the process of a rank has ended, where this rank can see it."""
     if state.machine != own.machine:
@@ -184,6 +200,8 @@ class Board:
         """Return the store: the launcher's, or that of rank 0 where ranks have no launcher."""
         host, port = self.address
         hosts = self.own.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+        if not hosts and not wait_for_port(host, port, self.timeout):
+            raise TimeoutError("nothing listens there")
         return dist.TCPStore(  # type: ignore[attr-defined] # torch re-exports it implicitly
             host,
             port,
