@@ -118,7 +118,8 @@ def run_in_folder(
     metrics["seconds"] = round(progress.elapsed(), 1)
     trainer = prepared.trainer
     with progress.phase("saving", "saving the result"):
-        save(trainer, replace(finished_run, metrics=metrics, timing=progress.timing()))
+        finished_run = replace(finished_run, metrics=metrics, timing=progress.timing())
+        save(trainer, finished_run, trainer.whole_state())
     print_score(recipe.name, metrics)
     clean_up(recipe, trainer)
     try_to_report(recipe.folder)
@@ -197,11 +198,13 @@ def publish_reloaded(
 ) -> None:
     """Publish a result that gives the logits of the trained model when it is loaded."""
     with signals.ending(not_published(recipe.folder)):
+        with prepared.trainer.whole_model() as trained:
+            if PartialState().is_main_process:
+                pad_token_id = int(prepared.encoded.tokenizer.pad_token_id or 0)
+                rows = prepared.trainer.splits["eval"].features.dataset[:8]
+                batch = recipe.task.collate(pad_token_id)(rows)
+                check_reload(trained, prepared.trainer.accelerator, recipe.folder, batch)
         if PartialState().is_main_process:
-            pad_token_id = int(prepared.encoded.tokenizer.pad_token_id or 0)
-            rows = prepared.trainer.splits["eval"].features.dataset[:8]
-            batch = recipe.task.collate(pad_token_id)(rows)
-            check_reload(prepared.trainer, recipe.folder, batch)
             publish_finished(recipe.folder, push_to, public=recipe.public)
 
 

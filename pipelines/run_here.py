@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,8 +14,7 @@ from pipelines.errors import Problem, RecipeError
 from pipelines.recipe_cli import LaunchFlags, RunFlags, parse, print_help
 from pipelines.shipped import find_file
 from pipelines.train import Launcher, load_recipe, start
-
-VISIBLE = "CUDA_VISIBLE_DEVICES"
+from pipelines.training.launcher import VISIBLE, count_gpus
 
 
 def run_here(recipe: str, flags: Sequence[str], run_flags: RunFlags) -> None:
@@ -56,20 +53,6 @@ def too_many(num_gpus: int, visible: int) -> str:
     there = f"this machine shows {visible or 'none'}{shown}"
     fewer = f"--gpus {visible}, or --gpus 0 for the CPU" if visible else "--gpus 0 for the CPU"
     return f"{num_gpus} requested, and {there}. Use {fewer}."
-
-
-def count_gpus() -> int:
-    """Return the number of GPUs that a run can use."""
-    listed = os.environ.get(VISIBLE)
-    if listed is not None and listed.strip() in ("", "-1"):
-        return 0
-    if shutil.which("nvidia-smi"):
-        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True)
-        count = sum(line.startswith("GPU ") for line in done.stdout.splitlines())
-        return count if listed is None else min(count, len(listed.split(",")))
-    import torch
-
-    return torch.accelerator.device_count() if torch.accelerator.is_available() else 0
 
 
 def accelerate_command(file: Path, flags: Sequence[str], launcher: Launcher) -> str:

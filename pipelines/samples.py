@@ -48,8 +48,9 @@ class Sampler:
 
     def write_before(self) -> None:
         """Replace the file by the samples before training."""
-        if PartialState().is_main_process:
-            self.write(self.samples("before"))
+        with self.trainer.whole_model() as model:
+            if PartialState().is_main_process:
+                self.write(self.samples("before", model))
 
     def write_after(self, reported: str, results: Sequence[RowResult]) -> None:
         """Add the samples after training, and the texts of the worst and best rows.
@@ -57,9 +58,11 @@ class Sampler:
         `results` are those of the split `reported`. Lines of another run, and of an end that was
         interrupted, are dropped.
         """
-        if PartialState().is_main_process:
-            before = [line for line in self.read() if line["when"] == "before"]
-            self.write([*before, *self.samples("after"), *self.ranked_rows(reported, results)])
+        with self.trainer.whole_model() as model:
+            if PartialState().is_main_process:
+                before = [line for line in self.read() if line["when"] == "before"]
+                ranked = self.ranked_rows(reported, results)
+                self.write([*before, *self.samples("after", model), *ranked])
 
     def read(self) -> list[dict[str, Any]]:
         """Return the lines of this run."""
@@ -79,10 +82,9 @@ class Sampler:
             unfinished.write_text(text, encoding="utf-8")
             unfinished.replace(folder / SAMPLES)
 
-    def samples(self, when: str) -> list[dict[str, Any]]:
-        """Return what the model says now, of each row with its location, input and reference."""
+    def samples(self, when: str, model: Any) -> list[dict[str, Any]]:
+        """Return what a model says, of each row with its location, input and reference."""
         task, progress = self.trainer.splits["eval"].task, self.trainer.progress
-        model = self.trainer.accelerator.unwrap_model(self.trainer.model, keep_torch_compile=False)
         with self.trainer.compute_loss_context_manager(), progress.phase("samples", "sampling"):
             rows = self.predicted(task, model) if task.head else self.continued(task, model)
         return [{"when": when, **row} for row in rows]

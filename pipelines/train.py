@@ -27,8 +27,15 @@ from pipelines.recipe_cli import LaunchFlags, main, parse, print_help
 from pipelines.shipped import find_file
 from pipelines.terminal import EXITS, Exit, report_errors, stop
 from pipelines.training.early_errors import telling_other_machines
+from pipelines.training.engines import FSDP2, Engine, requested_engine, without_gpus
 from pipelines.training.launch_upstream import arguments_with_config
-from pipelines.training.launcher import check_request, default_config, read_config, read_request
+from pipelines.training.launcher import (
+    check_request,
+    count_gpus,
+    default_config,
+    read_config,
+    read_request,
+)
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
@@ -104,11 +111,19 @@ class Launcher:
 
     @property
     def words(self) -> list[str]:
-        """Return the launcher's flags."""
+        """Return the launcher's flags.
+
+        Where neither flags nor config have a number of processes, there is one for each GPU.
+        """
         words = [] if self.config_file is None else ["--config_file", str(self.config_file)]
-        return words + (
-            [] if self.num_processes is None else ["--num_processes", str(self.num_processes)]
-        )
+        number = self.num_processes
+        if number is None and self.config.get("use_cpu") is False:
+            number = self.config.get("num_processes") or self.num_on_all_machines()
+        return words + ([] if number is None else ["--num_processes", str(number)])
+
+    def num_on_all_machines(self) -> int:
+        """Return a process for each GPU that is visible here, times the number of machines."""
+        return max(1, count_gpus()) * int(self.config.get("num_machines") or 1)
 
     def set_environment(self) -> None:
         """Set what `accelerate launch` sets for one process on the CPU."""
@@ -174,7 +189,7 @@ def launch(words: list[str], timeout: int) -> None:
     trace = io.StringIO()
     with contextlib.redirect_stderr(trace):  # the processes inherit file descriptor 2
         arguments = validated(words)
-        if not arguments.multi_gpu:
+        if not starts_several(arguments):
             replace_process(arguments)
         exits = start_processes(arguments, timeout)
     if exits is not None:
@@ -191,11 +206,39 @@ def validated(words: list[str]) -> Any:
         arguments = arguments_with_config(words)
     except ValueError as error:
         raise RecipeError([Problem("config_file", str(error))]) from None
-    if not arguments.multi_gpu and arguments.num_processes > 1:
+    check_options(arguments)
+    if not starts_several(arguments) and arguments.num_processes > 1:
         text = f"{arguments.num_processes} processes need a config that starts them. On a CPU use "
         text += "--config-file cpu_2_processes."
         raise RecipeError([Problem("num_processes", text)])
     return arguments
+
+
+def engine_for(arguments: Any) -> Engine:
+    """Return the engine that the launcher would request of its processes.
+
+    Raise RecipeError for a kind of it that this project does not support.
+    """
+    options = {
+        "ACCELERATE_USE_FSDP": arguments.use_fsdp,
+        "FSDP_VERSION": arguments.fsdp_version,
+        "FSDP_STATE_DICT_TYPE": arguments.fsdp_state_dict_type,
+        "FSDP_CPU_RAM_EFFICIENT_LOADING": arguments.fsdp_cpu_ram_efficient_loading,
+        "WORLD_SIZE": arguments.num_processes if starts_several(arguments) else 1,
+    }
+    return requested_engine({name: str(value) for name, value in options.items()})
+
+
+def check_options(arguments: Any) -> None:
+    """Raise RecipeError for options of an engine that would train wrongly, or not at all."""
+    engine = engine_for(arguments)
+    if engine is FSDP2 and arguments.use_cpu:
+        raise RecipeError([without_gpus(engine)])
+
+
+def starts_several(arguments: Any) -> bool:
+    """Tell whether the launcher starts processes that work together, and be it one."""
+    return bool(arguments.multi_gpu or arguments.use_fsdp) and not arguments.cpu
 
 
 def replace_process(arguments: Any) -> NoReturn:

@@ -67,14 +67,13 @@ REFUSED = [
     (["--gpu_ids", "0"], {}, f"--gpu_ids 0 {GPU}"),
     ([], {"ACCELERATE_MIXED_PRECISION": "fp16"}, "mixed_precision fp16 needs a GPU"),
     (["--mixed_precision", "fp8"], {}, "mixed_precision fp8 needs a GPU"),
-    (["--use_fsdp"], {}, "--use_fsdp asks for FSDP, which this project does not support yet"),
+    (["--use_megatron_lm"], {}, "--use_megatron_lm asks for Megatron-LM, which .* not support"),
     (["--use_deepspeed"], {}, "--use_deepspeed asks for DeepSpeed"),
-    ([], {"ACCELERATE_USE_FSDP": "true"}, "ACCELERATE_USE_FSDP asks for FSDP"),
     ([], {"ACCELERATE_USE_DEEPSPEED": "true"}, "ACCELERATE_USE_DEEPSPEED asks for DeepSpeed"),
     ([], {"ACCELERATE_USE_MEGATRON_LM": "true"}, "asks for Megatron-LM"),
 ]
 WRITTEN = [
-    ({"distributed_type": "FSDP", "use_cpu": "true"}, "config.yaml asks for FSDP"),
+    ({"distributed_type": "FSDP", "use_cpu": "false"}, f"config.yaml {GPU}"),
     ({"distributed_type": "DEEPSPEED", "use_cpu": "true"}, "config.yaml asks for DeepSpeed"),
     ({"distributed_type": "MEGATRON_LM"}, "config.yaml asks for Megatron-LM"),
     ({"distributed_type": "MULTI_GPU"}, f"config.yaml {GPU}"),
@@ -226,7 +225,7 @@ def test_help_and_wrong_flags_come_before_torch(tmp_path):
     assert (done.returncode, done.stderr[:19]) == (2, "--num-processes: 0 ")
     done = train("helpdesk_pretrain", "--config-file", "no.yaml", cwd=tmp_path, **blocked)
     assert done.returncode == 2
-    shipped = "cpu, cpu_2_processes, multi_gpu, single_gpu"
+    shipped = "cpu, cpu_2_processes, fsdp2, multi_gpu, multi_node_ddp, multi_node_fsdp2, single_gpu"
     message = f"'no.yaml' is no file and no shipped Accelerate config. Shipped: {shipped}."
     assert done.stderr == f"--config-file: {message}\n"
 

@@ -8,7 +8,8 @@ from types import ModuleType
 from pipelines.doctor.finding import Finding
 from pipelines.errors import RecipeError
 from pipelines.recipe_cli import LaunchFlags
-from pipelines.train import Launcher, validated
+from pipelines.train import Launcher, engine_for, validated
+from pipelines.training.engines import ONE_PROCESS
 
 NAME = "launch"
 
@@ -22,16 +23,17 @@ def launch(torch: ModuleType, config_file: Path | None) -> Finding:
         launcher = Launcher.of(LaunchFlags(config_file=config_file))
         if launcher.config_file is None:
             return without_config(torch)
-        arguments = validated(["--config_file", str(launcher.config_file), "recipe.py"])
+        arguments = validated([*launcher.words, "recipe.py"])
+        engine = engine_for(arguments)
     except RecipeError as error:
         return Finding(NAME, " ".join(each.message for each in error.problems), "problem")
-    processes = arguments.num_processes if arguments.multi_gpu else 1
+    processes = 1 if engine is ONE_PROCESS else arguments.num_processes
     on_cpu = bool(arguments.cpu or arguments.use_cpu) or not torch.accelerator.is_available()
     device = "the CPU" if on_cpu else f"{processes} GPU{'s' * (processes > 1)}"
     precision = arguments.mixed_precision or "no"
     text = f"{launcher.config_file}: {count(processes)} on {device}, "
     text += f"{'fp32' if precision == 'no' else precision}"
-    text += ", DDP" if processes > 1 else ""
+    text += "" if engine is ONE_PROCESS else f", {engine.name}"
     available = torch.accelerator.device_count()
     if not on_cpu and processes > available:
         fix = f"Use --num-processes {available}; {available} can be seen."

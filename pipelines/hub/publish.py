@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError
-from transformers import Trainer
 
 from pipelines.console import console
 from pipelines.errors import Problem, PublishError, RecipeError
@@ -152,16 +152,17 @@ def read_publishable_result(folder: Path) -> tuple[Recipe, dict[str, Any]]:
     return replace(recipe, task=replace(recipe.task, dataset=source)), sidecar
 
 
-def check_reload(trainer: Trainer, folder: Path, batch: dict[str, torch.Tensor]) -> None:
+def check_reload(
+    trained: Any, accelerator: Accelerator, folder: Path, batch: dict[str, torch.Tensor]
+) -> None:
     """Raise RuntimeError unless the result on disk gives the logits of the trained model.
 
     `batch` is a collated batch; its labels are ignored.
     """
-    trained: Any = trainer.accelerator.unwrap_model(trainer.model)
     logits = []
     for model in (trained.eval(), load_result(folder).model):
         inputs = {k: v.to(trained.device) for k, v in batch.items() if k != "labels"}
-        with torch.inference_mode(), trainer.accelerator.autocast():
+        with torch.inference_mode(), accelerator.autocast():
             outputs = model(**inputs)
         each = [value.float() for name, value in outputs.items() if name.endswith("logits")]
         logits.append(torch.stack(each))

@@ -66,6 +66,7 @@ def continue_prompts(
                 generation_config=generation_config(options, room, eos, unknown),
                 logits_processor=draws(options, [prompts[row] for row in rows], seed),
                 streamer=streamer,
+                synced_gpus=False,  # this process has all weights; the others write other texts
             )
             for row, tokens in zip(rows, written[:, longest:].tolist(), strict=True):
                 ended = eos in tokens

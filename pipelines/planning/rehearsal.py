@@ -238,7 +238,8 @@ def load_and_score(
     """
     recipe = finished.recipe
     collate = recipe.task.collate(int(finished.tokenizer.pad_token_id or 0))
-    check_reload(trainer, recipe.folder, collate(scored.dataset[:8]))
+    with trainer.whole_model() as trained:
+        check_reload(trained, trainer.accelerator, recipe.folder, collate(scored.dataset[:8]))
     loaded = load_result(recipe.folder)
     started = time.perf_counter()
     metrics = score_features(loaded, scored)

@@ -71,14 +71,20 @@ def sha256(file: Path) -> str:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
-def entries(folder: Path, *, without: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    """Return size and SHA-256 of each file in a folder, after it has reached the disk."""
+def entries(
+    folder: Path, *, without: tuple[str, ...], subfolders: bool = False
+) -> dict[str, dict[str, Any]]:
+    """Return size and SHA-256 of each file in a folder, after it has reached the disk.
+
+    Those of `subfolders` are listed by their path in the folder.
+    """
     listed = {}
-    for file in sorted(folder.iterdir()):
-        if file.is_file() and file.name not in without:
+    for file in sorted(folder.rglob("*") if subfolders else folder.iterdir()):
+        name = file.relative_to(folder).as_posix()
+        if file.is_file() and name not in without:
             with file.open("rb") as written:
                 os.fsync(written.fileno())
-            listed[file.name] = {"size": file.stat().st_size, "sha256": sha256(file)}
+            listed[name] = {"size": file.stat().st_size, "sha256": sha256(file)}
     return listed
 
 
@@ -113,15 +119,24 @@ def damage_of_file(file: Path, recorded: dict[str, Any]) -> str | None:
     return None
 
 
-def is_list_of_files(value: Any) -> bool:
-    """Tell whether a value read from JSON maps file names to sizes and hashes."""
+def is_list_of_files(value: Any, *, subfolders: bool = False) -> bool:
+    """Tell whether a value read from JSON maps file names to sizes and hashes.
+
+    With `subfolders` a name may be a path that stays inside of its folder.
+    """
     return isinstance(value, dict) and all(
-        Path(name).name == name
+        (Path(name).name == name or (subfolders and stays_inside(name)))
         and isinstance(entry, dict)
         and type(entry.get("size")) is int
         and isinstance(entry.get("sha256"), str)
         for name, entry in value.items()
     )
+
+
+def stays_inside(name: str) -> bool:
+    """Tell whether a path is relative, and leads out of no folder."""
+    path = Path(name)
+    return not path.is_absolute() and ".." not in path.parts and path.as_posix() == name
 
 
 def write_manifest(folder: Path, sidecar: dict[str, Any] | None = None) -> None:

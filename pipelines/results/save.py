@@ -50,12 +50,14 @@ class FinishedRun:
     tuned: dict[str, Any] = field(default_factory=dict)
 
 
-def save(trainer: Trainer, finished: FinishedRun) -> Path:
+def save(
+    trainer: Trainer, finished: FinishedRun, state: dict[str, torch.Tensor] | None = None
+) -> Path:
     """Write a result and put it in the place of the one before, whole; return its folder.
 
-    Rank 0 alone writes. The result has the adapter or the model, the tokenizer, recipe.json,
-    task.json, predictions.jsonl and the curve. Raise CheckpointError for an error of the disk; the
-    result before it is then still whole.
+    Rank 0 alone writes; `state` has the weights where its model has only a part of them. The result
+    has the adapter or the model, the tokenizer, recipe.json, task.json, predictions.jsonl and the
+    curve. Raise CheckpointError for an error of the disk; the result before it is then still whole.
     """
     recipe = finished.recipe
     folder = recipe.folder
@@ -68,7 +70,7 @@ def save(trainer: Trainer, finished: FinishedRun) -> Path:
         )
         num_bytes = sum(p.numel() * p.element_size() for p in saved)
         with explain_disk_errors(folder, num_bytes=num_bytes, advice=advice):
-            write_result(make_stage(folder), trainer, finished)
+            write_result(make_stage(folder), trainer, finished, state)
         advice = "The same command puts the new result in place."
         with explain_disk_errors(folder, num_bytes=0, advice=advice):
             install_staged_result(folder)
@@ -76,13 +78,18 @@ def save(trainer: Trainer, finished: FinishedRun) -> Path:
     return folder
 
 
-def write_result(stage: Path, trainer: Trainer, finished: FinishedRun) -> None:
+def write_result(
+    stage: Path,
+    trainer: Trainer,
+    finished: FinishedRun,
+    state: dict[str, torch.Tensor] | None,
+) -> None:
     """Write the files of a result to an empty folder, task.json last."""
     recipe, tokenizer = finished.recipe, finished.tokenizer
     model = trainer.accelerator.unwrap_model(trainer.model)
     if recipe.lora is None:
         model.config.use_cache = True
-    model.save_pretrained(stage)
+    model.save_pretrained(stage, state_dict=state)
     (stage / "README.md").unlink(missing_ok=True)  # PEFT's; `publish` writes the card
     tokenizer.save_pretrained(stage)
     compact_tokenizer_file(tokenizer, stage)

@@ -27,7 +27,6 @@ def training_arguments(recipe: Recipe, kind: type[Arguments], **options: Any) ->
     best_metric = None
     if train.chooses:
         best_metric = train.metric_for_best or next(iter(recipe.task.metrics))
-    cosine = train.lr_scheduler_type == "cosine"
     return kind(
         output_dir=str(recipe.folder / "checkpoints"),
         per_device_train_batch_size=per_device,
@@ -37,8 +36,7 @@ def training_arguments(recipe: Recipe, kind: type[Arguments], **options: Any) ->
         num_train_epochs=train.num_train_epochs,
         max_steps=train.max_steps or -1,
         warmup_steps=train.warmup_steps,
-        lr_scheduler_type="cosine_with_min_lr" if cosine else train.lr_scheduler_type,
-        lr_scheduler_kwargs={"min_lr": train.min_learning_rate} if cosine else None,
+        **schedule(train),
         optim="adamw_torch_fused" if train.optim == "muon" else train.optim,
         weight_decay=train.weight_decay,
         adam_beta1=train.adam_beta1,
@@ -67,6 +65,17 @@ def training_arguments(recipe: Recipe, kind: type[Arguments], **options: Any) ->
         report_to="none",
         **options,
     )
+
+
+def schedule(train: Train) -> dict[str, Any]:
+    """Return the learning rate schedule.
+
+    The minimum of a cosine is a fraction: DeepSpeed's optimizer does not know the learning rate.
+    """
+    if train.lr_scheduler_type != "cosine":
+        return {"lr_scheduler_type": train.lr_scheduler_type}
+    minimum = {"min_lr_rate": train.min_learning_rate / train.learning_rate}
+    return {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": minimum}
 
 
 def split_batch(train: Train, num_processes: int) -> tuple[int, int]:

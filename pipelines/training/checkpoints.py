@@ -15,6 +15,7 @@ from pipelines.console import say
 from pipelines.errors import CheckpointError, Problem, RecipeError
 from pipelines.recipe.recipe import Recipe
 from pipelines.results.files import damage_of_file, entries, is_list_of_files, write_whole
+from pipelines.training.engines import ORDINARY
 
 MARKER = "COMPLETE.json"
 KEPT = 2  # verified checkpoints that rotation leaves
@@ -28,7 +29,7 @@ def mark_complete(
 
     `best_step` is the step of the best evaluation until then, whose checkpoint is kept.
     """
-    files = entries(checkpoint, without=(MARKER,))
+    files = entries(checkpoint, without=(MARKER,), subfolders=True)
     record = {"step": step_of(checkpoint), "best_step": best_step, "files": files}
     write_whole(checkpoint / MARKER, identity | record)
 
@@ -39,14 +40,14 @@ def read_marker(checkpoint: Path) -> dict[str, Any] | None:
         marker = json.loads((checkpoint / MARKER).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
-    if not isinstance(marker, dict) or not is_list_of_files(marker.get("files")):
+    if not isinstance(marker, dict) or not is_list_of_files(marker.get("files"), subfolders=True):
         return None
     if any(not isinstance(marker.get(name), kind) for name, kind in RECORDED.items()):
         return None
     changed = marker.get("changed")
     if not isinstance(changed, list) or marker.get("step") != step_of(checkpoint):
         return None
-    return marker
+    return {"checkpoint_format": ORDINARY} | marker  # older ones do not name it
 
 
 def step_of(checkpoint: Path) -> int:

@@ -13,6 +13,7 @@ from pipelines.data.stream import Stream
 from pipelines.errors import Problem, RecipeError
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.schema import suggest, to_json_value
+from pipelines.training.engines import checkpoint_format
 
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
 DATA = ("data.train", "data.eval", "data.test")
@@ -50,6 +51,7 @@ RESUMABLE: dict[str, str | None] = {
     "train.dataloader_num_workers": None,
     "train.torch_compile": None,
     "world_size": None,
+    "checkpoint_format": "it is the form in which another engine wrote the checkpoint",
     "versions": None,
     "train.optim": "the state in the checkpoint is that of the other optimizer",
     "train.seed": "the rows that are still to come would follow another order",
@@ -79,6 +81,7 @@ def identity_of(recipe: Recipe, splits: Splits, world_size: int) -> dict[str, An
         "recipe": comparable(recipe),
         "data": data_of(splits),
         "world_size": world_size,
+        "checkpoint_format": checkpoint_format(),
         "versions": {name: version(name) for name in LIBRARIES},
     }
 
@@ -119,7 +122,7 @@ def leaves(value: Any, path: str = "") -> Iterator[str]:
 
 def check_allowed(recipe: Recipe) -> None:
     """Raise RecipeError for names in --allow-changed that are unknown or cannot change."""
-    known = [*leaves(comparable(recipe)), *DATA, "world_size"]
+    known = [*leaves(comparable(recipe)), *DATA, "world_size", "checkpoint_format"]
     known += [f"versions.{name}" for name in LIBRARIES]
     problems = []
     for path in recipe.allow_changed:

@@ -8,6 +8,8 @@ command line and its config file still have the request. Imports no torch by its
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,27 +19,27 @@ import yaml
 
 from pipelines.errors import Problem, RecipeError
 
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 LAUNCHERS = ("accelerate.commands.launch", "accelerate/commands/launch.py", "accelerate-launch")
 PARENTS = ("accelerate.commands.accelerate_cli", "accelerate/commands/accelerate_cli.py")
-ENGINES = {
-    "FSDP": "FSDP",
+UNSUPPORTED = {
     "DEEPSPEED": "DeepSpeed",
     "MEGATRON_LM": "Megatron-LM",
     "PARALLELISM_CONFIG": "a parallelism config",
     "XLA": "TPUs",
     "TPU": "TPUs",
 }
-"""What Accelerate knows and this project does not do yet, by the name in a config."""
+"""Engines that Accelerate knows and this project does not support, by the name in a config."""
 
 
 @dataclass(frozen=True)
 class LaunchRequest:
-    """What is requested; `gpu` and `engine` name the flag or the file that does so, as typed."""
+    """What is requested; `gpu` and `unsupported` name the flag or the file that does so."""
 
     num_processes: int | None = None
     use_cpu: bool = False
     gpu: str | None = None
-    engine: tuple[str, str] | None = None
+    unsupported: tuple[str, str] | None = None
     mixed_precision: str | None = None
 
 
@@ -62,6 +64,20 @@ def read_config(file: Path | None) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise RecipeError([Problem("config_file", f"{file} is not an Accelerate config.")])
     return values
+
+
+def count_gpus() -> int:
+    """Return the number of GPUs that a run can use."""
+    listed = os.environ.get(VISIBLE)
+    if listed is not None and listed.strip() in ("", "-1"):
+        return 0
+    if shutil.which("nvidia-smi"):
+        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True)
+        count = sum(line.startswith("GPU ") for line in done.stdout.splitlines())
+        return count if listed is None else min(count, len(listed.split(",")))
+    import torch
+
+    return torch.accelerator.device_count() if torch.accelerator.is_available() else 0
 
 
 def launcher_arguments(command: list[str]) -> list[str] | None:
@@ -107,7 +123,7 @@ def read_request(arguments: list[str] | None) -> LaunchRequest:
         or (int(world_size) if world_size else None),
         use_cpu=use_cpu,
         gpu=None if use_cpu else gpu_request(flags, config, file, several),
-        engine=engine_request(flags, config, file, kind),
+        unsupported=unsupported_request(flags, config, file, kind),
         mixed_precision=flags["mixed_precision"] or config.get("mixed_precision"),
     )
 
@@ -128,22 +144,22 @@ def gpu_request(
     return None
 
 
-def engine_request(
+def unsupported_request(
     flags: dict[str, Any], config: dict[str, Any], file: Path | None, kind: str
 ) -> tuple[str, str] | None:
-    """Return what asks for another engine than DDP, and that engine's name."""
-    for name in ("fsdp", "deepspeed", "megatron_lm", "parallelism_config"):
+    """Return what asks for an engine that is not supported, and that engine's name."""
+    for name in ("deepspeed", "megatron_lm", "parallelism_config"):
         if flags[f"use_{name}"]:
-            return f"--use_{name}", ENGINES[name.upper()]
+            return f"--use_{name}", UNSUPPORTED[name.upper()]
     if flags["tpu"]:
-        return "--tpu", ENGINES["TPU"]
-    if kind in ENGINES:
-        return str(file), ENGINES[kind]
+        return "--tpu", UNSUPPORTED["TPU"]
+    if kind in UNSUPPORTED:
+        return str(file), UNSUPPORTED[kind]
     if config.get("parallelism_config"):
-        return str(file), ENGINES["PARALLELISM_CONFIG"]
+        return str(file), UNSUPPORTED["PARALLELISM_CONFIG"]
     if config.get("compute_environment") == "AMAZON_SAGEMAKER":
         return str(file), "SageMaker"
-    for name, engine in ENGINES.items():
+    for name, engine in UNSUPPORTED.items():
         if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("true", "1", "yes"):
             return f"ACCELERATE_USE_{name}", engine
     return None
@@ -154,9 +170,9 @@ def check_request(request: LaunchRequest) -> None:
     import torch
 
     problems = []
-    if request.engine is not None:
-        source, engine = request.engine
-        text = f"{source} asks for {engine}, which this project does not support yet. Use "
+    if request.unsupported is not None:
+        source, engine = request.unsupported
+        text = f"{source} asks for {engine}, which this project does not support. Use "
         problems.append(f"{text}accelerate_configs/multi_gpu.yaml, which runs DDP.")
     available = torch.accelerator.is_available()
     if request.gpu is not None and not available:

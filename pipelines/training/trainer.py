@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
+from peft import PeftModel
 from transformers import EvalPrediction
 from transformers.trainer_utils import EvalLoopOutput
 
@@ -23,6 +24,8 @@ from pipelines.training.hyperparameters import RecipeOnResume
 from pipelines.training.loaders import ROW, TOKENS, Collate, WithRowNumbers, data_loader
 from pipelines.training.parts import ScoredSplit, no_metrics
 from pipelines.training.row_order import RowOrder
+from pipelines.training.running_engine import NameEngine, engine_of
+from pipelines.training.sharding import gathered_state, unsharded
 from pipelines.training.throughput import Throughput
 from pipelines.training.upstream import HookedTrainer, save_on_every_caller
 
@@ -63,6 +66,7 @@ class RecipeTrainer(HookedTrainer):
         self.recipe_on_resume = RecipeOnResume()
         self.step_rows: list[torch.Tensor] = []
         self.step_losses: list[torch.Tensor] = []
+        self.add_callback(NameEngine(lambda: self.model_wrapped))
         self.add_callback(self.recipe_on_resume)
         self.add_callback(self.throughput)
 
@@ -201,6 +205,25 @@ class RecipeTrainer(HookedTrainer):
     def last_checkpoint(self) -> Path:
         """Return the path of the checkpoint of the last step, which may not exist."""
         return self.checkpoints_folder / f"checkpoint-{self.state.global_step}"
+
+    @contextmanager
+    def whole_model(self) -> Iterator[Any]:
+        """Yield the model as one process uses it; every rank must enter, and any may compute.
+
+        Where parameters are sharded, each rank holds all of them inside.
+        """
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        with unsharded(model):
+            yield model
+
+    def whole_state(self) -> dict[str, torch.Tensor] | None:
+        """Return the whole state of a sharded model, on rank 0; None where each rank has the model.
+
+        Every rank must call it. Of a model with an adapter it has what is trained.
+        """
+        if not engine_of(self.model_wrapped).shards_parameters:
+            return None
+        return gathered_state(self.model_wrapped, only_trained=isinstance(self.model, PeftModel))
 
     def keep_last_step(self) -> None:
         """Write a checkpoint of the last step, unless there is one."""

@@ -87,9 +87,9 @@ class InstructionTrainer(TrlTrainer, SFTTrainer):
         """Write a reply to each prompt, shared among the processes."""
         process, count = self.accelerator.process_index, self.accelerator.num_processes
         prompts = [list(prompt.ids) for prompt in held_out.context]
-        with self.compute_loss_context_manager():
+        with self.whole_model() as model, self.compute_loss_context_manager():
             written = continue_prompts(
-                self.accelerator.unwrap_model(self.model),
+                model,
                 self.processing_class,
                 prompts[process::count],
                 self.task.default_generation,

@@ -13,6 +13,14 @@ from typing import Any
 import torch
 from transformers import Trainer
 
+from pipelines.models.generation import without_adapter_class
+
+
+def without_tied(model: Any, state: dict[str, Any]) -> dict[str, Any]:
+    """Return the state of a model without the second names of tied weights."""
+    tied = without_adapter_class(model).all_tied_weights_keys
+    return {name: value for name, value in state.items() if name not in tied}
+
 
 def save_on_every_caller(model: Any) -> None:
     """Let `model.save_pretrained` write on any rank that asks for it, not on rank 0 alone.
@@ -55,6 +63,16 @@ class HookedTrainer(Trainer):
         The public `prediction_step`, which does so first, cannot do a part of its work.
         """
         return dict(self._prepare_inputs(inputs))
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Write the weights of a checkpoint, tied ones once.
+
+        Where they are gathered from all processes, each name has a tensor of its own; no callback
+        gets what is saved.
+        """
+        if state_dict is not None:
+            state_dict = without_tied(self.model, state_dict)
+        super()._save(output_dir, state_dict)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         """Write a checkpoint inside `writing_checkpoint`.

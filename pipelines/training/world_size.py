@@ -11,9 +11,11 @@ from datetime import timedelta
 import psutil
 import torch
 from accelerate import PartialState
+from accelerate.utils import DistributedType
 
 from pipelines.collectives_upstream import is_communication_error
 from pipelines.errors import Problem, RecipeError
+from pipelines.training.engines import FSDP2, Engine, requested_engine, without_gpus
 from pipelines.training.launcher import check_request, launcher_request
 
 INTERFACE = "GLOO_SOCKET_IFNAME"
@@ -49,6 +51,7 @@ def check_world_size(timeout: float = 600.0) -> int:
                 )
             ]
         )
+    check_device(requested_engine())
     return int(state.num_processes)
 
 
@@ -73,3 +76,12 @@ def name_is_loopback() -> bool:
     except OSError:
         return True
     return all(ipaddress.ip_address(str(each[4][0])).is_loopback for each in found)
+
+
+def check_device(engine: Engine) -> None:
+    """Raise RecipeError for an engine that Accelerate replaces by DDP on this device."""
+    if engine is FSDP2 and PartialState().distributed_type in (
+        DistributedType.MULTI_CPU,
+        DistributedType.NO,
+    ):
+        raise RecipeError([without_gpus(engine)])

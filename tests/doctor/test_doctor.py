@@ -134,7 +134,8 @@ def test_a_config_that_starts_what_it_says_is_shown_with_what_it_starts(
     [
         ({"distributed_type": "MULTI_CPU", "use_cpu": True, "num_processes": 2}, "cpu_2_processes"),
         ({"distributed_type": "MULTI_GPU", "num_processes": 2}, "asks for a GPU"),
-        ({"distributed_type": "FSDP", "use_cpu": True, "num_processes": 2}, "does not support"),
+        ({"distributed_type": "MEGATRON_LM", "num_processes": 2}, "does not support"),
+        ({"distributed_type": "FSDP", "use_cpu": True, "num_processes": 2}, "only FSDP2"),
         ({"distributed_type": "NO", "use_cpu": True, "mixed_precision": "fp16"}, "needs a GPU"),
         ({"distributed_type": "NO", "no_such_key": 1}, "no_such_key"),
     ],
@@ -202,13 +203,15 @@ def test_a_gpu_is_shown_with_its_memory_and_what_it_can_do(options, mark, text):
     assert text in found.text
 
 
-def test_more_processes_than_gpus_are_a_problem(no_launch_environment, monkeypatch):
+def test_more_processes_than_gpus_are_a_problem(no_launch_environment, monkeypatch, tmp_path):
+    of_two = {"distributed_type": "MULTI_GPU", "use_cpu": False, "num_processes": 2}
+    of_two |= {"mixed_precision": "bf16"}
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
-    found = launch(cuda(devices=1), "multi_gpu")
+    found = launch(cuda(devices=1), config(tmp_path, **of_two))
     assert found.mark == "problem"
     assert "2 processes on 2 GPUs, bf16, DDP" in found.text
     assert found.fix == "Use --num-processes 1; 1 can be seen."
-    assert launch(cuda(devices=2), "multi_gpu").mark == "ok"
+    assert launch(cuda(devices=2), config(tmp_path, **of_two)).mark == "ok"
 
 
 def test_a_gpu_without_a_config_computes_in_fp32_which_is_a_caution(monkeypatch, tmp_path):

@@ -125,6 +125,7 @@ def test_inputs_are_put_on_the_device_of_the_model(trainer):
     ("hooks", "name", "base", "arguments"),
     [
         (HookedTrainer, "_save_checkpoint", Trainer, ["self", "model", "trial"]),
+        (HookedTrainer, "_save", Trainer, ["self", "output_dir", "state_dict"]),
         (HookedTrainer, "_get_grad_norm", Trainer, ["self", "model", "grad_norm"]),
         (WithoutTelemetry, "_send_telemetry", SFTTrainer, ["self"]),
         (WithoutTelemetry, "_send_telemetry", DPOTrainer, ["self"]),
@@ -140,6 +141,7 @@ def test_callers_call_them_with_these_arguments():
     assert "self._save_checkpoint(model, trial)" in trainer
     assert "self._get_grad_norm(model, grad_norm=grad_norm)" in trainer
     assert "self._prepare_inputs(inputs)" in trainer
+    assert trainer.count("self._save(output_dir, state_dict=state_dict)") == 3
     assert "self._send_telemetry()" in inspect.getsource(inspect.getmodule(SFTTrainer.__mro__[1]))
     calls = inspect.getsource(DPOTrainer.__init__)
     assert "self._prepare_dataset(train_dataset, processing_class, args," in calls
