@@ -1,9 +1,12 @@
-# An image with `gpt2-recipes`; docs/getting-started.md tells how to build and run it.
+# An image with `gpt2-recipes`; docs/getting-started.md tells how to build and run it, docs/clusters.md
+# how Kubernetes does.
 FROM python:3.11-slim
 
-# torch.compile needs a C++ compiler
+# torch.compile needs a C++ compiler. As the first process of a container, a program that is still
+# starting would ignore SIGTERM: tini passes it on, and returns the exit code.
+# hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends g++ \
+    && apt-get install --yes --no-install-recommends g++ tini \
     && rm -rf /var/lib/apt/lists/*
 
 # Packages of torch: for CPUs, or for a version of CUDA such as https://download.pytorch.org/whl/cu130
@@ -19,5 +22,5 @@ RUN python3 -m venv .venv && .venv/bin/pip install -c constraints.txt -e .
 
 ENV PATH=/src/.venv/bin:${PATH} HF_HOME=/cache
 WORKDIR /work
-ENTRYPOINT ["gpt2-recipes"]
+ENTRYPOINT ["tini", "--", "gpt2-recipes"]
 CMD ["--help"]

@@ -11,6 +11,7 @@ from pipelines.log import quiet_bitsandbytes
 
 if TYPE_CHECKING:
     from pipelines.data.source import DatasetSource as DatasetSource
+    from pipelines.data.source import MixedSource as MixedSource
     from pipelines.errors import CheckpointError as CheckpointError
     from pipelines.errors import DataError as DataError
     from pipelines.errors import NonFiniteError as NonFiniteError
@@ -53,6 +54,7 @@ _HOMES = {
     "Continuation": "tasks.generation",
     "DataError": "errors",
     "DatasetSource": "data.source",
+    "MixedSource": "data.source",
     "Evaluation": "evaluation.evaluate",
     "Generation": "tasks.generation",
     "InstructionTuning": "tasks.instruction",

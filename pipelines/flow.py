@@ -14,7 +14,7 @@ from accelerate import PartialState
 from transformers import TrainerCallback, set_seed
 
 from pipelines.console import json_lines, say
-from pipelines.data.splits import Splits, check_splits, num_skipped
+from pipelines.data.splits import Splits, list_rejected, num_skipped
 from pipelines.errors import Preempted
 from pipelines.final_score import check_finite, evaluate_at_the_end, first_score, keep_weights
 from pipelines.finished import (
@@ -31,6 +31,8 @@ from pipelines.hub.publish import check_reload, publish_finished
 from pipelines.inputs import Encoded, encode, pin_and_check, read_rows
 from pipelines.log import log_to_folder
 from pipelines.models.build import build_model
+from pipelines.preparing.splits import check_prepared
+from pipelines.preparing.store import Store
 from pipelines.process import prepare_process, returning_freed_memory
 from pipelines.recipe.recipe import Recipe
 from pipelines.reporting.last_screen import print_last_screen
@@ -41,6 +43,7 @@ from pipelines.reporting.step_log import MetricsFile
 from pipelines.results.disk import explain_disk_errors
 from pipelines.results.files import write_whole
 from pipelines.results.lock import lock_run_folder
+from pipelines.results.names import public_name
 from pipelines.results.save import FinishedRun, save
 from pipelines.samples import Sampler
 from pipelines.training.build import build_trainer
@@ -50,6 +53,7 @@ from pipelines.training.ranks import Ranks, joined_ranks
 from pipelines.training.resume import delete_checkpoints, find_checkpoint, is_shared
 from pipelines.training.signals import AGAIN, StopAtSignal, StopSignals
 from pipelines.training.start import start_together
+from pipelines.training.stream_batches import check_lanes, print_drawn
 from pipelines.training.trackers import tracked
 from pipelines.training.trainer import RecipeTrainer
 
@@ -68,11 +72,12 @@ def run(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> dict[str, 
     with StopSignals() as signals, ExitStack() as stack:
         with signals.ending(NOT_STARTED):
             ranks = stack.enter_context(joined_ranks(recipe.train.ddp_timeout))
-            start_together(ranks, recipe)
+            world_size = start_together(ranks, recipe)
         json_wanted = recipe.log_format == "json"
         with prepare_process(), collector_without_imports(), json_lines(json_wanted):
             with signals.ending(NOT_STARTED):
                 recipe = pin_and_check(recipe)
+                check_lanes(recipe.task.dataset, world_size, recipe.train.dataloader_num_workers)
             log = log_to_folder(recipe.folder) if PartialState().is_main_process else nullcontext()
             shown = RunProgress(started)
             with lock_run_folder(recipe.folder), log, shown as progress, ranks.ending_together():
@@ -103,16 +108,19 @@ def run_in_folder(
     callbacks: Sequence[TrainerCallback],
 ) -> dict[str, Any]:
     """Do what `run` does, in a folder that no other run uses."""
+    store = Store(progress)
     rejected = recipe.folder / "rejected.jsonl" if PartialState().is_main_process else None
     with signals.ending(NOT_STARTED), returning_freed_memory():
         set_seed(recipe.train.seed)
         with progress.phase("reading", "reading rows"):
-            recipe, raw = read_rows(recipe)
+            recipe, raw = read_rows(recipe, store)
             finished = finished_result(recipe, ranks)
-            splits, labels = check_splits(recipe.task, raw, rejected)
+            splits, labels = check_prepared(recipe.task, raw, rejected, store)
         if finished is not None and not (recipe.overwrite and rows_changed(finished, splits)):
             return finish_again(recipe, finished, splits, signals, ranks)
         prepared = prepare(recipe, splits, labels, ranks, progress, callbacks)
+        if splits.train.streamed:
+            list_rejected(splits, rejected, again=prepared.checkpoint is None)
     finished_run = train_and_score(recipe, prepared, splits, labels, signals)
     metrics = finished_run.metrics | num_skipped(splits, rejected)
     metrics["seconds"] = round(progress.elapsed(), 1)
@@ -149,6 +157,7 @@ def train_and_score(
         sampler.write_before()
     with tracked(recipe, trainer, prepared.checkpoint):
         train_to_the_end(trainer, prepared.checkpoint, signals)
+        splits = with_drawn(splits, trainer)
         kept = keep_weights(recipe, trainer)
         final = evaluate_at_the_end(trainer, splits, signals)
         metrics = final.metrics
@@ -166,6 +175,17 @@ def train_and_score(
         tuned=final.tuned,
         identity=trainer.identity,
     )
+
+
+def with_drawn(splits: Splits, trainer: RecipeTrainer) -> Splits:
+    """Return the splits with the rows and tokens that a stream drew from each source."""
+    if trainer.stream is None:
+        return splits
+    drawn = trainer.stream.drawn()
+    print_drawn(drawn)
+    sources = [each | {"path": public_name(each["path"])} for each in drawn]
+    train = splits.record["train"] | {"sources": sources}
+    return replace(splits, record=splits.record | {"train": train})
 
 
 def write_statistics(recipe: Recipe, prepared: Prepared, splits: Splits) -> None:
@@ -234,7 +254,7 @@ def prepare(
     identity = identity_of(recipe, splits, world_size)
     ranks.compare(identity)
     with progress.phase("encoding", "tokenising"):
-        encoded = encode(recipe, splits, labels)
+        encoded = encode(recipe, splits, labels, Store(progress))
     train, scored = encoded.train, encoded.scored
     print_report(recipe, world_size, splits, encoded.features, encoded.warnings)
     with progress.phase("model", "loading the model"):
@@ -262,6 +282,9 @@ def prepare(
 
 def train_to_the_end(trainer: RecipeTrainer, checkpoint: Path | None, signals: StopSignals) -> None:
     """Train, from a checkpoint if there is one. Raise Preempted where a signal stops it."""
+    if trainer.stream:
+        for line in trainer.stream.describe():
+            say(line)
     stopping = StopAtSignal(signals)
     trainer.add_callback(stopping)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

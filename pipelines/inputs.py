@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase
 
-from pipelines.data.load import RawSplits, describe_formats, load_splits
+from pipelines.data.load import RawSplits, describe_formats
 from pipelines.data.rows import Examples
 from pipelines.data.splits import Splits
 from pipelines.hub.destination import check_destination
@@ -17,7 +18,10 @@ from pipelines.hub.pin import pin_revisions
 from pipelines.models.checkpoint_checks import check_recipe_model
 from pipelines.models.probes import num_embeddings
 from pipelines.models.tokenizer_checks import check_tokenizer, check_vocabulary
-from pipelines.models.tokenizers import load_tokenizer
+from pipelines.preparing.features import prepared_features
+from pipelines.preparing.rows import load_prepared
+from pipelines.preparing.store import Store
+from pipelines.preparing.tokenizer import prepared_tokenizer
 from pipelines.process import slow_precision
 from pipelines.recipe.recipe import Recipe
 from pipelines.reporting.cautions import cautions
@@ -64,35 +68,28 @@ def pin_and_check(recipe: Recipe) -> Recipe:
     return recipe
 
 
-def read_rows(recipe: Recipe) -> tuple[Recipe, RawSplits]:
+def read_rows(recipe: Recipe, store: Store) -> tuple[Recipe, RawSplits]:
     """Return the recipe with what its rows decide, and the rows, not yet checked.
 
     Raise RecipeError for a base that cannot be trained, before a row is read.
     """
     check_recipe_model(recipe)
     recipe = recipe.with_test_rows()
-    raw = load_splits(recipe.task.dataset)
+    raw = load_prepared(recipe.task.dataset, store)
     return replace(recipe, task=recipe.task.resolved(raw.train)), raw
 
 
-def encode(recipe: Recipe, splits: Splits, labels: tuple[str, ...]) -> Encoded:
+def encode(recipe: Recipe, splits: Splits, labels: tuple[str, ...], store: Store) -> Encoded:
     """Encode the rows of every split that is trained on or scored.
 
     Raise RecipeError or DataError for a tokenizer or rows that the task cannot use.
     """
     task = recipe.task
-    tokenizer = load_tokenizer(
-        recipe.model,
-        texts(splits.train),
-        max_length=task.length,
-        chat_template=task.chat_template,
-    )
+    tokenizer = prepared_tokenizer(recipe, splits.train, texts(splits.train), store)
     unknown = [*check_tokenizer(tokenizer, task, splits.train)]
-    train = task.features(splits.train, tokenizer, labels, training=True)
-    scored = {
-        name: task.features(rows, tokenizer, labels, training=False)
-        for name, rows in splits.scored.items()
-    }
+    make = partial(prepared_features, task, tokenizer=tokenizer, labels=labels, store=store)
+    train = make(splits.train, training=True)
+    scored = {name: make(rows, training=False) for name, rows in splits.scored.items()}
     for features in scored.values():
         task.check_scorable(features)
     warnings = [*describe_formats(task.dataset), *cautions(recipe, splits, labels, train, scored)]

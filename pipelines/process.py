@@ -26,6 +26,8 @@ FALSE_ALARMS = (
     "fan_in_fan_out is set to False but",
     "`is_gradient_checkpointing` is deprecated",
     "`label_smoothing_factor` is deprecated",
+    "`torch.distributed.all_gather_into_tensor` is deprecated",
+    "`torch.distributed.reduce_scatter_tensor` is deprecated",
 )
 """Beginnings of Python warnings that the libraries raise for every model. docs/progress.md lists
 them, as it does those below."""

@@ -19,7 +19,7 @@ from pipelines.training.tracker_checks import check_trackers
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchFlags:
-    """Flags of `gpt2-recipes train`, which come before or after those of the recipe."""
+    """Flags of a verb that starts processes, which come before or after those of the recipe."""
 
     config_file: Annotated[
         Path | None,
@@ -29,7 +29,29 @@ class LaunchFlags:
     num_processes: Annotated[
         int | None, tyro.conf.arg(help_behavior_hint="(default: the config's, or 1)")
     ] = None
-    """Number of processes."""
+    """Number of processes, of all machines together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineFlags(LaunchFlags):
+    """Flags of `gpt2-recipes train`: each of several machines runs the same command."""
+
+    num_machines: Annotated[
+        int | None, tyro.conf.arg(help_behavior_hint="(default: the config's, or 1)")
+    ] = None
+    """Number of machines."""
+    machine_rank: Annotated[
+        int | None, tyro.conf.arg(help_behavior_hint="(default: the config's)")
+    ] = None
+    """Which of the machines this is, counted from 0; the only flag that differs between them."""
+    main_process_ip: Annotated[
+        str | None, tyro.conf.arg(help_behavior_hint="(default: the config's)")
+    ] = None
+    """Address or host name of machine 0, as the other machines reach it."""
+    main_process_port: Annotated[
+        int | None, tyro.conf.arg(help_behavior_hint="(default: the config's, or 29500)")
+    ] = None
+    """A port that is free on machine 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +73,7 @@ class PlanFlags(LaunchFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RepeatFlags(LaunchFlags):
+class RepeatFlags(MachineFlags):
     """Flags of `gpt2-recipes repeat`."""
 
     seeds: Annotated[str, tyro.conf.arg(metavar="N|SEED,SEED,...")] = "5"

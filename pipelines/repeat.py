@@ -45,6 +45,7 @@ def repeat(recipe: str, flags: Sequence[str], launch_flags: RepeatFlags) -> None
         print_help(load_recipe(file), f"gpt2-recipes repeat {recipe}", RepeatFlags)
         return
     arguments = [str(file), launch_flags.seeds, *flags]
+    launcher.check_machines()
     recipes = parse_repeated(arguments)  # before seconds of imports
     if launcher.needed:
         timeout = next(iter(recipes.values())).train.ddp_timeout

@@ -15,7 +15,7 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from pipelines.errors import Problem, RecipeError
 from pipelines.log import quiet_torch_sockets
 from pipelines.recipe.recipe import Recipe
-from pipelines.recipe_cli import LaunchFlags, main, parse, print_help
+from pipelines.recipe_cli import LaunchFlags, MachineFlags, main, parse, print_help
 from pipelines.shipped import find_file
 from pipelines.terminal import EXITS, Exit, report_errors, stop
 from pipelines.training.early_errors import telling_other_machines
@@ -36,10 +36,12 @@ from pipelines.training.launcher import (
     read_config,
     read_request,
 )
+from pipelines.training.machines import check_machines
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
+MACHINE_FLAGS = [each.name for each in fields(MachineFlags) if each not in fields(LaunchFlags)]
 ONE_ON_CPU = {
     "compute_environment": "LOCAL_MACHINE",
     "use_cpu": True,
@@ -68,13 +70,17 @@ def train(recipe: str, flags: Sequence[str], launch_flags: LaunchFlags) -> None:
     file = find_file(recipe, "recipes", field="RECIPE")
     launcher = Launcher.of(launch_flags)
     if {"-h", "--help"} & set(flags):
-        print_help(load_recipe(file), f"gpt2-recipes train {recipe}", LaunchFlags)
+        print_help(load_recipe(file), f"gpt2-recipes train {recipe}", MachineFlags)
     else:
         start(file, flags, launcher)
 
 
 def start(file: Path, flags: Sequence[str], launcher: Launcher) -> None:
-    """Run the recipe of a file with its flags, and end with its exit code."""
+    """Run the recipe of a file with its flags, and end with its exit code.
+
+    Raise RecipeError for machines that could not find each other.
+    """
+    launcher.check_machines()
     if not launcher.needed:
         launcher.set_environment()
         run_file(file, flags)
@@ -87,12 +93,14 @@ def start(file: Path, flags: Sequence[str], launcher: Launcher) -> None:
 
 @dataclass(frozen=True)
 class Launcher:
-    """Accelerate's launcher, with a config file and a number of processes."""
+    """Accelerate's launcher, with a config file and the flags that overrule it."""
 
     config_file: Path | None
     num_processes: int | None
     config: dict[str, Any]
     """Content of the file, {} for none."""
+    machines: dict[str, Any] = field(default_factory=dict)
+    """Flags of several machines that were given, by the launcher's names."""
 
     @classmethod
     def of(cls, flags: LaunchFlags) -> Launcher:
@@ -102,12 +110,15 @@ class Launcher:
             config_file = default_config()
         else:
             config_file = find_file(config_file, "accelerate_configs", field="config_file")
-        return cls(config_file, flags.num_processes, read_config(config_file))
+        machines = {name: getattr(flags, name, None) for name in MACHINE_FLAGS}
+        given = {name: value for name, value in machines.items() if value is not None}
+        return cls(config_file, flags.num_processes, read_config(config_file), given)
 
     @property
     def needed(self) -> bool:
         """Tell whether anything else is requested than one process on the CPU."""
-        return self.num_processes not in (None, 1) or not is_one_on_cpu(self.config)
+        several = self.num_processes not in (None, 1) or bool(self.machines)
+        return several or not is_one_on_cpu(self.config)
 
     @property
     def words(self) -> list[str]:
@@ -115,15 +126,22 @@ class Launcher:
 
         Where neither flags nor config have a number of processes, there is one for each GPU.
         """
-        words = [] if self.config_file is None else ["--config_file", str(self.config_file)]
         number = self.num_processes
         if number is None and self.config.get("use_cpu") is False:
             number = self.config.get("num_processes") or self.num_on_all_machines()
-        return words + ([] if number is None else ["--num_processes", str(number)])
+        given: dict[str, Any] = {"config_file": self.config_file, "num_processes": number}
+        flags = (given | self.machines).items()
+        return [w for name, value in flags if value is not None for w in (f"--{name}", str(value))]
 
     def num_on_all_machines(self) -> int:
         """Return a process for each GPU that is visible here, times the number of machines."""
-        return max(1, count_gpus()) * int(self.config.get("num_machines") or 1)
+        machines = self.machines.get("num_machines") or self.config.get("num_machines") or 1
+        return max(1, count_gpus()) * int(machines)
+
+    def check_machines(self) -> None:
+        """Raise RecipeError for several machines that could not start together."""
+        processes = {} if self.num_processes is None else {"num_processes": self.num_processes}
+        check_machines(self.config | processes | self.machines)
 
     def set_environment(self) -> None:
         """Set what `accelerate launch` sets for one process on the CPU."""
@@ -200,7 +218,9 @@ def validated(words: list[str]) -> Any:
     """Return the launcher's arguments, config included. Raise RecipeError for wrong values."""
     request = read_request(words)
     check_request(request)
-    if request.use_cpu:  # Accelerate passes it on only to a single process
+    if request.use_cpu and request.deepspeed:  # with Accelerate's own variable, DDP would train
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    elif request.use_cpu:  # Accelerate passes it to one process alone
         os.environ["ACCELERATE_USE_CPU"] = "true"
     try:
         arguments = arguments_with_config(words)
@@ -223,10 +243,20 @@ def engine_for(arguments: Any) -> Engine:
         "ACCELERATE_USE_FSDP": arguments.use_fsdp,
         "FSDP_VERSION": arguments.fsdp_version,
         "FSDP_STATE_DICT_TYPE": arguments.fsdp_state_dict_type,
+        "FSDP_AUTO_WRAP_POLICY": arguments.fsdp_auto_wrap_policy or "NO_WRAP",
         "FSDP_CPU_RAM_EFFICIENT_LOADING": arguments.fsdp_cpu_ram_efficient_loading,
+        "ACCELERATE_USE_DEEPSPEED": arguments.use_deepspeed,
+        "ACCELERATE_DEEPSPEED_ZERO_STAGE": arguments.zero_stage,
+        "ACCELERATE_DEEPSPEED_CONFIG_FILE": arguments.deepspeed_config_file,
+        "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": arguments.offload_optimizer_device,
+        "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": arguments.offload_param_device,
+        "ACCELERATE_GRADIENT_CLIPPING": arguments.gradient_clipping,
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": arguments.gradient_accumulation_steps,
+        "ACCELERATE_MIXED_PRECISION": arguments.mixed_precision,
         "WORLD_SIZE": arguments.num_processes if starts_several(arguments) else 1,
     }
-    return requested_engine({name: str(value) for name, value in options.items()})
+    given = {name: str(value) for name, value in options.items() if value is not None}
+    return requested_engine(given)
 
 
 def check_options(arguments: Any) -> None:
@@ -238,7 +268,8 @@ def check_options(arguments: Any) -> None:
 
 def starts_several(arguments: Any) -> bool:
     """Tell whether the launcher starts processes that work together, and be it one."""
-    return bool(arguments.multi_gpu or arguments.use_fsdp) and not arguments.cpu
+    several = arguments.multi_gpu or arguments.use_fsdp or arguments.use_deepspeed
+    return bool(several) and not arguments.cpu
 
 
 def replace_process(arguments: Any) -> NoReturn:
@@ -255,7 +286,7 @@ def start_processes(arguments: Any, timeout: int) -> Exit | None:
     Torch's launcher catches signals, passes them on to the processes, and waits. It waits `timeout`
     seconds for the launchers of the other machines.
     """
-    from accelerate.commands.launch import multi_gpu_launcher
+    from accelerate.commands.launch import deepspeed_launcher, multi_gpu_launcher
     from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -268,6 +299,7 @@ def start_processes(arguments: Any, timeout: int) -> Exit | None:
     if "timeout=" not in ",".join(conf):
         arguments.rdzv_conf = ",".join([*conf, f"timeout={timeout}"])
     arguments.shutdown_timeout = 600  # seconds for the checkpoint that a signal asks for
+    arguments.signals_to_handle = ",".join(each.name for each in passed_on())
     if follows(arguments) and not wait_for_port(
         arguments.main_process_ip, arguments.main_process_port, timeout
     ):
@@ -275,11 +307,10 @@ def start_processes(arguments: Any, timeout: int) -> Exit | None:
     with TemporaryDirectory() as folder:
         os.environ[EXITS] = folder
         try:
-            multi_gpu_launcher(arguments)
+            (deepspeed_launcher if arguments.use_deepspeed else multi_gpu_launcher)(arguments)
         except ConnectionError:  # of several machines; on one a free port is taken
-            text = f"port {arguments.main_process_port} is in use on this machine. Set another "
-            text += "main_process_port in the Accelerate config, the same on all machines."
-            raise RecipeError([Problem("config_file", text)]) from None
+            text = f"port {arguments.main_process_port} is in use on this machine. Give another, "
+            raise RecipeError([Problem("main_process_port", f"{text}the same on all.")]) from None
         except DistError:
             return not_together(arguments, timeout)
         except SignalException as error:
@@ -318,6 +349,17 @@ def killed(rank: int, failure: ProcessFailure) -> Exit | None:
     if failure.exitcode == -signal.SIGKILL:
         return Exit(75, [f"{text}, as when memory runs out. {again}"])
     return Exit(1, [f"{text}. {again}"])
+
+
+def passed_on() -> list[signal.Signals]:
+    """Return the signals that torch's launcher passes on: of any other one it would die alone.
+
+    One that is ignored, as SIGHUP is under nohup, stays ignored.
+    """
+    from pipelines.training.workers import STOP_SIGNALS
+
+    signals = (*STOP_SIGNALS, signal.SIGQUIT)
+    return [each for each in signals if signal.getsignal(each) != signal.SIG_IGN]
 
 
 def first_exit(folder: Path) -> Exit | None:

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the other scripts: make .venv and install the project into it, once.
 
 install() { # install "." or ".[dev]"

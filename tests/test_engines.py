@@ -11,11 +11,22 @@ import pytest
 from safetensors.torch import load_file
 
 from helpers.factories import CASES, ROOT, make_tasks, method
+from pipelines.errors import RecipeError
 from pipelines.evaluation.evaluate import evaluate
 from pipelines.flow import run
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import Model, Train
 from pipelines.training.checkpoints import all_checkpoints
+from pipelines.training.engines import (
+    DDP,
+    FSDP2,
+    ONE_PROCESS,
+    ZERO2,
+    ZERO3,
+    checkpoint_format,
+    requested_engine,
+    unfit,
+)
 
 TOLERANCE = 1e-5
 SHARDED = ("FULL_STATE_DICT", "SHARDED_STATE_DICT")
@@ -228,3 +239,85 @@ def test_a_damaged_shard_of_a_checkpoint_is_noticed(recipes, resumed, tmp_path):
     assert find_damage(checkpoint) == "__1_0.distcp has changed since it was written"
     shard.unlink()
     assert find_damage(checkpoint) == "__1_0.distcp is missing"
+
+
+def fsdp(**values):
+    """Return what `accelerate launch` sets for FSDP2, with other values."""
+    return {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "WORLD_SIZE": "2"} | values
+
+
+@pytest.mark.parametrize(
+    ("environment", "engine", "form"),
+    [
+        ({}, ONE_PROCESS, "ordinary"),
+        ({"WORLD_SIZE": "2"}, DDP, "ordinary"),
+        ({"WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "false"}, DDP, "ordinary"),
+        (fsdp(), FSDP2, "FSDP2 SHARDED_STATE_DICT"),
+        (fsdp(FSDP_STATE_DICT_TYPE="FULL_STATE_DICT"), FSDP2, "FSDP2 FULL_STATE_DICT"),
+    ],
+)
+def test_the_requested_engine_is_read_from_what_the_launcher_sets(environment, engine, form):
+    assert requested_engine(environment) is engine
+    assert checkpoint_format(environment) == form
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"FSDP_VERSION": "1"}, "only FSDP2 is supported. Set fsdp_version: 2."),
+        ({"FSDP_STATE_DICT_TYPE": "LOCAL_STATE_DICT"}, "LOCAL_STATE_DICT is of one process alone"),
+        ({"FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}, "fsdp_cpu_ram_efficient_loading: false"),
+        ({"FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_WRAP"}, "'TRANSFORMER_WRAP' is none of"),
+    ],
+)
+def test_what_fsdp_would_do_wrongly_is_refused(values, message):
+    with pytest.raises(RecipeError, match=message):
+        requested_engine(fsdp(**values))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "engine", "message"),
+    [
+        ("8bit", {}, FSDP2, "FSDP2 cannot train an 8-bit base: .* multi_gpu or deepspeed_zero2."),
+        ("8bit", {}, ZERO3, "DeepSpeed ZeRO-3 cannot train an 8-bit base"),
+        ("4bit", {}, FSDP2, "FSDP2 cannot train a 4-bit base"),
+        ("lora", {"optim": "adamw_bnb_8bit"}, FSDP2, "cannot train adamw_bnb_8bit"),
+        ("8bit", {}, ZERO2, None),
+        ("8bit", {}, DDP, None),
+        ("lora", {}, ZERO3, None),
+    ],
+)
+def test_what_an_engine_cannot_train_is_refused_with_what_can(
+    helpdesk, name, options, engine, message
+):
+    task = make_tasks(helpdesk)["text_classification"]
+    recipe = Recipe(
+        name="r", task=task, model=Model(name_or_path="a/b"), train=Train(**options), **method(name)
+    )
+    problems = list(unfit(recipe, engine))
+    if message is None:
+        assert problems == []
+    else:
+        assert re.search(message, problems[0].message)
+    assert not list(unfit(recipe, ONE_PROCESS))
+
+
+def test_fsdp_on_a_cpu_is_refused_and_not_replaced_by_ddp(recipes, tmp_path):
+    """As Accelerate does without a word."""
+    [recipe] = placed({"a": recipes["causal_lm-full"]}, tmp_path)
+    file = tmp_path / "recipe.json"
+    file.write_text(recipe.to_json())
+    config = fsdp_config(tmp_path, "FULL_STATE_DICT")
+    message = "FSDP2 was requested, and Accelerate trains by DDP on a CPU."
+    commands = (
+        [sys.executable, "-m", "pipelines", "train", str(file), "--config-file", str(config)],
+        [
+            *(sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)),
+            *("--module", "pipelines.train", str(file)),
+        ],
+    )
+    for command, code in zip(commands, (2, 1), strict=True):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+        assert done.returncode == code
+        assert message in done.stderr
+        assert not recipe.folder.exists()

@@ -26,7 +26,7 @@ from helpers.factories import ROOT, load_module
 from pipelines.cli.main import VERBS, WITH_RECIPE
 from pipelines.cli.training import launcher_flags
 from pipelines.recipe.recipe import Recipe
-from pipelines.recipe_cli import PlanFlags, RepeatFlags
+from pipelines.recipe_cli import MachineFlags, PlanFlags, RepeatFlags
 from pipelines.search.plan import make_plan, split_flags
 
 DOCS = ROOT / "docs"
@@ -55,7 +55,7 @@ def test_a_command_names_files_and_flags_that_exist(command):
     if recipes and "--help" not in words:
         flags = words[recipes[0] + 1 :]
         if words[:2] == ["gpt2-recipes", "train"]:
-            flags = launcher_flags(flags)[1]
+            flags = launcher_flags(flags, MachineFlags)[1]
         elif words[:2] == ["gpt2-recipes", "plan"]:
             flags = launcher_flags(flags, PlanFlags)[1]
         elif words[:2] == ["gpt2-recipes", "repeat"]:

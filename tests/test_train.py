@@ -15,9 +15,9 @@ from pipelines import recipe_cli, terminal
 from pipelines.cli import training
 from pipelines.errors import RecipeError
 from pipelines.recipe.recipe import Recipe
-from pipelines.recipe_cli import LaunchFlags
+from pipelines.recipe_cli import MachineFlags
 from pipelines.shipped import find_file, shipped_files
-from pipelines.train import is_one_on_cpu, load_recipe
+from pipelines.train import is_one_on_cpu, load_recipe, passed_on
 from pipelines.training.launcher import check_request, launcher_arguments, read_config, read_request
 
 CONFIGS = ROOT / "accelerate_configs"
@@ -68,14 +68,18 @@ REFUSED = [
     ([], {"ACCELERATE_MIXED_PRECISION": "fp16"}, "mixed_precision fp16 needs a GPU"),
     (["--mixed_precision", "fp8"], {}, "mixed_precision fp8 needs a GPU"),
     (["--use_megatron_lm"], {}, "--use_megatron_lm asks for Megatron-LM, which .* not support"),
-    (["--use_deepspeed"], {}, "--use_deepspeed asks for DeepSpeed"),
-    ([], {"ACCELERATE_USE_DEEPSPEED": "true"}, "ACCELERATE_USE_DEEPSPEED asks for DeepSpeed"),
     ([], {"ACCELERATE_USE_MEGATRON_LM": "true"}, "asks for Megatron-LM"),
 ]
 WRITTEN = [
     ({"distributed_type": "FSDP", "use_cpu": "false"}, f"config.yaml {GPU}"),
-    ({"distributed_type": "DEEPSPEED", "use_cpu": "true"}, "config.yaml asks for DeepSpeed"),
     ({"distributed_type": "MEGATRON_LM"}, "config.yaml asks for Megatron-LM"),
+    (
+        {"fsdp_config": "{fsdp_reshard_after_forwards: true}"},
+        "config.yaml: fsdp_config has no option fsdp_reshard_after_forwards. "
+        "Did you mean fsdp_reshard_after_forward?",
+    ),
+    ({"fsdp_config": "{version: 2, no_such: 1}"}, "config.yaml: fsdp_config has no option no_such"),
+    ({"deepspeed_config": "{zero_stages: 2}"}, "config.yaml: .* Did you mean zero_stage?"),
     ({"distributed_type": "MULTI_GPU"}, f"config.yaml {GPU}"),
     ({"distributed_type": "MULTI_XPU", "use_cpu": "false"}, f"config.yaml {GPU}"),
     ({"gpu_ids": "'0'"}, f"config.yaml {GPU}"),
@@ -193,7 +197,7 @@ def test_launcher_flags_stand_anywhere_and_others_are_the_recipes(monkeypatch):
     training.train_words(words)
     (((*found,), flags),) = seen
     assert found == ["r.py", "--train.seed", "-1", "--public"]
-    assert flags == {"launch": LaunchFlags(config_file=Path("c.yaml"), num_processes=2)}
+    assert flags == {"launch": MachineFlags(config_file=Path("c.yaml"), num_processes=2)}
     with pytest.raises(SystemExit):
         training.train_words(["--train.seed", "1"])
 
@@ -216,16 +220,22 @@ def test_help_and_wrong_flags_come_before_torch(tmp_path):
     (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')\n")
     done = train("helpdesk_pretrain", *two, "--help", cwd=tmp_path, **blocked)
     assert done.returncode == 0, done.stderr
-    for flag in ("--train.learning-rate", "--config-file", "--num-processes"):
+    flags = ("--train.learning-rate", "--config-file", "--num-processes", "--machine-rank")
+    for flag in flags:
         assert flag in done.stdout
     done = train("helpdesk_pretrain", *two, "--train.learning-rate", "50", cwd=tmp_path, **blocked)
     assert done.returncode == 2
     assert done.stderr == "--train.learning-rate: 50.0 is out of range; it must be below 10.\n"
     done = train("helpdesk_pretrain", "--num-processes", "0", cwd=tmp_path, **blocked)
     assert (done.returncode, done.stderr[:19]) == (2, "--num-processes: 0 ")
+    done = train("helpdesk_pretrain", *two, "--machine_rank", "1", cwd=tmp_path, **blocked)
+    assert (done.returncode, done.stderr[:17]) == (2, "--machine-rank: 1")
+    done = train("helpdesk_pretrain", *two, "--machine-rank", "one", cwd=tmp_path, **blocked)
+    assert (done.returncode, done.stderr) == (2, "--machine-rank: invalid int value: 'one'.\n")
     done = train("helpdesk_pretrain", "--config-file", "no.yaml", cwd=tmp_path, **blocked)
     assert done.returncode == 2
-    shipped = "cpu, cpu_2_processes, fsdp2, multi_gpu, multi_node_ddp, multi_node_fsdp2, single_gpu"
+    shipped = "cpu, cpu_2_processes, deepspeed_zero2, deepspeed_zero3, fsdp2, multi_gpu, "
+    shipped += "multi_node_ddp, multi_node_fsdp2, single_gpu"
     message = f"'no.yaml' is no file and no shipped Accelerate config. Shipped: {shipped}."
     assert done.stderr == f"--config-file: {message}\n"
 
@@ -250,7 +260,10 @@ def test_a_gpu_config_is_refused_once_and_without_a_trace(tmp_path):
     assert "multi_gpu.yaml asks for a GPU" in line
 
 
-def test_a_signal_stops_two_processes_with_a_checkpoint_and_their_message_last(tmp_path, helpdesk):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_stops_two_processes_with_a_checkpoint_and_their_message_last(
+    number, tmp_path, helpdesk
+):
     config = ["--config-file", "cpu_2_processes"]
     words = ["helpdesk_pretrain", *config, *SMALL.split(), "--task.dataset.path"]
     with subprocess.Popen(
@@ -261,7 +274,7 @@ def test_a_signal_stops_two_processes_with_a_checkpoint_and_their_message_last(t
         cwd=tmp_path,
     ) as child:
         assert any("step 3 of 3,000" in line for line in child.stdout)
-        child.send_signal(signal.SIGTERM)
+        child.send_signal(number)
         _, errors = child.communicate(timeout=120)
     assert child.returncode == 75
     assert errors.splitlines()[-1].startswith("stopped at step")
@@ -274,24 +287,32 @@ def test_launchers_of_two_machines_train_one_model(tmp_path, helpdesk):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    words = ["--config_file", CONFIGS / "cpu_2_processes.yaml", "--num_machines", "2"]
-    words += ["--num_processes", "2", "--main_process_ip", "127.0.0.1", "--main_process_port", port]
-    recipe = [ROOT / "recipes" / "helpdesk_pretrain.py", "--train.max-steps", "2"]
-    recipe += ["--task.dataset.path", helpdesk / "documents"]
+    words = ["helpdesk_pretrain", "--config-file", "cpu_2_processes", "--num-machines", "2"]
+    words += ["--main-process-ip", "127.0.0.1", "--main-process-port", port]
+    words += ["--train.max-steps", "2", "--task.dataset.path", helpdesk / "documents"]
     launchers = [
         subprocess.Popen(
-            map(str, [sys.executable, "-m", "accelerate.commands.launch", *words, *rank, *recipe]),
+            map(str, [sys.executable, *CLI, *words, "--machine-rank", rank]),
             cwd=tmp_path,
             stdout=subprocess.PIPE,
             text=True,
         )
-        for rank in (["--machine_rank", 0], ["--machine_rank", 1])
+        for rank in (0, 1)
     ]
     printed = [launcher.communicate(timeout=250)[0] for launcher in launchers]
     assert [launcher.returncode for launcher in launchers] == [0, 0]
     assert "2 process(es)" in printed[0]
     assert "perplexity" in printed[0]
     assert "perplexity" not in printed[1]
+
+
+def test_a_hangup_that_is_ignored_stays_ignored_in_the_launcher():
+    assert {signal.SIGHUP, signal.SIGUSR1, signal.SIGTERM} <= set(passed_on())
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        assert signal.SIGHUP not in passed_on()
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_process_that_fails_leaves_its_message_to_the_launcher(tmp_path, monkeypatch, capsys):

@@ -41,6 +41,7 @@ FAMILIES: dict[str, dict[str, Verb]] = {
         "list": recipes.list_recipes,
         "show": recipes.show,
         "plan": training.plan,
+        "tokenize": training.tokenize,
     },
     "Train": {
         "run": training.run,
@@ -70,6 +71,7 @@ VERBS = {name: verb for verbs in FAMILIES.values() for name, verb in verbs.items
 WITH_RECIPE: dict[str, Callable[[list[str]], None]] = {
     "show": recipes.show_words,
     "plan": training.plan_words,
+    "tokenize": training.tokenize_words,
     "run": training.run_words,
     "train": training.train_words,
     "repeat": training.repeat_words,

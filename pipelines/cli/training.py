@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, NoReturn, cast
 
 import tyro
 
 from pipelines.cli.checks import at_least_one
-from pipelines.recipe_cli import LaunchFlags, PlanFlags, RepeatFlags, RunFlags
+from pipelines.recipe_cli import LaunchFlags, MachineFlags, PlanFlags, RepeatFlags, RunFlags
 from pipelines.search.plan import SearchFlags
 from pipelines.terminal import stop
 
 NO_LAUNCH_FLAGS = LaunchFlags()
+NO_MACHINE_FLAGS = MachineFlags()
 NO_PLAN_FLAGS = PlanFlags()
 NO_RUN_FLAGS = RunFlags()
 NO_REPEAT_FLAGS = RepeatFlags()
@@ -56,11 +57,12 @@ def train(
     recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")],
     /,
     *flags: Annotated[str, tyro.conf.Positional],
-    launch: Annotated[LaunchFlags, tyro.conf.arg(name="")] = NO_LAUNCH_FLAGS,
+    launch: Annotated[MachineFlags, tyro.conf.arg(name="")] = NO_MACHINE_FLAGS,
 ) -> None:
     """Run a recipe in the processes that an Accelerate config asks for.
 
-    It ends with the run's own exit code, and shows its message last.
+    It ends with the run's own exit code, and shows its message last. Several machines run the same
+    command, each with its own --machine-rank.
 
     Args:
         recipe: Python file with a RECIPE, a recipe.json, the folder of a run, or a shipped name.
@@ -73,9 +75,9 @@ def train(
 
 def train_words(words: list[str]) -> None:
     """Call `train` with the words after it."""
-    launch, others = launcher_flags(words)
+    launch, others = launcher_flags(words, MachineFlags)
     check_launch("train", launch, others)
-    train(*others, launch=launch)
+    train(*others, launch=cast(MachineFlags, launch))
 
 
 def search(
@@ -107,13 +109,26 @@ def search_words(words: list[str]) -> None:
     run_search(others[0], others[1:], launch)
 
 
+class FlagParser(argparse.ArgumentParser):
+    """Stops for a wrong value with one line, in place of all flags."""
+
+    def error(self, message: str) -> NoReturn:
+        """Stop, naming the flag."""
+        names, _, text = message.removeprefix("argument ").partition(": ")
+        stop([f"{names.split('/')[0]}: {text}."], 2)
+
+
 def launcher_flags(
     words: list[str], kind: type[LaunchFlags] = LaunchFlags
 ) -> tuple[LaunchFlags, list[str]]:
     """Separate the flags of `kind`, which may be anywhere, from the recipe and its flags."""
-    parser = argparse.ArgumentParser("gpt2-recipes", add_help=False, allow_abbrev=False)
+    parser = FlagParser("gpt2-recipes", add_help=False, allow_abbrev=False)
     parser.add_argument("--config-file", "--config_file", type=Path)
     parser.add_argument("--num-processes", "--num_processes", type=int)
+    if issubclass(kind, MachineFlags):
+        parser.add_argument("--main-process-ip", "--main_process_ip")
+        for name in ("num-machines", "machine-rank", "main-process-port"):
+            parser.add_argument(f"--{name}", f"--{name.replace('-', '_')}", type=int)
     if kind is PlanFlags:
         parser.add_argument("--json", action="store_true")
     if kind is RepeatFlags:
@@ -160,6 +175,30 @@ def plan_words(words: list[str]) -> None:
     launch, others = launcher_flags(words, PlanFlags)
     check_launch("plan", launch, others)
     plan(*others, options=cast(PlanFlags, launch))
+
+
+def tokenize(
+    recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")],
+    /,
+    *flags: Annotated[str, tyro.conf.Positional],
+) -> None:
+    """Prepare the rows of a recipe on disk, for every run that reads the same.
+
+    The first run of a large data set does so itself. Nothing is written to the run's folder.
+
+    Args:
+        recipe: Python file with a RECIPE, a recipe.json, the folder of a run, or a shipped name.
+        flags: Flags of the recipe: `gpt2-recipes tokenize RECIPE --help` lists them.
+    """
+    from pipelines.tokenize import tokenize as tokenize_rows
+
+    tokenize_rows(recipe, flags)
+
+
+def tokenize_words(words: list[str]) -> None:
+    """Call `tokenize` with the words after it."""
+    check_recipe("tokenize", words)
+    tokenize(*words)
 
 
 def repeat(

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import hashlib
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from pipelines.data.hub_datasets import class_labels, hub_dataset
 from pipelines.data.local_files import is_local, split_files
 from pipelines.data.readers import describe_format, features_of, read_files, read_records
 from pipelines.data.row_selection import shuffled
 from pipelines.data.rows import Examples
+from pipelines.data.rows_on_disk import HubChunks, RowsOnDisk
 from pipelines.data.source import DatasetSource
 from pipelines.data.stream import Stream, origin_of
 from pipelines.data.validate import raise_rejected, to_examples
 from pipelines.errors import DataError
 
 MIN_PART = 100_000  # rows; smaller Hub datasets are read whole
+LARGE = 8_000_000  # bytes; rows of smaller Hub datasets and files are held in memory
+
+ReadFiles = Callable[[tuple[Path, ...]], Examples]
+"""Returns the rows of a split's files; unreadable lines are in `rejected`."""
 
 
 @dataclass(frozen=True)
@@ -28,16 +36,24 @@ class RawSplits:
     test: Examples | None = None
 
 
-def load_splits(source: DatasetSource) -> RawSplits:
-    """Read all rows of every split; unreadable lines are listed in `rejected`."""
+def read_into_memory(files: tuple[Path, ...]) -> Examples:
+    """Return the rows of a split's files, as Python objects."""
+    return to_examples(read_files(files), origin_of(files), local=True)
+
+
+def load_splits(source: DatasetSource, read: ReadFiles = read_into_memory) -> RawSplits:
+    """Read all rows of every split; unreadable lines are listed in `rejected`.
+
+    `read` reads local files.
+    """
     if source.streaming:
         return stream_splits(source)
     eval_split, test_split = separate_splits(source)
     holds_out = eval_split is None or (test_split is None and source.has_test)
     return RawSplits(
-        load_split(source, source.train_split, None if holds_out else source.max_train_rows),
-        load_split(source, eval_split, source.max_eval_rows) if eval_split else None,
-        load_split(source, test_split, source.max_test_rows) if test_split else None,
+        load_split(source, source.train_split, None if holds_out else source.max_train_rows, read),
+        load_split(source, eval_split, source.max_eval_rows, read) if eval_split else None,
+        load_split(source, test_split, source.max_test_rows, read) if test_split else None,
     )
 
 
@@ -102,29 +118,45 @@ def first_rows(source: DatasetSource, name: str, split: str, count: int | None) 
     return to_examples(records, origin, is_local(source))
 
 
-def load_split(source: DatasetSource, split: str, max_rows: int | None = None) -> Examples:
+def load_split(
+    source: DatasetSource,
+    split: str,
+    max_rows: int | None = None,
+    read: ReadFiles = read_into_memory,
+) -> Examples:
     """Read one split from the Hub or from its files.
 
-    If a Hub dataset is far larger than `max_rows`, only a random part of it becomes Python objects;
+    If a Hub dataset is far larger than `max_rows`, only a random part of it is looked at;
     `max_rows` of them are drawn later, stratified by label.
     """
     if is_local(source):
         files = split_files(source, split)
-        examples = to_examples(read_files(files), origin_of(files), local=True)
-        return replace(examples, label_names=class_labels(features_of(files[0])))
+        return replace(read(files), label_names=class_labels(features_of(files[0])))
     dataset = hub_dataset(source, split, streaming=False)
     total, numbers = len(dataset), None
     if max_rows is not None and total > (part := max(MIN_PART, 10 * max_rows)):
-        numbers = shuffled(range(total), source.split_seed)[:part]
-        numbers.sort()
-        dataset = dataset.select(numbers)
+        numbers = array("q", sorted(shuffled(range(total), source.split_seed)[:part]))
     return Examples(
-        dataset.to_list(),
+        hub_rows(dataset, split, numbers),
         f"{source.path} {split}",
         label_names=class_labels(dataset.features),
         numbers=numbers,
         total=None if numbers is None else total,
     )
+
+
+def hub_rows(dataset: Any, split: str, numbers: Sequence[int] | None) -> Sequence[dict[str, Any]]:
+    """Return all rows of a split, or some; those of a large one stay on disk."""
+    files = [Path(each["filename"]) for each in dataset.cache_files]
+    if dataset.data.nbytes < LARGE or not files:
+        rows: list[dict[str, Any]] = (dataset.select(numbers) if numbers else dataset).to_list()
+        return rows
+    digest = hashlib.sha256(split.encode())  # which may be a part of the files, as train[:10%]
+    for each in files:
+        with each.open("rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
+    on_disk = RowsOnDisk(HubChunks(dataset), digest.hexdigest())
+    return on_disk if numbers is None else on_disk.select(numbers)
 
 
 def describe_formats(source: DatasetSource) -> Iterator[str]:

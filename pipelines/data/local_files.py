@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from glob import glob, has_magic
 from pathlib import Path
 
 from pipelines.data.readers import ACCEPTED, is_accepted, suffix_of
@@ -21,11 +22,14 @@ METADATA_FILES = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json"
 
 
 def is_local(source: DatasetSource) -> bool:
-    """Tell a path from a Hub id. Raise DataError for a path that does not exist."""
+    """Tell a path from a Hub id. Raise DataError for a path that does not exist.
+
+    A pattern with `*`, `?` or `[` is one of local files.
+    """
     path = local_path(source)
-    if path.exists():
-        return True
     text = source.path
+    if path.exists() or is_pattern(source):
+        return True
     message = f"{text}: no such file or folder."
     nearest = nearest_path(path)
     hint = f" Did you mean {nearest}?" if nearest else ""
@@ -47,14 +51,31 @@ def local_path(source: DatasetSource) -> Path:
     return Path(os.path.expanduser(source.path))  # noqa: PTH111 - raises for an unknown user
 
 
+def is_pattern(source: DatasetSource) -> bool:
+    """Tell whether a source is a pattern of files, such as "web/*.jsonl"."""
+    return has_magic(source.path) and not local_path(source).exists()
+
+
+def matching_files(source: DatasetSource) -> tuple[Path, ...]:
+    """Return the files that a pattern names, sorted. Raise DataError if there are none."""
+    names = sorted(glob(str(local_path(source)), recursive=True))  # noqa: PTH207 - of any folder
+    files = tuple(file for file in map(Path, names) if is_accepted(file) and file.is_file())
+    if not files:
+        text = f"{source.path}: no file with this pattern has rows. Accepted: {ACCEPTED}."
+        raise DataError(text)
+    return files
+
+
 def split_files(source: DatasetSource, split: str) -> tuple[Path, ...]:
-    """Return the files of a split, in order.
+    """Return the files of a split, in order; those of a pattern are of every split.
 
     In a folder these are a file `split.*`, its shards, or the files of a subfolder `split`; else
     all documents of a folder of text files, if no other split is named. Raise DataError if there
     are no files, if they are ambiguous, or if a shard is missing.
     """
     path = local_path(source)
+    if is_pattern(source):
+        return matching_files(source)
     if not path.is_dir():
         return (path,)
     for folder in (path, path / "data"):

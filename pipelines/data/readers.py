@@ -28,7 +28,7 @@ from pipelines.data.formats.text_stream import (
     decode,
     open_bytes,
 )
-from pipelines.data.rows import NO_TEXT, Line, Numbered, Unreadable, why_not_text
+from pipelines.data.rows import NO_TEXT, Line, Numbered, Place, Unreadable, why_not_text
 from pipelines.errors import DataError
 
 TEXT_SUFFIXES = (*LINE_SUFFIXES, ".json", ".csv", ".tsv", ".tab", ".psv", ".txt")
@@ -48,10 +48,14 @@ USUAL = {  # formats that a suffix tells
 
 @dataclass(frozen=True)
 class Opened:
-    """The rows of an open file, and notes on its format that its suffix does not tell."""
+    """The rows of an open file, and notes on its format that its suffix does not tell.
 
-    rows: Iterator[Numbered]
+    Those of Parquet and Arrow are in `batches`, each with the RecordBatch that they are.
+    """
+
+    rows: Iterator[Numbered | Place]
     notes: tuple[str, ...]
+    batches: Iterator[tuple[list[Numbered], Any]] | None = None
 
 
 def read_records(file: Path) -> Iterator[Numbered]:
@@ -60,8 +64,30 @@ def read_records(file: Path) -> Iterator[Numbered]:
     Rows of a JSON document, of Parquet and of Arrow are numbered by position. Raise DataError for
     a format without rows, and for a file that is damaged.
     """
-    with _opened(file) as opened:
+    return (item for item in read_from(file) if not isinstance(item, Place))
+
+
+def read_from(file: Path, place: Place | None = None) -> Iterator[Numbered | Place]:
+    """Yield what `read_records` does, from a place of the file on, and further places.
+
+    A place is where the next row begins, or a row before it. Compressed files, documents of JSON
+    and Arrow streams have none.
+    """
+    with _opened(file, place) as opened:
         yield from opened.rows
+
+
+def read_batches(file: Path) -> Iterator[tuple[list[Numbered], Any]]:
+    """Yield the rows of `read_records` in lists, each with its RecordBatch; other formats' alone.
+
+    A text's are one at a time, with None.
+    """
+    with _opened(file) as opened:
+        if opened.batches is not None:
+            yield from opened.batches
+        for row in opened.rows:
+            if not isinstance(row, Place):
+                yield [row], None
 
 
 def read_files(files: Sequence[Path]) -> Iterator[Numbered]:
@@ -132,8 +158,8 @@ def _errors_named(file: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _opened(file: Path) -> Iterator[Opened]:
-    """Open a file and detect its form."""
+def _opened(file: Path, place: Place | None = None) -> Iterator[Opened]:
+    """Open a file and detect its form; its rows begin at a place."""
     with _errors_named(file):
         stream, compression = open_bytes(file)
         with stream:
@@ -147,19 +173,33 @@ def _opened(file: Path) -> Iterator[Opened]:
                     raise DataError(f"{file}: compressed {columnar}; decompress it.")
                 if COLUMNAR_SUFFIXES.get(suffix) != columnar:
                     notes.append(columnar)
-                yield Opened(read_columnar(file, stream, columnar), tuple(notes))
+                parts = read_columnar(file, stream, columnar, place)
+                batches = ((rows, batch) for _, rows, batch in parts)
+                yield Opened(_flat(parts), tuple(notes), batches)
                 return
             other = binary_format(head)
             if other is not None:
                 raise DataError(f"{file}: {other}. Rows are read from {ACCEPTED}.")
-            lines, encoding = decode(stream)
+            lines, encoding = decode(stream, seekable=compression is None and stream.seekable())
             notes += [encoding] if encoding else []
-            form, rows = _read_text(file, lines, suffix)
+            form, rows = _read_text(file, lines, suffix, place)
             yield Opened(rows, (*notes, *form))
 
 
-def _read_text(file: Path, lines: TextLines, suffix: str) -> tuple[list[str], Iterator[Numbered]]:
-    """Return the rows of a text, after notes that its suffix does not tell."""
+def _flat(
+    parts: Iterator[tuple[Place | None, list[Numbered], Any]],
+) -> Iterator[Numbered | Place]:
+    """Yield the rows of a columnar file, each place before the rows that begin there."""
+    for begin, rows, _ in parts:
+        if begin is not None:
+            yield begin
+        yield from rows
+
+
+def _read_text(
+    file: Path, lines: TextLines, suffix: str, place: Place | None
+) -> tuple[list[str], Iterator[Numbered | Place]]:
+    """Return the rows of a text from a place on, after notes that its suffix does not tell."""
     if suffix == ".txt":
         two = lines.first_non_blank(2)
         as_json = len(two) == 2 and all(map(is_object, two))
@@ -170,8 +210,8 @@ def _read_text(file: Path, lines: TextLines, suffix: str) -> tuple[list[str], It
         dialect = sniff(lines.sample(), hint or ",")
         notes = ["delimited text"] if hint is None else []
         notes += dialect.notes(hint or "")
-        return notes, read_delimited(file, lines, dialect)
-    form, rows = read_json(file, lines, suffix)
+        return notes, read_delimited(file, lines, dialect, place)
+    form, rows = read_json(file, lines, suffix, place)
     return [] if form in USUAL.get(suffix, ()) else [form], rows
 
 

@@ -26,7 +26,7 @@ def append_rejected(file: Path, rejected: Sequence[Rejected], known: set[str]) -
         origin, line = file_and_line(each.file, each.line)
         entry = {"file": origin, "line": line, "reason": each.reason, "row": each.row}
         lines.append(json.dumps(entry, default=str))
-    new = [line for line in lines if line not in known]
+    new = [line for line in dict.fromkeys(lines) if line not in known]
     if new:
         with file.open("a", encoding="utf-8") as out:
             out.writelines(f"{line}\n" for line in new)

@@ -6,22 +6,25 @@ the machine, Python's hash seed or rows that were left out before.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from random import Random
 from typing import TypeVar
+
+LONG_TEXT = 32  # characters above which a hash takes less memory
 
 T = TypeVar("T")
 Label = str | None  # None: rows without a label
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Group:
     """Indices of the rows with one input, and the number of them with each label."""
 
-    rows: list[int] = field(default_factory=list)
-    counts: dict[Label, int] = field(default_factory=dict)
+    rows: Sequence[int]
+    counts: Mapping[Label, int]
 
     def fits(self, most: Mapping[Label, int]) -> bool:
         """Tell whether no label has more rows than allowed."""
@@ -76,6 +79,15 @@ def shuffled(items: Sequence[T], seed: int) -> list[T]:
     return sorted(items, key=lambda _: generator.random())
 
 
+def compact_key(value: Hashable) -> Hashable:
+    """Return a key that is equal where values are, with a hash in place of each long text."""
+    if isinstance(value, str) and len(value) > LONG_TEXT:
+        return hashlib.blake2b(value.encode(errors="surrogatepass"), digest_size=16).digest()
+    if isinstance(value, tuple):
+        return tuple(map(compact_key, value))
+    return value
+
+
 def random_groups(
     inputs: Sequence[Hashable], labels: Sequence[Sequence[str]], seed: int
 ) -> list[Group]:
@@ -84,13 +96,25 @@ def random_groups(
     Groups with the rarest labels come first. With several labels a row, frequent labels would
     otherwise use up the few rows that rare labels can be drawn from.
     """
-    groups: dict[Hashable, Group] = {}
-    for index, (value, names) in enumerate(zip(inputs, labels, strict=True)):
-        group = groups.setdefault(value, Group())
-        group.rows.append(index)
-        for name in names or (None,):
-            group.counts[name] = group.counts.get(name, 0) + 1
-    unordered = list(groups.values())
+    alone: dict[Hashable, int] = {}  # most inputs are those of one row
+    rows: dict[Hashable, list[int]] = {}
+    for index, value in enumerate(inputs):
+        if value not in alone:
+            alone[value] = index
+        else:
+            rows.setdefault(value, [alone[value]]).append(index)
+    counts_of: dict[tuple[str, ...], Mapping[Label, int]] = {}  # shared by all of one row
+    unordered = []
+    for value, index in alone.items():
+        if value in rows:
+            chosen = rows[value]
+            counts = Counter[Label](name for row in chosen for name in labels[row] or (None,))
+            unordered.append(Group(chosen, counts))
+            continue
+        names = tuple(labels[index])
+        if names not in counts_of:
+            counts_of[names] = Counter[Label](names or (None,))
+        unordered.append(Group((index,), counts_of[names]))
     sizes = num_rows_by_label(unordered)
     return sorted(shuffled(unordered, seed), key=lambda group: min(sizes[n] for n in group.counts))
 

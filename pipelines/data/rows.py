@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, overload
+
+from pipelines.data.rows_on_disk import RowsOnDisk
 
 NO_TEXT = re.compile("[\0\ud800-\udfff]")
 
@@ -23,6 +26,18 @@ class Unreadable:
 Numbered = tuple[int, dict[str, Any] | Unreadable]
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where the reading of a file can begin again, without what is before it."""
+
+    offset: Any
+    """Bytes, a row group or whatever else the format is read from; a JSON value."""
+    number: int
+    """Lines or rows before it."""
+    row: int
+    """Rows before it, unreadable ones included."""
+
+
 class Line(int):
     """A row's number in a split of several files, with its file and its line there.
 
@@ -36,6 +51,45 @@ class Line(int):
         self = super().__new__(cls, number)
         self.file, self.line = file, line
         return self
+
+
+@dataclass(frozen=True)
+class LineNumbers(Sequence[int]):
+    """The lines of rows in their files; with several files they are `Line`s.
+
+    `lines` are those in each row's own file, `files` the positions of these in `names`. `offsets`
+    are added to the lines of each file, so that the numbers of a split ascend.
+    """
+
+    lines: array[int]
+    files: array[int]
+    names: tuple[str, ...]
+    offsets: array[int]
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    @overload
+    def __getitem__(self, index: int) -> int: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[int]: ...
+    def __getitem__(self, index: int | slice) -> int | list[int]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        return self.number(self.lines[index], self.files[index])
+
+    def number(self, line: int, file: int) -> int:
+        """Return the number of a line of a file."""
+        if len(self.names) == 1:
+            return line
+        return Line(self.offsets[file] + line, self.names[file], line)
+
+    def select(self, indices: Iterable[int]) -> LineNumbers:
+        """Return the lines of some rows."""
+        chosen = array("q", indices)
+        lines = array("q", map(self.lines.__getitem__, chosen))
+        files = array("q", map(self.files.__getitem__, chosen))
+        return LineNumbers(lines, files, self.names, self.offsets)
 
 
 def file_and_line(origin: str, number: int) -> tuple[str, int]:
@@ -106,6 +160,12 @@ class Examples:
         """Whether the rows are read again at each iteration, and not held in memory."""
         return not isinstance(self.rows, Sequence)
 
+    @property
+    def num_rows(self) -> int:
+        """Return the number of rows, which a stream does not have."""
+        assert isinstance(self.rows, Sized)
+        return len(self.rows)
+
     def row_number(self, index: int) -> int:
         """Return the line of a row, or its number in the split."""
         numbers = self.numbers if self.lines is None else self.lines
@@ -118,15 +178,19 @@ class Examples:
 
     def select(self, indices: Iterable[int]) -> Examples:
         """Return some of the rows, with their locations."""
+        chosen = array("q", indices)
+        lines, numbers = self.lines, self.numbers
+        if isinstance(lines, LineNumbers):
+            lines = lines.select(chosen)
+        elif lines is not None:
+            lines = [lines[index] for index in chosen]
+        else:
+            numbers = array("q", map(self.row_number, chosen))
+        if isinstance(self.rows, RowsOnDisk):
+            return replace(self, rows=self.rows.select(chosen), lines=lines, numbers=numbers)
         assert isinstance(self.rows, list)
-        indices = list(indices)
-        numbers = [self.row_number(index) for index in indices]
-        return replace(
-            self,
-            rows=[self.rows[index] for index in indices],
-            lines=None if self.lines is None else numbers,
-            numbers=numbers if self.lines is None else None,
-        )
+        rows = [self.rows[index] for index in chosen]
+        return replace(self, rows=rows, lines=lines, numbers=numbers)
 
     def hashes(self) -> Iterator[bytes]:
         """Yield a hash of each row's content."""
@@ -136,6 +200,8 @@ class Examples:
 
     def fingerprint(self) -> str:
         """Return a hash of the rows, to tell whether two scores are of the same data."""
+        if isinstance(self.rows, RowsOnDisk) and self.rows.sha256 is not None:
+            return self.rows.sha256
         digest = hashlib.sha256()
         for row in self.hashes():
             digest.update(row)

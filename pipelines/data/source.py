@@ -11,11 +11,39 @@ DEFAULT_TEST_FRACTION = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
+class MixedSource:
+    """Training rows that are mixed into the stream of another source."""
+
+    path: str
+    """Hub id, a local file, a local folder, or a pattern of files."""
+    name: str | None = None
+    """Configuration of the Hub dataset."""
+    revision: str | None = None
+    """Commit, branch or tag of the Hub dataset."""
+    train_split: str = "train"
+    """Training split."""
+    weight: Annotated[float, Gt(0)]
+    """How often a row is drawn from here, in proportion to the other weights."""
+
+    @property
+    def source(self) -> DatasetSource:
+        """Return the source of the rows."""
+        return DatasetSource(
+            path=self.path,
+            name=self.name,
+            revision=self.revision,
+            train_split=self.train_split,
+            streaming=True,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class DatasetSource:
     """Rows from the Hub, or from JSON, CSV, Parquet, Arrow or text files."""
 
     path: str
-    """Hub id, a local file, or a local folder with a file, shards or a subfolder for each split."""
+    """Hub id, a local file, a pattern of files such as "web/*.jsonl", or a local folder with a
+    file, shards or a subfolder for each split."""
     name: str | None = None
     """Configuration of the Hub dataset, such as sst2 of nyu-mll/glue."""
     revision: str | None = None
@@ -37,6 +65,15 @@ class DatasetSource:
     """Seed of the rows to hold out, and of those drawn for a max_..._rows."""
     streaming: bool = False
     """Read the training rows during training, for a corpus larger than memory or disk."""
+    shuffle_buffer_size: Annotated[int, Gt(1)] | None = None
+    """Rows of a stream that are read together and permuted. Without it only the files are."""
+    num_lanes: Annotated[int, Gt(0)] | None = None
+    """Parts of a stream that are read in turn. The batches are the same on every number of
+    processes and workers that divides it; without it there is one for each of these."""
+    mixed_with: tuple[MixedSource, ...] | None = None
+    """Other sources of a stream's training rows; the scored rows are of this one."""
+    weight: Annotated[float, Gt(0)] | None = None
+    """How often a row is drawn from here, in proportion to the weights of `mixed_with`."""
     max_train_rows: Annotated[int, Gt(0)] | None = None
     """Most training rows, drawn by split_seed; of a stream, the first rows."""
     max_eval_rows: Annotated[int, Gt(0)] | None = None

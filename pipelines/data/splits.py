@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -12,7 +12,7 @@ from pipelines.data.load import RawSplits
 from pipelines.data.local_files import is_local
 from pipelines.data.rejected_file import append_rejected, read_lines
 from pipelines.data.row_reader import RowReader
-from pipelines.data.row_selection import draw_rows, hold_out_rows
+from pipelines.data.row_selection import compact_key, draw_rows, hold_out_rows
 from pipelines.data.rows import Examples
 from pipelines.data.source import DEFAULT_TEST_FRACTION
 from pipelines.data.stream import Stream
@@ -39,6 +39,8 @@ class Splits:
     """Which rows they are and how they were drawn, for task.json."""
     test: Examples | None = None
     """The test rows, which nothing but the reported score looks at."""
+    cautions: tuple[str, ...] | None = None
+    """What looks wrong with the rows and their labels, if an earlier run has found out."""
 
     @property
     def scored(self) -> dict[str, Examples]:
@@ -85,10 +87,23 @@ def check_splits(
         raise_rejected(unusable, HINT if stop else "")
     assert labels is not None
     splits = draw_splits(task, train, held_out, test)
-    if rejected is not None:
-        rejected.unlink(missing_ok=True)
-        append_rejected(rejected, unusable, set())
+    if not isinstance(train.rows, Stream):
+        list_rejected(splits, rejected)
     return splits, labels
+
+
+def list_rejected(splits: Splits, rejected: Path | None, *, again: bool = True) -> None:
+    """List the unusable rows of all splits in the file `rejected`.
+
+    A stream's file is kept, unless it is read `again` from its begin; training appends to it.
+    """
+    if rejected is None:
+        return
+    if again:
+        rejected.unlink(missing_ok=True)
+    scored = [each for each in (splits.held_out, splits.test) if each is not None]
+    unusable = [row for each in (splits.train, *scored) for row in each.rejected]
+    append_rejected(rejected, unusable, read_lines(rejected))
 
 
 def check_stream(task: RowReader, train: Examples) -> None:
@@ -152,7 +167,7 @@ def num_drawn(examples: Examples) -> dict[str, int | None]:
     """
     if isinstance(examples.rows, Stream):
         return {"rows": None, "of": None}
-    num_rows = len(list(examples.rows))
+    num_rows = examples.num_rows
     return {"rows": num_rows, "of": num_rows if examples.total is None else examples.total}
 
 
@@ -165,44 +180,52 @@ def hold_out(
     Rows with the same input stay together; if that is impossible, because all have the same one,
     say, single rows are drawn. Raise DataError if no row can be held out.
     """
-    seed, rows = task.dataset.split_seed, list(examples.rows)
+    seed, num_rows = task.dataset.split_seed, examples.num_rows
     percent, share = f"{100 * fraction:.3g} %", fraction / left
-    if len(rows) == 1 and task.document_column is not None:
-        row, text = rows[0], rows[0][task.document_column]
+    if num_rows == 1 and task.document_column is not None:
+        (row,) = examples.rows
+        text = row[task.document_column]
         cut = round(len(text) * (1 - share))
         head, tail = ([row | {task.document_column: part}] for part in (text[:cut], text[cut:]))
         before = "" if left == 1 else " before the validation part"
         method = {"part": f"the last {percent} of the text{before}", "shares_inputs": False}
         return replace(examples, rows=head), replace(examples, rows=tail, rejected=()), method
-    groups = [task.group(row) for row in rows]
-    labels = [task.row_labels(examples, index, row) for index, row in enumerate(rows)]
+    groups, labels = groups_and_labels(task, examples)
     chosen = hold_out_rows(groups, labels, share, seed)
     method = {"part": f"{percent} of the rows", "shares_inputs": not chosen}
     if not chosen:
-        chosen = hold_out_rows(range(len(rows)), labels, share, seed)
+        chosen = hold_out_rows(range(num_rows), labels, share, seed)
     if not chosen:
-        reason = "there is only one" if len(rows) == 1 else "every label would lose its only row"
+        reason = "there is only one" if num_rows == 1 else "every label would lose its only row"
         raise DataError(
-            f"{examples.origin}: none of its rows ({len(rows):,}) can be held out: {reason}. Give "
+            f"{examples.origin}: none of its rows ({num_rows:,}) can be held out: {reason}. Give "
             "a folder with one file for each split, and name the other with "
             f"--task.dataset.{name}-split."
         )
-    remaining = sorted(set(range(len(rows))) - set(chosen))
+    held_out = set(chosen)
+    remaining = (index for index in range(num_rows) if index not in held_out)
     return examples.select(remaining), replace(examples.select(chosen), rejected=()), method
 
 
 def draw_at_most(task: RowReader, examples: Examples, count: int | None) -> Examples:
     """Return at most `count` rows, drawn by seed, in their order."""
-    rows = list(examples.rows)
-    if count is None or len(rows) <= count:
+    if count is None or examples.num_rows <= count:
         return examples
-    drawn = draw_rows(
-        [task.group(row) for row in rows],
-        [task.row_labels(examples, index, row) for index, row in enumerate(rows)],
-        count,
-        task.dataset.split_seed,
-    )
-    return replace(examples.select(drawn), total=examples.total or len(rows))
+    drawn = draw_rows(*groups_and_labels(task, examples), count, task.dataset.split_seed)
+    return replace(examples.select(drawn), total=examples.total or examples.num_rows)
+
+
+def groups_and_labels(
+    task: RowReader, examples: Examples
+) -> tuple[list[Hashable], list[Sequence[str]]]:
+    """Return the group and the labels of each row, in little memory: many rows share labels."""
+    groups, labels = list[Hashable](), list[Sequence[str]]()
+    known: dict[tuple[str, ...], tuple[str, ...]] = {}
+    for index, row in enumerate(examples.rows):
+        groups.append(compact_key(task.group(row)))
+        names = tuple(task.row_labels(examples, index, row))
+        labels.append(known.setdefault(names, names))
+    return groups, labels
 
 
 def describe_part(record: Mapping[str, Any]) -> str:

@@ -9,15 +9,18 @@ from typing import Any
 
 from pipelines import metrics
 from pipelines.console import console, say
-from pipelines.data.load import load_splits, read_file
+from pipelines.data.load import read_file
 from pipelines.data.local_files import is_local
 from pipelines.data.readers import describe_format
 from pipelines.data.rows import Examples
-from pipelines.data.splits import check_splits, describe_part
+from pipelines.data.splits import describe_part
 from pipelines.data.validate import check_columns, drop_unusable, raise_rejected
 from pipelines.errors import DataError, Problem, RecipeError
 from pipelines.hub.load import LoadedResult, load_result
 from pipelines.inference.predict import predict_examples
+from pipelines.preparing.rows import load_prepared
+from pipelines.preparing.splits import check_prepared
+from pipelines.preparing.store import Store
 from pipelines.process import quiet_libraries
 from pipelines.reporting.report import print_score
 from pipelines.results.sidecar import reported_rows_sha256
@@ -98,7 +101,9 @@ def evaluation_rows(loaded: LoadedResult) -> Examples:
     except DataError as error:
         text = f"{error} The run read its rows there. Score on your own with --data FILE."
         raise DataError(text) from None
-    splits, _ = check_splits(loaded.recipe.task, load_splits(source))
+    store = Store()
+    raw = load_prepared(source, store)
+    splits, _ = check_prepared(loaded.recipe.task, raw, None, store)
     reported = splits.record["reported"]
     use = "" if splits.test is None else f", the {reported} rows"
     say(f"  rows: {describe_part(splits.record[reported])}{use}")

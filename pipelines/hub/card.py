@@ -14,6 +14,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from pipelines.data.source import DatasetSource
 from pipelines.data.splits import describe_part
 from pipelines.hub.escaping import code, escape_markdown, literal, one_line
 from pipelines.models.quantization import HEADS
@@ -119,11 +120,17 @@ def card_metadata(
         library_name="peft" if recipe.lora else "transformers",
         pipeline_tag=task.pipeline_tag,
         tags=["gpt2-recipes", *(["lora"] if recipe.lora else [])],
-        datasets=None if is_local else [source.path],
+        datasets=hub_datasets(source) or None,
         metrics=[primary],
         model_name=repo.split("/")[-1],
         eval_results=[result],
     )
+
+
+def hub_datasets(source: DatasetSource) -> list[str]:
+    """Return the datasets of the Hub that the rows came from."""
+    paths = [source.path, *(each.path for each in source.mixed_with or ())]
+    return [path for path in paths if not path.startswith("./")]
 
 
 def dataset_name(recipe: Recipe) -> str:

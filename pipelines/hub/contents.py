@@ -31,7 +31,9 @@ Contents = dict[str, Path | bytes]
 def make_portable(recipe: Recipe) -> Recipe:
     """Return the recipe without this machine's paths, except those below the current folder."""
     task = recipe.task
-    source = replace(task.dataset, path=public_name(task.dataset.path))
+    others = task.dataset.mixed_with or ()
+    mixed = tuple(replace(each, path=public_name(each.path)) for each in others)
+    source = replace(task.dataset, path=public_name(task.dataset.path), mixed_with=mixed or None)
     model: Model | Scratch = recipe.model
     if isinstance(model, Model):
         tokenizer = None if model.tokenizer is None else public_name(model.tokenizer)

@@ -16,6 +16,7 @@ from huggingface_hub.errors import (
 )
 
 from pipelines.data.local_files import is_local
+from pipelines.data.source import DatasetSource
 from pipelines.errors import Problem, RecipeError
 from pipelines.hub_client.client import Hub, reason
 from pipelines.hub_client.transport import HubError
@@ -42,26 +43,35 @@ def pin_revisions(recipe: Recipe) -> Recipe:
         tokenizer = pin_model(hub, model.tokenizer, path="model.tokenizer", problems=problems)
         model = replace(model, tokenizer=tokenizer)
     source = recipe.task.dataset
-    if is_local(source):
-        source = replace(source, path=explicit(source.path))
-    else:
-        num_problems = len(problems)
-        commit = resolve_commit(
-            hub,
-            source.path,
-            source.revision,
-            kind="dataset",
-            path="task.dataset.path",
-            problems=problems,
-        )
-        nearest = nearest_path(Path(source.path))
-        if len(problems) > num_problems and nearest is not None:
-            text = f"did you mean the local {nearest}?"
-            problems.append(Problem("task.dataset.path", text))
-        source = replace(source, revision=commit)
+    path, commit = pin_dataset(hub, source, "task.dataset", problems)
+    mixed = []
+    for index, each in enumerate(source.mixed_with or ()):
+        field = f"task.dataset.mixed_with.{index}"
+        its_path, its_commit = pin_dataset(hub, each.source, field, problems)
+        mixed.append(replace(each, path=its_path, revision=its_commit))
     if problems:
         raise RecipeError(problems)
+    source = replace(source, path=path, revision=commit, mixed_with=tuple(mixed) or None)
     return replace(recipe, model=model, task=replace(recipe.task, dataset=source))
+
+
+def pin_dataset(
+    hub: Hub, source: DatasetSource, path: str, problems: list[Problem]
+) -> tuple[str, str | None]:
+    """Return the explicit path of a local source, or the id and the commit of one on the Hub.
+
+    `path` is that of the source, in the problems that are added to `problems`.
+    """
+    if is_local(source):
+        return explicit(source.path), source.revision
+    num_problems, path = len(problems), f"{path}.path"
+    commit = resolve_commit(
+        hub, source.path, source.revision, kind="dataset", path=path, problems=problems
+    )
+    nearest = nearest_path(Path(source.path))
+    if len(problems) > num_problems and nearest is not None:
+        problems.append(Problem(path, f"did you mean the local {nearest}?"))
+    return source.path, commit
 
 
 def pin_model(hub: Hub, model: Model, *, path: str, problems: list[Problem]) -> Model:

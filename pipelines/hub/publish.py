@@ -160,7 +160,11 @@ def check_reload(
     `batch` is a collated batch; its labels are ignored.
     """
     logits = []
-    for model in (trained.eval(), load_result(folder).model):
+    loaded = load_result(folder).model
+    for parameter in loaded.parameters():
+        if parameter.is_floating_point():  # DeepSpeed may train in bfloat16
+            parameter.data = parameter.data.to(trained.dtype)
+    for model in (trained.eval(), loaded):
         inputs = {k: v.to(trained.device) for k, v in batch.items() if k != "labels"}
         with torch.inference_mode(), accelerator.autocast():
             outputs = model(**inputs)

@@ -7,20 +7,22 @@ import shutil
 import tempfile
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pipelines.console import say
-from pipelines.data.load import load_splits
 from pipelines.data.rows import Examples
-from pipelines.data.splits import check_splits
 from pipelines.errors import DataError, Problem, RecipeError
 from pipelines.hub.destination import check_destination
 from pipelines.hub.load import LoadedResult, load_result
 from pipelines.hub.publish import publish_finished
 from pipelines.hub.result_folder import result_folder
+from pipelines.preparing.rows import load_prepared
+from pipelines.preparing.splits import check_prepared
+from pipelines.preparing.store import Store
 from pipelines.process import quiet_libraries
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.schema import to_json_value
@@ -156,7 +158,9 @@ def rows_of_run(loaded: LoadedResult) -> Examples | None:
     """Return the rows that the adapter was scored on, or None if they are not on this machine."""
     task = loaded.recipe.task
     try:
-        rows = check_splits(task, load_splits(task.dataset))[0].reported
+        store = Store()
+        raw = load_prepared(task.dataset, store)
+        rows = check_prepared(task, raw, None, store)[0].reported
     except DataError:
         return None
     same = rows.fingerprint() == reported_rows_sha256(loaded.sidecar)
@@ -171,7 +175,7 @@ def some_inputs(loaded: LoadedResult, rows: Examples | None) -> dict[str, torch.
         size = (4, min(32, loaded.tokenizer.model_max_length))
         ids = torch.randint(model.config.vocab_size, size, generator=generator)
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    few = replace(rows, rows=list(rows.rows)[:8])
+    few = replace(rows, rows=list(islice(rows.rows, 8)))
     given = task.features(few, loaded.tokenizer, loaded.labels, training=False)
     batch = task.collate(int(loaded.tokenizer.pad_token_id or 0))(given.dataset[:8])
     return {name: value for name, value in batch.items() if name != "labels"}

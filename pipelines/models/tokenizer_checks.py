@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -138,7 +138,7 @@ def check_vocabulary(features: Features, tokenizer: PreTrainedTokenizerBase, cou
 
     The rows of a stream are not known yet; `guard_embeddings` checks them.
     """
-    if max_token_id(tokenizer) < count or not isinstance(features.dataset, list):
+    if max_token_id(tokenizer) < count or not isinstance(features.dataset, Sequence):
         return
     for index, row in enumerate(features.dataset):
         largest = max(

@@ -53,7 +53,7 @@ def batches_of(recipe: Recipe, train: Features, num_processes: int) -> Batches:
     """
     task, options = recipe.task, recipe.train
     rows, accumulation = split_batch(options, num_processes)
-    streamed = not isinstance(train.dataset, list)
+    streamed = not isinstance(train.dataset, Sequence)
     dataset = list(islice(train.dataset, options.global_batch_size)) if streamed else train.dataset
     steps = options.num_steps(-1 if streamed else len(dataset))
     lengths = np.array([task.num_tokens(row) for row in dataset])
@@ -97,12 +97,11 @@ def longest_examples(task: Task, examples: Examples, count: int, max_tokens: int
     Together they have about `max_tokens`; a document is cut to that. There are at least two rows,
     if the split has.
     """
-    rows = list(examples.rows)
-    sizes = [sum(map(len, strings(row))) for row in rows]
-    order = sorted(range(len(rows)), key=lambda index: -sizes[index])
+    sizes = [sum(map(len, strings(row))) for row in examples.rows]
+    order = sorted(range(len(sizes)), key=lambda index: -sizes[index])
     longest = min(sizes[order[0]] // CHARACTERS + 1, task.length)
     chosen = order[: max(2, min(count, max_tokens // longest))]
-    picked = replace(examples, rows=rows).select(chosen)
+    picked = examples.select(chosen)
     if (column := task.document_column) is None:
         return picked
     limit = CHARACTERS * max_tokens // len(chosen)

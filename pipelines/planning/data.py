@@ -57,7 +57,7 @@ def summarize_splits(
             task,
             features,
             num_positions,
-            rows=None if examples[name].streamed else len(list(examples[name].rows)),
+            rows=None if examples[name].streamed else examples[name].num_rows,
             labels=dict(count_labels(task, examples[name]).most_common()),
         )
         for name, features in encoded.features.items()
@@ -69,7 +69,7 @@ def summarize(
 ) -> SplitSummary:
     """Return the summary of one split."""
     cut_limit = int(getattr(task, task.cut_field if features.lengths else task.length_field))
-    if not isinstance(features.dataset, list):
+    if not isinstance(features.dataset, Sequence):
         return SplitSummary(rows, None, None, None, None, cut_limit, {}, labels)
     encoded = [task.num_tokens(row) for row in features.dataset]
     lengths: Sequence[int] = features.lengths or encoded

@@ -79,6 +79,27 @@ class Anatomy:
 
 
 @dataclass(frozen=True)
+class GpuBytes:
+    """What a method holds on a GPU; bytes."""
+
+    weights: int
+    casts: int
+    """Weights of the blocks in bfloat16, kept from the forward to the backward pass."""
+    gradients: int
+    optimizer: int
+    loss: int
+    """Logits of a chunk of the loss, the head in bfloat16, and its gradient's sum."""
+    per_row: float
+    """Activations of a row of a forward pass."""
+
+    @property
+    def fixed(self) -> int:
+        """Return what does not grow with the rows."""
+        states = self.weights + self.casts + self.gradients + self.optimizer
+        return CONTEXT + states + self.loss
+
+
+@dataclass(frozen=True)
 class Fit:
     """The largest forward pass of a step that fits on a GPU."""
 
@@ -186,7 +207,8 @@ def estimate_gpus(
     size = recipe.train.global_batch_size
     tokens = batches.mean_tokens * size / batches.rows
     for method, variant in variants(recipe).items():
-        fixed, row = gpu_bytes(variant, labels, parameters, batches.longest)
+        needed = gpu_bytes(variant, labels, parameters, batches.longest)
+        fixed, row = needed.fixed, needed.per_row
         flops = tokens * flops_per_token(variant, parameters, batches.longest)
         for gpu in GPUS:
             most_rows = max(0, int((gpu.gigabytes * 1e9 - fixed) / row))
@@ -207,21 +229,25 @@ def estimate_gpus(
 
 def gpu_bytes(
     recipe: Recipe, labels: tuple[str, ...], parameters: Parameters, longest: int
-) -> tuple[float, float]:
-    """Return the bytes that a method takes on a GPU, and those of each row of a forward pass."""
+) -> GpuBytes:
+    """Return what a method takes on a GPU with rows of `longest` tokens."""
     anatomy, layers = dissect(recipe, labels), parameters.num_layers
     outside = parameters.base - parameters.in_blocks
     trained = anatomy.outside_trained + layers * anatomy.block_trained
     if recipe.lora is None:
         trained = parameters.base
-    moments = 2 if recipe.train.optim == "adamw_bnb_8bit" else 8
-    fixed = CONTEXT + 4 * outside + layers * (anatomy.block_weights + anatomy.block_casts)
-    fixed += (4 + moments) * trained
-    row = longest * (layers * anatomy.block_per_token + anatomy.outside_per_token)
+    loss = 0
     if recipe.task.learns_tokens:  # the loss is computed in chunks
         embeddings = parameters.vocabulary * parameters.width
-        fixed += LOGIT_BYTES * CHUNK + 2 * embeddings + (4 * embeddings if not recipe.lora else 0)
-    return fixed, row
+        loss = LOGIT_BYTES * CHUNK + 2 * embeddings + (4 * embeddings if not recipe.lora else 0)
+    return GpuBytes(
+        weights=4 * outside + layers * anatomy.block_weights,
+        casts=layers * anatomy.block_casts,
+        gradients=4 * trained,
+        optimizer=(2 if recipe.train.optim == "adamw_bnb_8bit" else 8) * trained,
+        loss=loss,
+        per_row=longest * (layers * anatomy.block_per_token + anatomy.outside_per_token),
+    )
 
 
 def flops_per_token(recipe: Recipe, parameters: Parameters, length: int) -> float:

@@ -12,7 +12,7 @@ from typing import Any
 
 from accelerate import PartialState
 
-from pipelines.data.splits import Splits, check_splits
+from pipelines.data.splits import Splits
 from pipelines.finished import result_in
 from pipelines.inputs import Encoded, encode, pin_and_check, read_rows
 from pipelines.models.probes import num_positions
@@ -23,6 +23,8 @@ from pipelines.planning.machine import Seconds, predict_seconds
 from pipelines.planning.memory import predict_peaks
 from pipelines.planning.parameters import Parameters, count_parameters, empty_model
 from pipelines.planning.rehearsal import Rehearsal, rehearse
+from pipelines.preparing.splits import check_prepared
+from pipelines.preparing.store import Store
 from pipelines.process import prepare_process, returning_freed_memory
 from pipelines.recipe.recipe import Recipe
 from pipelines.training.checkpoints import check_space, free_space, space_of_checkpoints
@@ -105,10 +107,11 @@ def make_plan(recipe: Recipe, num_processes: int | None = None) -> Plan:
     with prepare_process():
         with returning_freed_memory(), redirect_stdout(io.StringIO()) as printed:
             recipe = pin_and_check(recipe)
-            recipe, raw = read_rows(recipe)
+            store = Store()
+            recipe, raw = read_rows(recipe, store)
             finished = recipe.folder.is_dir() and result_in(recipe, clean=False) is not None
-            splits, labels = check_splits(recipe.task, raw)
-            encoded = encode(recipe, splits, labels)
+            splits, labels = check_prepared(recipe.task, raw, None, store)
+            encoded = encode(recipe, splits, labels, store)
             batches = batches_of(recipe, encoded.train, processes)
             empty = empty_model(recipe, encoded.tokenizer, labels)
             parameters = count_parameters(empty)

@@ -56,7 +56,8 @@ def hub_ids(recipe: Recipe) -> list[str]:
     """Return the Hub repositories that a recipe reads, its data set first."""
     model = recipe.model
     tokenizer = model.tokenizer
-    names = [recipe.task.dataset.path]
+    source = recipe.task.dataset
+    names = [source.path, *(each.path for each in source.mixed_with or ())]
     names += [model.name_or_path] if isinstance(model, Model) else []
     names += [tokenizer.name_or_path] if isinstance(tokenizer, Model) else []
     names += [tokenizer] if isinstance(tokenizer, str) else []

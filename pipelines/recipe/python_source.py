@@ -43,8 +43,9 @@ def names_in(value: Any) -> set[str]:
     """Return the names of the classes that `to_python` writes."""
     names = {type(value).__name__}
     for _, item in _arguments(value, ()):
-        if dataclasses.is_dataclass(item):
-            names |= names_in(item)
+        for part in item if isinstance(item, tuple) else (item,):
+            if dataclasses.is_dataclass(part):
+                names |= names_in(part)
     return names
 
 

@@ -163,8 +163,9 @@ def wrong_choice(train: Train, task: Task) -> Iterator[Problem]:
 
 
 def wrong_stream(task: Task, model: Model | Scratch, train: Train) -> Iterator[Problem]:
-    """Yield why rows cannot be read while training."""
+    """Yield why rows cannot be read while training, and what is for such rows alone."""
     if not task.dataset.streaming:
+        yield from stream_options(task.dataset)
         return
     if not task.streams:
         names = " and ".join(name for name, each in TASKS.items() if each.streams)
@@ -173,3 +174,35 @@ def wrong_stream(task: Task, model: Model | Scratch, train: Train) -> Iterator[P
         yield Problem("train.max_steps", "a stream has no end: set the number of steps.")
     if isinstance(model, Scratch) and isinstance(model.tokenizer, Tokenizer):
         yield Problem("model.tokenizer", "cannot be trained on a stream. Name a checkpoint's.")
+    yield from wrong_mixture(task.dataset)
+
+
+def stream_options(dataset: DatasetSource) -> Iterator[Problem]:
+    """Yield a problem for each option of streams that is set for rows held in memory."""
+    for option in ("shuffle_buffer_size", "num_lanes", "mixed_with", "weight"):
+        if getattr(dataset, option) is not None:
+            text = "is for a stream. Set task.dataset.streaming, or leave it out."
+            yield Problem(f"task.dataset.{option}", text)
+
+
+def wrong_mixture(dataset: DatasetSource) -> Iterator[Problem]:
+    """Yield a problem for a weight without other sources, for sources without, and for a repeat."""
+    others = dataset.mixed_with
+    if others is None:
+        if dataset.weight is not None:
+            text = "there is nothing to weigh it against. Set task.dataset.mixed_with, too."
+            yield Problem("task.dataset.weight", text)
+        return
+    if not others:
+        text = "names no source. Leave it out, or name one as MixedSource(path=..., weight=...)."
+        yield Problem("task.dataset.mixed_with", text)
+    if dataset.weight is None:
+        text = "is missing: mixed_with needs the weight of this source, too."
+        yield Problem("task.dataset.weight", text)
+    seen = {(dataset.path, dataset.name, dataset.train_split): "the source itself"}
+    for index, each in enumerate(others):
+        key = (each.path, each.name, each.train_split)
+        if key in seen:
+            text = f"{each.path} is {seen[key]}. Raise its weight instead."
+            yield Problem(f"task.dataset.mixed_with.{index}.path", text)
+        seen[key] = f"task.dataset.mixed_with.{index}, too"

@@ -22,7 +22,7 @@ def to_json_value(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         fields = {f.name: to_json_value(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return {"type": type(value).__name__} | fields
-    return list(value) if isinstance(value, tuple) else value
+    return list(map(to_json_value, value)) if isinstance(value, tuple) else value
 
 
 def suggest(name: str, known: list[str]) -> str:
@@ -52,8 +52,20 @@ def is_section(hint: Any) -> bool:
     return isinstance(hint, type) and dataclasses.is_dataclass(hint)
 
 
+def section_of_items(hint: Any) -> type[Any] | None:
+    """Return the dataclass that the items of a tuple are of, or None for another type."""
+    items = (typing.get_args(c)[0] for c in union_members(hint) if typing.get_origin(c) is tuple)
+    return next(filter(is_section, items), None)
+
+
 def from_json_value(hint: Any, value: Any, path: str, problems: list[Problem]) -> Any:
     """Build a value of type `hint` from JSON; append what is wrong to `problems`."""
+    item = section_of_items(hint)
+    if item is not None and isinstance(value, list):
+        return tuple(
+            from_json_value(item, each, f"{path}.{index}", problems)
+            for index, each in enumerate(value)
+        )
     sections = {c.__name__: c for c in union_members(hint) if is_section(c)}
     if not sections or (value is None and type(None) in union_members(hint)):
         leaf = tuple(value) if isinstance(value, list) else value
@@ -109,8 +121,12 @@ def wrong_values(value: Any, path: str) -> Iterator[Problem]:
             item, tuple(c for c in union_members(hint) if isinstance(c, type))
         ):
             yield from wrong_values(item, field_path)
-        else:
-            yield from wrong_value(item, hint, field_path)
+            continue
+        problems = list(wrong_value(item, hint, field_path))
+        if not problems and item is not None and section_of_items(hint):
+            for index, part in enumerate(item):
+                problems += wrong_values(part, f"{field_path}.{index}")
+        yield from problems
 
 
 def wrong_value(item: Any, hint: Any, path: str) -> Iterator[Problem]:

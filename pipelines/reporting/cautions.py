@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 
+from pipelines.data.row_selection import compact_key
 from pipelines.data.source import DEFAULT_TEST_FRACTION
 from pipelines.data.splits import Splits
 from pipelines.recipe.recipe import Recipe
@@ -28,10 +29,8 @@ def cautions(
 
     `scored` has the features of every split that is scored.
     """
-    yield from row_cautions(recipe.task, splits)
-    yield from split_cautions(recipe.task, splits)
-    yield from class_cautions(recipe.task, splits, labels)
-    yield from recipe.task.label_cautions(splits.train)
+    known = splits.cautions
+    yield from cautions_of_rows(recipe.task, splits, labels) if known is None else known
     if recipe.chooses and splits.record["reported"] == "eval" and splits.test is None:
         yield (
             "the score will be of the rows that the choice is made by, and too good: name a "
@@ -46,6 +45,14 @@ def cautions(
             yield f"only {features.num_rows} {ROWS[split]} rows: the score says little"
 
 
+def cautions_of_rows(task: Task, splits: Splits, labels: Sequence[str]) -> Iterator[str]:
+    """Yield cautions about rows, splits and labels, which take a look at every row."""
+    yield from row_cautions(task, splits)
+    yield from split_cautions(task, splits)
+    yield from class_cautions(task, splits, labels)
+    yield from task.label_cautions(splits.train)
+
+
 def row_cautions(task: Task, splits: Splits) -> Iterator[str]:
     """Yield cautions about rows: unusable ones, duplicate ids, inputs in two splits."""
     scored = {ROWS[split]: rows for split, rows in splits.scored.items()}
@@ -56,7 +63,7 @@ def row_cautions(task: Task, splits: Splits) -> Iterator[str]:
                 "they are listed in rejected.jsonl"
             )
         if not examples.streamed:
-            ids = [str(row["id"]) for row in examples.rows if "id" in row]
+            ids = [compact_key(str(row["id"])) for row in examples.rows if "id" in row]
             if len(set(ids)) < len(ids):
                 yield f"{len(ids) - len(set(ids)):,} {name} rows have the id of another row"
     yield from shared_input_cautions(task, splits)
@@ -76,9 +83,9 @@ def shared_inputs(task: Task, splits: Splits) -> Iterator[tuple[str, str, int, i
     """Yield a split, another one whose inputs it shares, how many rows do, and of how many."""
     seen: list[tuple[str, set[Hashable]]] = []
     if not splits.train.streamed:
-        seen.append(("train", {task.inputs(row) for row in splits.train.rows}))
+        seen.append(("train", {compact_key(task.inputs(row)) for row in splits.train.rows}))
     for split, examples in splits.scored.items():
-        inputs = [task.inputs(row) for row in examples.rows]
+        inputs = [compact_key(task.inputs(row)) for row in examples.rows]
         for other, known in seen:
             num_shared = sum(each in known for each in inputs)
             if num_shared:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from pipelines.data.rows import Examples
+from pipelines.data.rows_on_disk import RowsOnDisk
 from pipelines.tasks.base import Task
 
 NUM_LABELS_SHOWN = 6  # labels whose names are in one line
@@ -14,6 +15,8 @@ def count_labels(task: Task, examples: Examples) -> Counter[str]:
     """Return the number of rows with each label; none for a stream or a task without labels."""
     if examples.streamed or task.stratified_by is None:
         return Counter()
+    if isinstance(examples.rows, RowsOnDisk) and examples.rows.label_counts is not None:
+        return Counter(examples.rows.label_counts)
     return Counter(
         name
         for index, row in enumerate(examples.rows)

@@ -32,7 +32,7 @@ def print_report(
     for name, rows in ({"train": splits.train} | splits.scored).items():
         out.print(describe_split(recipe.task, name, rows, features[name]), markup=False)
     if splits.test is not None and "test" not in splits.scored:
-        out.print(f"  test: {len(list(splits.test.rows)):,} rows, not scored", markup=False)
+        out.print(f"  test: {splits.test.num_rows:,} rows, not scored", markup=False)
     for text in cautions:
         out.print(f"  {text}", style="yellow", markup=False)
 
@@ -44,7 +44,7 @@ def describe_split(task: Task, name: str, examples: Examples, features: Features
         num_rows = task.dataset.max_train_rows
         parts = ["streamed" if num_rows is None else f"streamed, the first {num_rows:,} rows"]
     elif examples.total is not None:
-        num_rows = len(list(examples.rows))
+        num_rows = examples.num_rows
         parts[0] = f"{num_rows:,} of {examples.total:,} rows (max_{name}_rows)"
     elif name != "train" and task.dataset.streaming:
         parts.append("the first of the stream")

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+from glob import has_magic
 from pathlib import Path
 
 from pipelines.data.local_files import is_path
 
 
 def explicit(path: str) -> str:
-    """Return a path that exists here so that it starts with "." or "/"; a Hub id as it is."""
+    """Return a path that exists here so that it starts with "." or "/"; a Hub id as it is.
+
+    A pattern of files is a path.
+    """
     path = os.path.expanduser(path)  # noqa: PTH111 - Path drops the "./" that it began with
-    if is_path(path) or not Path(path).exists():
+    if is_path(path) or not (Path(path).exists() or has_magic(path)):
         return path
     return f"./{path}"
 

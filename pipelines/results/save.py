@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import platform
 from collections.abc import Sequence
@@ -90,6 +91,8 @@ def write_result(
     if recipe.lora is None:
         model.config.use_cache = True
     model.save_pretrained(stage, state_dict=state)
+    if state is not None and recipe.lora is None:
+        name_dtype(model, stage)
     (stage / "README.md").unlink(missing_ok=True)  # PEFT's; `publish` writes the card
     tokenizer.save_pretrained(stage)
     compact_tokenizer_file(tokenizer, stage)
@@ -98,6 +101,16 @@ def write_result(
     write_predictions(stage, finished.rows)
     plot_training(trainer.state.log_history, stage / "training_curve.png")
     write_manifest(stage, make_sidecar(trainer, model, finished))
+
+
+def name_dtype(model: Any, folder: Path) -> None:
+    """Let config.json name the type of the weights that were gathered.
+
+    transformers names that of the model, which DeepSpeed may have turned into bfloat16.
+    """
+    config = copy.deepcopy(model.config)
+    config.dtype = "float32"
+    config.save_pretrained(folder)
 
 
 def make_sidecar(trainer: Trainer, model: Any, finished: FinishedRun) -> dict[str, Any]:

@@ -10,10 +10,11 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial
 
-from pipelines.data.load import load_splits
-from pipelines.data.splits import check_splits
 from pipelines.errors import Problem, RecipeError
 from pipelines.hub.pin import pin_revisions
+from pipelines.preparing.rows import load_prepared
+from pipelines.preparing.splits import check_prepared
+from pipelines.preparing.store import Store
 from pipelines.recipe.recipe import Recipe
 from pipelines.search.locks import Lock
 from pipelines.search.objective import Objective
@@ -108,8 +109,9 @@ def identity_of(plan: Plan) -> dict[str, Any]:
 
 def fingerprints(recipe: Recipe) -> dict[str, str | None]:
     """Return the hashes of a recipe's rows. Raise DataError for rows that cannot be used."""
-    raw = load_splits(recipe.task.dataset)
-    splits, _ = check_splits(recipe.task.resolved(raw.train), raw)
+    store = Store()
+    raw = load_prepared(recipe.task.dataset, store)
+    splits, _ = check_prepared(recipe.task.resolved(raw.train), raw, None, store)
     return data_of(splits)
 
 

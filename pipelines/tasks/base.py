@@ -16,6 +16,7 @@ from collections.abc import (
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from pipelines.data.encoded_rows import Sinks
 from pipelines.data.padding import Collator, PaddingCollator
 from pipelines.data.rows import Examples
 from pipelines.data.source import DatasetSource
@@ -134,6 +135,8 @@ class Task:
     """What rows have in common that are in the same split."""
     streams: ClassVar[bool] = False
     """Whether rows can be read while training, without holding all in memory."""
+    encodes_to_disk: ClassVar[bool] = False
+    """Whether `encode` and `restored` keep encoded rows where they are told to."""
     needs_reference: ClassVar[bool] = False
     """Whether the loss compares the model with the base that it starts from."""
     chat_template: ClassVar[str | None] = None
@@ -275,6 +278,29 @@ class Task:
 
         Rows to predict are not `labelled`: they need no labels, and any labels are ignored.
         """
+        raise NotImplementedError
+
+    def encode(
+        self,
+        examples: Examples,
+        tokenizer: PreTrainedTokenizerBase,
+        labels: tuple[str, ...],
+        *,
+        training: bool,
+        sinks: Sinks,
+    ) -> Features:
+        """Encode labelled rows as `features` does, into sinks. It reads the rows once, in order."""
+        raise NotImplementedError
+
+    def restored(
+        self,
+        examples: Examples,
+        dataset: Sequence[dict[str, Any]],
+        report: dict[str, int],
+        context: Any,
+        lengths: Sequence[int] = (),
+    ) -> Features:
+        """Return features from their parts, of which `context` is a JSON-like value."""
         raise NotImplementedError
 
     def num_tokens(self, row: dict[str, Any]) -> int:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator
-from dataclasses import dataclass
-from itertools import chain, islice
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge
 
+from pipelines.data.encoded_rows import MemorySink, RowSink, Sinks
+from pipelines.data.lanes import Block, Chunk, Cursor, Lanes
 from pipelines.data.padding import Batch, PaddingCollator, pad_inputs, pad_right
-from pipelines.data.rows import Examples
+from pipelines.data.rows import Examples, Rejected
+from pipelines.data.stream import Stream
 from pipelines.errors import DataError
 from pipelines.metrics.bootstrap import bootstrap
 from pipelines.tasks.base import (
@@ -26,13 +29,15 @@ from pipelines.tasks.base import (
     to_row_results,
     token_ids,
 )
+from pipelines.tasks.encoding import encode_pieces
 
 if TYPE_CHECKING:
     import torch
     from transformers import EvalPrediction, PreTrainedTokenizerBase
 
 NUM_PROMPT_TOKENS, NUM_TOKENS_AFTER = 32, 40  # of a block that is continued as a sample
-CHUNK = 1000  # documents that are encoded together, and in a stream packed together
+CHUNK = 1000  # documents of a stream that are packed together by best fit
+STREAM_CHUNK = 64  # documents of a stream that are encoded together
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,7 @@ class CausalLM(Task):
     length_field: ClassVar[str] = "block_size"
     grouped_by: ClassVar[str] = "document"
     streams: ClassVar[bool] = True
+    encodes_to_disk: ClassVar[bool] = True
 
     def example(
         self,
@@ -130,51 +136,86 @@ class CausalLM(Task):
         evaluation. With `bfd_split`, each document is a row of its own in evaluation.
         """
         if examples.streamed:
-            return Features(self.stream(examples, tokenizer), {}, num_rows=-1)
-        texts = list(self.texts(examples))
-        documents = encode_documents(tokenizer, texts)
-        report = {"documents": len(texts), "tokens": 1 + sum(map(len, documents))}
-        fill = self.wrapped_rows if self.packing == "wrapped" else self.best_fit_rows
-        rows, counts = fill(documents, tokenizer.eos_token_id, training=training)
-        report |= {"blocks": len(rows), **counts}
-        if not rows:
+            return Features(PackedStream(self, examples, tokenizer), {}, num_rows=-1)
+        return self.encode(examples, tokenizer, labels, training=training, sinks=MemorySink)
+
+    def encode(
+        self,
+        examples: Examples,
+        tokenizer: PreTrainedTokenizerBase,
+        labels: tuple[str, ...],
+        *,
+        training: bool,
+        sinks: Sinks,
+    ) -> Features:
+        """Pack documents into blocks, as `features` does."""
+        documents = Documents(tokenizer, self.texts(examples))
+        rows = sinks("rows")
+        if self.packing == "wrapped":
+            counts = self.write_wrapped(documents, rows, training=training)
+        elif training:
+            counts = self.write_best_fit(documents, sinks("pieces"), rows)
+        else:
+            self.write_pieces(documents, documents.eos, rows)
+            counts = {}
+        blocks = rows.close()
+        report = {"documents": documents.number, "tokens": documents.num_tokens}
+        report |= {"blocks": len(blocks), **counts}
+        if not blocks:
             raise DataError(
                 f"{examples.origin}: {report['tokens']} tokens fill no block of "
                 f"{self.block_size}. Lower --task.block-size or give more text."
             )
-        num_bytes = sum(len(text.encode()) for text in texts)
-        return Features(
-            rows, report, num_rows=len(rows), context=num_bytes, locate="block {}".format
-        )
+        return self.restored(examples, blocks, report, documents.num_bytes)
 
-    def stream(self, examples: Examples, tokenizer: PreTrainedTokenizerBase) -> Any:
-        """Return an IterableDataset that packs the documents while they are read."""
-        from datasets import IterableDataset
+    def restored(
+        self,
+        examples: Examples,
+        dataset: Sequence[dict[str, Any]],
+        report: dict[str, int],
+        context: Any,
+        lengths: Sequence[int] = (),
+    ) -> Features:
+        locate = "block {}".format
+        return Features(dataset, report, num_rows=len(dataset), context=context, locate=locate)
 
-        arguments = {"task": self, "examples": examples, "tokenizer": tokenizer}
-        return IterableDataset.from_generator(pack, gen_kwargs=arguments)
-
-    def wrapped_rows(
-        self, documents: list[Any], eos: int, *, training: bool
-    ) -> tuple[list[dict[str, Any]], dict[str, int]]:
-        """Return blocks of the concatenated documents, and the tokens left out."""
+    def write_wrapped(
+        self, documents: Documents, rows: RowSink, *, training: bool
+    ) -> dict[str, int]:
+        """Write blocks of the concatenated documents; return the tokens left out in training."""
         import numpy as np
 
-        rows = [{"input_ids": block} for block in self.cut(np.concatenate([[eos], *documents]))]
-        num_left_out = 0
-        if training and rows and len(rows[-1]["input_ids"]) < self.block_size:
-            num_left_out = len(rows.pop()["input_ids"]) - 1
-        return rows, {"tokens_left_out": num_left_out}
+        num_left_out, tokens = 0, np.array([documents.eos])
+        for ids, _ in documents.pieces():
+            tokens = np.concatenate([tokens, ids])
+            full = max(0, len(tokens) - 1) // (self.block_size - 1)
+            for block in self.cut(tokens)[:full]:
+                rows.append({"input_ids": block})
+            tokens = tokens[full * (self.block_size - 1) :]
+        if len(tokens) > 1 and training:
+            num_left_out = len(tokens) - 1
+        elif len(tokens) > 1:
+            rows.append({"input_ids": tokens})
+        return {"tokens_left_out": num_left_out}
 
-    def best_fit_rows(
-        self, documents: list[Any], eos: int, *, training: bool
-    ) -> tuple[list[dict[str, Any]], dict[str, int]]:
-        """Return blocks of whole documents, and in training how many positions are empty."""
-        rows = self.best_fit(documents, eos, together=training)
-        if not training:
-            return rows, {}
-        num_tokens = sum(len(row["input_ids"]) for row in rows)
-        return rows, {"positions_empty": len(rows) * self.block_size - num_tokens}
+    def write_pieces(self, documents: Iterable[Any], eos: int, rows: RowSink) -> None:
+        """Write each document, after EOS, as a row, or as several if it is long."""
+        import numpy as np
+
+        for ids in documents:
+            for piece in self.cut(np.concatenate([[eos], ids])):
+                rows.append({"input_ids": piece})
+
+    def write_best_fit(
+        self, documents: Documents, pieces: RowSink, rows: RowSink
+    ) -> dict[str, int]:
+        """Write blocks of whole documents; return how many of their positions are empty."""
+        self.write_pieces(documents, documents.eos, pieces)
+        num_blocks = num_tokens = 0
+        for row in self.fit(pieces.close()):
+            rows.append(row)
+            num_blocks, num_tokens = num_blocks + 1, num_tokens + len(row["input_ids"])
+        return {"positions_empty": num_blocks * self.block_size - num_tokens}
 
     def cut(self, tokens: Any) -> list[Any]:
         """Cut tokens into blocks; the last one may be shorter.
@@ -191,19 +232,19 @@ class CausalLM(Task):
 
         A row is one of them, or, `together`, as many as fit.
         """
+        pieces = MemorySink("pieces")
+        self.write_pieces(documents, eos, pieces)
+        return list(self.fit(pieces)) if together else pieces
+
+    def fit(self, pieces: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Yield rows of as many pieces as fit."""
         import numpy as np
 
         from pipelines.data.bin_packing import best_fit
 
-        pieces = [piece for ids in documents for piece in self.cut(np.concatenate([[eos], ids]))]
-        if not together:
-            return [{"input_ids": piece} for piece in pieces]
-        rows = []
-        for numbers in best_fit([len(piece) for piece in pieces], self.block_size):
-            chosen = [pieces[number] for number in numbers]
-            lengths = [len(piece) for piece in chosen]
-            rows.append({"input_ids": np.concatenate(chosen), "seq_lengths": lengths})
-        return rows
+        for numbers in best_fit([len(piece["input_ids"]) for piece in pieces], self.block_size):
+            chosen = [pieces[number]["input_ids"] for number in numbers]
+            yield {"input_ids": np.concatenate(chosen), "seq_lengths": list(map(len, chosen))}
 
     def collate(self, pad_token_id: int, multiple: int = 1) -> LanguageModelingCollator:
         return LanguageModelingCollator(pad_token_id, multiple)
@@ -292,31 +333,151 @@ class CausalLM(Task):
         return [[tokenizer.eos_token_id, *ids] for ids in token_ids(tokenizer, texts)]
 
 
-def encode_documents(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[Any]:
-    """Return the token ids of each text, as arrays that end in EOS."""
-    import numpy as np
+class Documents:
+    """The token ids of texts, as arrays that end in EOS, and counts of those that were read."""
 
-    return [
-        np.asarray([*ids, tokenizer.eos_token_id])
-        for start in range(0, len(texts), CHUNK)
-        for ids in token_ids(tokenizer, texts[start : start + CHUNK])
-    ]
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]):
+        self.tokenizer, self.texts = tokenizer, texts
+        self.eos: int = tokenizer.eos_token_id
+        self.number, self.num_bytes, self.num_tokens = 0, 0, 1
+        """Documents; bytes of their texts; tokens, with the EOS before the first document."""
+
+    def __iter__(self) -> Iterator[Any]:
+        import numpy as np
+
+        pieces = []
+        for ids, ends in self.pieces():
+            pieces.append(ids)
+            if ends:
+                yield pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+                pieces = []
+
+    def pieces(self) -> Iterator[tuple[Any, bool]]:
+        """Yield the token ids of each piece of a document, and whether the document ends there."""
+        import numpy as np
+
+        for ids, ends in encode_pieces(self.tokenizer, self.counted()):
+            tokens = np.asarray([*ids, self.eos] if ends else ids, dtype=np.int64)
+            self.num_tokens += len(tokens)
+            yield tokens, ends
+
+    def counted(self) -> Iterator[str]:
+        """Yield the texts, and count them."""
+        for text in self.texts:
+            self.number += 1
+            self.num_bytes += len(text.encode())
+            yield text
 
 
-def pack(task: CausalLM, examples: Examples, tokenizer: Any) -> Iterator[dict[str, list[int]]]:
-    """Yield blocks while documents are read.
+@dataclass(frozen=True)
+class PackedStream:
+    """Blocks of documents that are packed while they are read: one pass, or lanes without an end.
 
     With `bfd_split`, the documents of each chunk are packed together.
     """
-    eos = tokenizer.eos_token_id
-    tokens = [eos]
-    texts = task.texts(examples)
-    while chunk := list(islice(texts, 1 if task.packing == "wrapped" else CHUNK)):
-        documents = [[*ids, eos] for ids in token_ids(tokenizer, chunk)]
-        if task.packing == "bfd_split":
-            yield from task.best_fit(documents, eos, together=True)
-            continue
-        tokens += documents[0]
-        while len(tokens) >= task.block_size:
-            yield {"input_ids": tokens[: task.block_size]}
-            tokens = tokens[task.block_size - 1 :]
+
+    task: CausalLM
+    examples: Examples
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def documents(self) -> Stream:
+        """Return the documents."""
+        assert isinstance(self.examples.rows, Stream)
+        return self.examples.rows
+
+    @property
+    def chunk_size(self) -> int:
+        """Return how many documents are read together."""
+        return STREAM_CHUNK if self.task.packing == "wrapped" else CHUNK
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        chunks = self.documents.chunks(self.chunk_size)
+        for block in self.pack(chunks, Cursor.start(1)):
+            yield block.row
+
+    def lanes(self, num_lanes: int, seed: int) -> Lanes:
+        """Return the documents as lanes."""
+        return self.documents.lanes(num_lanes, seed, self.chunk_size)
+
+    def blocks(self, lanes: Lanes, lane: int, cursor: Cursor) -> Iterator[Block]:
+        """Yield the blocks of a lane, without an end, from a cursor on."""
+        return self.pack(lanes.chunks(lane, cursor), cursor)
+
+    def pack(self, chunks: Iterator[Chunk], cursor: Cursor) -> Iterator[Block]:
+        """Yield the blocks of chunks, the first of which is that of a cursor."""
+        fill = self.wrapped if self.task.packing == "wrapped" else self.best_fit
+        rejected: list[Rejected] = []
+        for block in fill(self.noting(chunks, rejected), cursor):
+            yield replace(block, rejected=tuple(rejected)) if rejected else block
+            rejected.clear()
+
+    def noting(self, chunks: Iterator[Chunk], rejected: list[Rejected]) -> Iterator[Chunk]:
+        """Yield chunks, and append their unusable rows to `rejected`."""
+        for chunk in chunks:
+            rejected += chunk.rejected
+            yield chunk
+
+    def encode(self, rows: list[tuple[int, dict[str, Any]]]) -> list[list[int]]:
+        """Return the token ids of documents, each of which ends in EOS."""
+        texts = [row[self.task.text_column] for _, row in rows]
+        eos = self.tokenizer.eos_token_id
+        return [[*ids, eos] for ids in token_ids(self.tokenizer, texts)]
+
+    def wrapped(self, chunks: Iterator[Chunk], cursor: Cursor) -> Iterator[Block]:
+        """Yield blocks of documents one after the other."""
+        size = self.task.block_size
+        tokens = [self.tokenizer.eos_token_id]
+        counts = Counts(cursor)
+        used, used_tokens = cursor.used, cursor.tokens
+        for chunk in chunks:
+            for start in range(used - used % STREAM_CHUNK, len(chunk.rows), STREAM_CHUNK):
+                some = chunk.rows[start : start + STREAM_CHUNK]
+                for index, document in enumerate(self.encode(some), start=start):
+                    if index < used:
+                        continue
+                    if used_tokens:  # a block before the cursor ended in the document
+                        tokens, used_tokens = document[used_tokens - 1 :], 0
+                    else:
+                        tokens += document
+                        counts.add(some[index - start][0], len(document))
+                    begin, end = 0, len(tokens)
+                    while end - begin >= size:
+                        row = {"input_ids": tokens[begin : begin + size]}
+                        begin += size - 1
+                        left = end - begin - 1  # without the token that is repeated
+                        yield Block(row, counts.cursor(chunk, index, len(document) - left))
+                    tokens = tokens[begin:]
+            used = 0
+
+    def best_fit(self, chunks: Iterator[Chunk], cursor: Cursor) -> Iterator[Block]:
+        """Yield blocks of whole documents."""
+        import numpy as np
+
+        counts, used = Counts(cursor), cursor.used
+        for chunk in chunks:
+            documents = [np.asarray(ids) for ids in self.encode(chunk.rows)]
+            if not used:
+                for (source, _), document in zip(chunk.rows, documents, strict=True):
+                    counts.add(source, len(document))
+            rows = self.task.best_fit(documents, self.tokenizer.eos_token_id, together=True)
+            for number, row in enumerate(rows[used:], start=used + 1):
+                yield Block(row, counts.cursor(chunk, number, 0))
+            used = 0
+
+
+class Counts:
+    """How many rows and tokens of each source a lane has drawn."""
+
+    def __init__(self, cursor: Cursor):
+        self.num_rows, self.num_tokens = list(cursor.num_rows), list(cursor.num_tokens)
+
+    def add(self, source: int, num_tokens: int) -> None:
+        """Count a document."""
+        self.num_rows[source] += 1
+        self.num_tokens[source] += num_tokens
+
+    def cursor(self, chunk: Chunk, used: int, tokens: int) -> Cursor:
+        """Return the cursor in a chunk after its first `used` rows and `tokens` of the next."""
+        counts = tuple(self.num_rows), tuple(self.num_tokens)
+        return Cursor(chunk.positions, chunk.number, used, tokens, *counts)

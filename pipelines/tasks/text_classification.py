@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from array import array
+from collections import Counter, deque
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Le, Lt
 
+from pipelines.data.encoded_rows import MemorySink, Sinks
 from pipelines.data.rows import Examples
 from pipelines.errors import DataError
 from pipelines.tasks import label_cautions
@@ -26,7 +28,6 @@ from pipelines.tasks.base import (
     check_truncated,
     text_of,
     to_row_results,
-    token_ids,
 )
 from pipelines.tasks.classification_scores import (
     correlation_of_moments,
@@ -37,6 +38,7 @@ from pipelines.tasks.classification_scores import (
     score_label_sets,
     score_numbers,
 )
+from pipelines.tasks.encoding import encode_texts
 from pipelines.tasks.label_reader import LabelReader, natural_order
 from pipelines.tasks.label_values import (
     balanced_class_weights,
@@ -106,6 +108,7 @@ class TextClassification(Task):
 
     objective: ClassVar[Objective] = "head"
     auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
+    encodes_to_disk: ClassVar[bool] = True
     head: ClassVar[str | None] = "score"
     peft_task_type: ClassVar[str] = "SEQ_CLS"
 
@@ -231,7 +234,7 @@ class TextClassification(Task):
         counts = Counter(name for i, row in rows for name in set(reader.read(train, i, row)))
         yield from label_cautions.name_cautions(counts)
         if self.several:
-            num_rows = len(list(train.rows))
+            num_rows = train.num_rows
             yield from label_cautions.constant_cautions(counts, num_rows)
         else:
             yield from label_cautions.list_cautions(counts)
@@ -278,28 +281,54 @@ class TextClassification(Task):
         training: bool,
         labelled: bool = True,
     ) -> Features:
+        return self.encode(
+            examples, tokenizer, labels, training=training, sinks=MemorySink, labelled=labelled
+        )
+
+    def encode(
+        self,
+        examples: Examples,
+        tokenizer: PreTrainedTokenizerBase,
+        labels: tuple[str, ...],
+        *,
+        training: bool,
+        sinks: Sinks,
+        labelled: bool = True,
+    ) -> Features:
         task = self.resolved(examples) if labelled else self
-        given = [
-            task.example(examples, i, row, labels, labelled=labelled)
-            for i, row in enumerate(examples.rows)
-        ]
-        if not given:
-            raise DataError(f"{examples.origin}: no rows.")
-        encoded = [
-            token_ids(tokenizer, list(texts))
-            for texts in zip(*(texts for texts, _ in given), strict=True)
-        ]
+        targets: deque[Any] = deque()
+
+        def texts() -> Iterator[str]:
+            for index, row in enumerate(examples.rows):
+                parts, target = task.example(examples, index, row, labels, labelled=labelled)
+                targets.append(target)
+                yield from parts
+
+        encoded = encode_texts(tokenizer, texts())
+        rows, lengths, num_cut = sinks("rows"), array("q"), 0
         eos_token_id = int(tokenizer.eos_token_id)
-        rows: list[dict[str, Any]] = []
-        num_cut = 0
-        for parts, (_, target) in zip(zip(*encoded, strict=True), given, strict=True):
+        for parts in zip(*[encoded] * (2 if self.text_pair_column else 1), strict=True):
             input_ids, cut = join_texts(list(parts), eos_token_id, self.max_length)
             num_cut += cut
+            lengths.append(sum(map(len, parts)) + len(parts) - 1)
+            target = targets.popleft()
             rows.append({"input_ids": input_ids} | ({"labels": target} if labelled else {}))
-        check_truncated(examples, num_cut, len(rows), self.max_truncated_fraction)
-        report = {"rows": len(rows), "rows_cut": num_cut}
-        lengths = [sum(map(len, parts)) + len(parts) - 1 for parts in zip(*encoded, strict=True)]
-        return Features(rows, report, num_rows=len(rows), locate=examples.locate, lengths=lengths)
+        if not lengths:
+            raise DataError(f"{examples.origin}: no rows.")
+        check_truncated(examples, num_cut, len(lengths), self.max_truncated_fraction)
+        report = {"rows": len(lengths), "rows_cut": num_cut}
+        return self.restored(examples, rows.close(), report, None, lengths)
+
+    def restored(
+        self,
+        examples: Examples,
+        dataset: Sequence[dict[str, Any]],
+        report: dict[str, int],
+        context: Any,
+        lengths: Sequence[int] = (),
+    ) -> Features:
+        locate, num_rows = examples.locate, len(dataset)
+        return Features(dataset, report, num_rows=num_rows, locate=locate, lengths=lengths)
 
     def loss(
         self,

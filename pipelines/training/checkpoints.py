@@ -117,7 +117,12 @@ def delete(checkpoint: Path) -> None:
 
 def num_trained(model: Any) -> int:
     """Return the number of a model's trainable parameters."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return sum(num_elements(p) for p in model.parameters() if p.requires_grad)
+
+
+def num_elements(parameter: Any) -> int:
+    """Return the elements of the whole parameter: ZeRO-3 leaves none in place."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
 def space_of_checkpoints(recipe: Recipe, num_parameters: int) -> int:

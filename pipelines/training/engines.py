@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pipelines.errors import Problem, RecipeError
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import NF4, Int8
+from pipelines.training.zero_config import zero_stage
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,10 @@ class Engine:
     """Whether each process holds a part of every parameter, which is gathered to be used."""
 
 
+WRAP_POLICIES = ("TRANSFORMER_BASED_WRAP", "SIZE_BASED_WRAP", "NO_WRAP")
 FULL, SHARDED = "FULL_STATE_DICT", "SHARDED_STATE_DICT"
 ORDINARY = "ordinary"
-"""The form of the checkpoints of one process and of DDP."""
+"""The form of the checkpoints of one process, of DDP and of DeepSpeed."""
 ONE_PROCESS = Engine("one process", "single_gpu")
 DDP = Engine("DDP", "multi_gpu")
 FSDP2 = Engine("FSDP2", "fsdp2", shards_parameters=True)
@@ -109,6 +111,8 @@ def requested_engine(environment: Mapping[str, str] = os.environ) -> Engine:
 
     Raise RecipeError for a kind of it that this project does not support.
     """
+    if is_set(environment, "ACCELERATE_USE_DEEPSPEED"):
+        return ZERO3 if zero_stage(environment) == 3 else ZERO2
     if is_set(environment, "ACCELERATE_USE_FSDP"):
         check_fsdp(environment)
         return FSDP2
@@ -122,7 +126,7 @@ def checkpoint_format(environment: Mapping[str, str] = os.environ) -> str:
     engine = requested_engine(environment)
     if engine is FSDP2:
         return f"{engine.name} {environment.get('FSDP_STATE_DICT_TYPE', SHARDED)}"
-    return ORDINARY if engine in (ONE_PROCESS, DDP) else engine.name
+    return ORDINARY
 
 
 def is_set(environment: Mapping[str, str], name: str) -> bool:
@@ -143,5 +147,9 @@ def check_fsdp(environment: Mapping[str, str]) -> None:
     if state_dict not in (FULL, SHARDED):
         text = f"{state_dict} is of one process alone. Use {SHARDED} or {FULL}."
         problems.append(Problem("fsdp_state_dict_type", text))
+    policy = environment.get("FSDP_AUTO_WRAP_POLICY", WRAP_POLICIES[0])
+    if policy not in WRAP_POLICIES:
+        text = f"{policy!r} is none of {', '.join(WRAP_POLICIES)}."
+        problems.append(Problem("fsdp_auto_wrap_policy", text))
     if problems:
         raise RecipeError(problems)

@@ -28,6 +28,10 @@ RESUMABLE: dict[str, str | None] = {
     # The rows are read again; whether they are others, data.train, .eval and .test tell.
     "task.dataset": None,
     "task.dataset.streaming": "a stream has another order of rows, in which the step has no place",
+    "task.dataset.shuffle_buffer_size": "the place in the rows is that of a chunk of so many rows",
+    "task.dataset.num_lanes": "the place in the rows is one for each lane",
+    "task.dataset.mixed_with": "the rows that are still to come would be drawn from other sources",
+    "task.dataset.weight": "the rows that are still to come would be drawn otherwise",
     "data": None,
     "train": "nothing makes a change of it take effect on resume",
     # The optimizer's groups and the schedule are built from the recipe (RecipeTrainer).

@@ -17,4 +17,8 @@ def arguments_with_config(words: list[str]) -> Any:
     from accelerate.commands import launch
 
     arguments = launch.launch_command_parser().parse_args(words)
-    return launch._validate_launch_command(arguments)[0]
+    arguments, defaults, has_precision = launch._validate_launch_command(arguments)
+    fields = list(defaults.deepspeed_config) if defaults else []
+    fields += ["mixed_precision"] if has_precision else []
+    arguments.deepspeed_fields_from_accelerate_config = ",".join(fields)
+    return arguments

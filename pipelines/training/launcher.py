@@ -10,7 +10,9 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,14 @@ import psutil
 import yaml
 
 from pipelines.errors import Problem, RecipeError
+from pipelines.training.zero_config import not_installed
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+SECTIONS = {"fsdp_config": "fsdp_", "deepspeed_config": "", "dynamo_config": "dynamo_"}
+"""Sections of a config, and what precedes their options in the launcher's flags."""
 LAUNCHERS = ("accelerate.commands.launch", "accelerate/commands/launch.py", "accelerate-launch")
 PARENTS = ("accelerate.commands.accelerate_cli", "accelerate/commands/accelerate_cli.py")
 UNSUPPORTED = {
-    "DEEPSPEED": "DeepSpeed",
     "MEGATRON_LM": "Megatron-LM",
     "PARALLELISM_CONFIG": "a parallelism config",
     "XLA": "TPUs",
@@ -40,6 +44,9 @@ class LaunchRequest:
     use_cpu: bool = False
     gpu: str | None = None
     unsupported: tuple[str, str] | None = None
+    deepspeed: bool = False
+    unknown: tuple[str, ...] = ()
+    """What is wrong with names in the config's sections, which Accelerate ignores."""
     mixed_precision: str | None = None
 
 
@@ -124,8 +131,24 @@ def read_request(arguments: list[str] | None) -> LaunchRequest:
         use_cpu=use_cpu,
         gpu=None if use_cpu else gpu_request(flags, config, file, several),
         unsupported=unsupported_request(flags, config, file, kind),
+        deepspeed=flags["use_deepspeed"] or kind == "DEEPSPEED",
+        unknown=tuple(unknown_names(flags, config, file)),
         mixed_precision=flags["mixed_precision"] or config.get("mixed_precision"),
     )
+
+
+def unknown_names(
+    flags: dict[str, Any], config: dict[str, Any], file: Path | None
+) -> Iterator[str]:
+    """Yield a message for each name in a section of an engine that is no flag of the launcher."""
+    for section, prefix in SECTIONS.items():
+        values = config.get(section) or {}
+        for name in values if isinstance(values, dict) else ():
+            flag = name if str(name).startswith(prefix) else f"{prefix}{name}"
+            if flag not in flags:
+                near = get_close_matches(flag, flags, n=1)
+                hint = f" Did you mean {near[0]}?" if near else ""
+                yield f"{file}: {section} has no option {name}.{hint}"
 
 
 def gpu_request(
@@ -148,7 +171,7 @@ def unsupported_request(
     flags: dict[str, Any], config: dict[str, Any], file: Path | None, kind: str
 ) -> tuple[str, str] | None:
     """Return what asks for an engine that is not supported, and that engine's name."""
-    for name in ("deepspeed", "megatron_lm", "parallelism_config"):
+    for name in ("megatron_lm", "parallelism_config"):
         if flags[f"use_{name}"]:
             return f"--use_{name}", UNSUPPORTED[name.upper()]
     if flags["tpu"]:
@@ -174,6 +197,9 @@ def check_request(request: LaunchRequest) -> None:
         source, engine = request.unsupported
         text = f"{source} asks for {engine}, which this project does not support. Use "
         problems.append(f"{text}accelerate_configs/multi_gpu.yaml, which runs DDP.")
+    problems += request.unknown
+    if request.deepspeed:
+        problems += not_installed()
     available = torch.accelerator.is_available()
     if request.gpu is not None and not available:
         problems.append(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import TrainingArguments
 
 from pipelines.training.workers import worker_context
@@ -22,9 +22,20 @@ def numbered(dataset: Any) -> Any:
 
     Rows of a stream have no numbers.
     """
-    if not isinstance(dataset, list):
-        return dataset
-    return [row | {ROW: number} for number, row in enumerate(dataset)]
+    return NumberedRows(dataset) if isinstance(dataset, Sized) else dataset
+
+
+@dataclass(frozen=True)
+class NumberedRows(Dataset[dict[str, Any]]):
+    """Rows that get their numbers when they are read."""
+
+    rows: Any
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        return self.rows[number] | {ROW: number}  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)

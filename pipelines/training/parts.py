@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import Subset
 from transformers import EvalPrediction, PreTrainedTokenizerBase
 
 from pipelines.models.chunked_loss import token_losses
@@ -48,13 +49,13 @@ class ScoredSplit:
     @cached_property
     def order(self) -> list[int]:
         """The rows in the order that needs least padding: the longest first."""
-        rows = self.features.dataset
-        return sorted(range(len(rows)), key=lambda index: -self.task.num_tokens(rows[index]))
+        sizes = [-self.task.num_tokens(row) for row in self.features.dataset]
+        return sorted(range(len(sizes)), key=sizes.__getitem__)
 
     @cached_property
-    def dataset(self) -> list[Any]:
+    def dataset(self) -> Any:
         """The rows in that order."""
-        return [self.features.dataset[index] for index in self.order]
+        return Subset(self.features.dataset, self.order)
 
     def in_row_order(self, predictions: Any, label_ids: Any) -> EvalPrediction:
         """Return predictions for `dataset` in the order of the split's rows."""

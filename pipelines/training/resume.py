@@ -10,7 +10,7 @@ from typing import Any
 from accelerate import PartialState
 
 from pipelines.console import say
-from pipelines.errors import RankError
+from pipelines.errors import Problem, RankError, RecipeError
 from pipelines.recipe.recipe import Recipe
 from pipelines.training.checkpoints import (
     MARKER,
@@ -19,6 +19,7 @@ from pipelines.training.checkpoints import (
     newest_verified,
     read_marker,
 )
+from pipelines.training.engines import DDP, ONE_PROCESS, requested_engine
 from pipelines.training.identity import check_resumed, differences
 from pipelines.training.ranks import Ranks
 
@@ -26,7 +27,8 @@ from pipelines.training.ranks import Ranks
 def is_shared(folder: Path, ranks: Ranks) -> bool:
     """Tell whether every rank sees the same folder.
 
-    Raise RankError where some machines share it and others do not.
+    Raise RankError where some machines share it and others do not, and RecipeError where none do
+    and the engine's checkpoints have a part of each rank.
     """
 
     def make() -> str:
@@ -42,6 +44,10 @@ def is_shared(folder: Path, ranks: Ranks) -> bool:
         missing = ", ".join(ranks.name(rank) for rank, sees in enumerate(seen) if not sees)
         text = f"output_dir: {missing} does not see {folder} of {ranks.name(0)}, other machines do."
         raise RankError([f"{text} Put it on a disk that all of them share, or on one of each."], 2)
+    engine = requested_engine()
+    if not all(seen) and engine not in (ONE_PROCESS, DDP):
+        text = f"{folder} is not on a disk that all machines share. Checkpoints of {engine.name} "
+        raise RecipeError([Problem("output_dir", f"{text}have a part of each: use such a disk.")])
     return all(seen)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -11,16 +12,32 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from pipelines.console import say
 from pipelines.errors import Problem, RecipeError
-from pipelines.training.engines import DDP, FSDP2, ONE_PROCESS, Engine, requested_engine
+from pipelines.training.engines import (
+    DDP,
+    FSDP2,
+    ONE_PROCESS,
+    ZERO2,
+    ZERO3,
+    Engine,
+    requested_engine,
+)
 
 
 def engine_of(model: Any) -> Engine:
     """Return the engine that a model was prepared for."""
+    if is_zero(model):
+        return ZERO3 if model.zero_optimization_stage() == 3 else ZERO2
     if isinstance(model, FSDPModule):
         return FSDP2
     if isinstance(model, DistributedDataParallel):
         return DDP
     return ONE_PROCESS
+
+
+def is_zero(model: Any) -> bool:
+    """Tell whether DeepSpeed has prepared a model; it is imported only where it runs."""
+    deepspeed = sys.modules.get("deepspeed")
+    return deepspeed is not None and isinstance(model, deepspeed.DeepSpeedEngine)
 
 
 def check_engine(model: Any) -> Engine:

@@ -8,6 +8,8 @@ from typing import Any
 
 from pipelines.data.rows import Examples
 from pipelines.hub.load import LoadedResult
+from pipelines.preparing.features import prepared_features
+from pipelines.preparing.store import Store
 from pipelines.reporting.progress import RunProgress
 from pipelines.tasks.base import Features
 from pipelines.training.build import build_trainer
@@ -18,7 +20,14 @@ def score_result(loaded: LoadedResult, rows: Examples) -> dict[str, Any]:
     recipe = loaded.recipe
     with RunProgress() as progress:
         with progress.phase("encoding", "tokenising"):
-            held_out = recipe.task.features(rows, loaded.tokenizer, loaded.labels, training=False)
+            held_out = prepared_features(
+                recipe.task,
+                rows,
+                loaded.tokenizer,
+                loaded.labels,
+                training=False,
+                store=Store(progress),
+            )
         recipe.task.check_scorable(held_out)
         return score_features(loaded, held_out, progress)
 

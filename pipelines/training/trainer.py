@@ -19,20 +19,22 @@ from pipelines.errors import CheckpointError, NonFiniteError
 from pipelines.reporting.progress import RunProgress
 from pipelines.results.disk import explain_disk_errors
 from pipelines.tasks.base import RowResult
+from pipelines.training import zero
 from pipelines.training.checkpoints import MARKER, find_damage, mark_complete, num_trained, rotate
 from pipelines.training.hyperparameters import RecipeOnResume
 from pipelines.training.loaders import ROW, TOKENS, Collate, WithRowNumbers, data_loader
 from pipelines.training.parts import ScoredSplit, no_metrics
 from pipelines.training.row_order import RowOrder
-from pipelines.training.running_engine import NameEngine, engine_of
+from pipelines.training.running_engine import NameEngine, engine_of, is_zero
 from pipelines.training.sharding import gathered_state, unsharded
+from pipelines.training.stream_batches import BLOCKS, StreamBatches, StreamEpochs
 from pipelines.training.throughput import Throughput
-from pipelines.training.upstream import HookedTrainer, save_on_every_caller
+from pipelines.training.upstream import WithZero, save_on_every_caller
 
 MAX_NAMED = 16  # rows of a failed step that a message names
 
 
-class RecipeTrainer(HookedTrainer):
+class RecipeTrainer(WithZero):
     """A Trainer that marks checkpoints complete, and stops at what is not finite.
 
     On resume the recipe decides on every hyper-parameter, not the checkpoint.
@@ -69,24 +71,39 @@ class RecipeTrainer(HookedTrainer):
         self.add_callback(NameEngine(lambda: self.model_wrapped))
         self.add_callback(self.recipe_on_resume)
         self.add_callback(self.throughput)
+        self.stream: StreamBatches | None = None
+        rows: Any = self.train_dataset
+        if rows is not None and not isinstance(rows, Sized):
+            self.stream = StreamBatches(rows, self.args, self.train_collator)
+            self.add_callback(StreamEpochs())
 
     def train(self, *arguments: Any, **options: Any) -> Any:
         """Train, as a phase of the run."""
-        with self.progress.phase("training", "training", has_lines=True):
-            return super().train(*arguments, **options)
+        if self.stream and (checkpoint := options.get("resume_from_checkpoint")):
+            self.stream.load(Path(checkpoint))
+        phase = self.progress.phase("training", "training", has_lines=True)
+        with phase, self.engine_running():
+            output = super().train(*arguments, **options)
+        if self.stream:
+            self.stream.gather()
+        return output
+
+    @property
+    def train_collator(self) -> WithRowNumbers:
+        """Return what makes batches of training rows."""
+        return WithRowNumbers(self.data_collator, self.splits["eval"].task.num_tokens)
 
     def get_train_dataloader(self) -> Any:
         """Return this process's batches, in the order of RowOrder, or of a stream."""
+        if self.stream:
+            return self.stream
         rows: Any = self.train_dataset
-        order = None
-        if isinstance(rows, Sized):
-            order = RowOrder(len(rows), self.args.seed, epoch=lambda: int(self.state.epoch or 0))
         loader = data_loader(
             self.args,
             rows,
-            WithRowNumbers(self.data_collator, self.splits["eval"].task.num_tokens),
+            self.train_collator,
             batch_size=self.args.train_batch_size,
-            sampler=order,
+            sampler=RowOrder(len(rows), self.args.seed, epoch=lambda: int(self.state.epoch or 0)),
         )
         return self.accelerator.prepare(loader)
 
@@ -109,7 +126,8 @@ class RecipeTrainer(HookedTrainer):
         prefix = options["metric_key_prefix"]
         rows = self.splits[prefix]
         text = f"evaluating {len(rows.dataset):,} rows"
-        with self.progress.phase("evaluation", text, total=len(arguments[0])):
+        phase = self.progress.phase("evaluation", text, total=len(arguments[0]))
+        with phase, self.engine_running():
             output = super().evaluation_loop(*arguments, **options)
             metrics = rows.metrics(rows.in_row_order(output.predictions, output.label_ids))
         return with_metrics(output, prefix, metrics)
@@ -155,6 +173,9 @@ class RecipeTrainer(HookedTrainer):
         batches, num_items = super().get_batch_samples(*arguments)
         self.step_rows = [batch.pop(ROW) for batch in batches if ROW in batch]
         self.throughput.tokens += [batch.pop(TOKENS) for batch in batches]
+        if self.stream:
+            for batch in batches:
+                self.stream.trained_on(batch.pop(BLOCKS))
         self.step_losses = []
         return batches, num_items
 
@@ -190,6 +211,8 @@ class RecipeTrainer(HookedTrainer):
                 (checkpoint / MARKER).unlink(missing_ok=True)
             self.accelerator.wait_for_everyone()
             yield
+            if self.stream:
+                self.stream.save(checkpoint)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 mark_complete(checkpoint, self.identity, best_step=self.state.best_global_step)
@@ -213,7 +236,8 @@ class RecipeTrainer(HookedTrainer):
         Where parameters are sharded, each rank holds all of them inside.
         """
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        with unsharded(model):
+        engine: Any = self.model_wrapped
+        with zero.unsharded(engine) if is_zero(engine) else unsharded(model):
             yield model
 
     def whole_state(self) -> dict[str, torch.Tensor] | None:
@@ -221,9 +245,12 @@ class RecipeTrainer(HookedTrainer):
 
         Every rank must call it. Of a model with an adapter it has what is trained.
         """
+        only_trained = isinstance(self.model, PeftModel)
+        if is_zero(self.model_wrapped):
+            return zero.gathered_state(self.model_wrapped, only_trained=only_trained)
         if not engine_of(self.model_wrapped).shards_parameters:
             return None
-        return gathered_state(self.model_wrapped, only_trained=isinstance(self.model, PeftModel))
+        return gathered_state(self.model_wrapped, only_trained=only_trained)
 
     def keep_last_step(self) -> None:
         """Write a checkpoint of the last step, unless there is one."""

@@ -6,14 +6,25 @@ where a library renames one of them, or calls it otherwise, which would silently
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import Trainer
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from pipelines.models.generation import without_adapter_class
+from pipelines.training.engines import ZERO2, ZERO3, requested_engine
+from pipelines.training.zero import (
+    announce,
+    announced,
+    gathered_optimizer,
+    gathered_state,
+    load_optimizer,
+    load_weights,
+)
 
 
 def without_tied(model: Any, state: dict[str, Any]) -> dict[str, Any]:
@@ -93,6 +104,106 @@ class HookedTrainer(Trainer):
         norm = untyped._get_grad_norm(model, grad_norm=grad_norm)
         self.check_gradients(norm)
         return norm
+
+
+class WithZero(HookedTrainer):
+    """A HookedTrainer whose checkpoints under DeepSpeed are those of every other engine.
+
+    transformers' own are in parts, which can be resumed by as many processes alone, and its weights
+    are rounded to bfloat16.
+    """
+
+    parameter_groups: list[dict[str, Any]]
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Let the libraries know of DeepSpeed only where its engine runs.
+
+        With DeepSpeed the Trainer compares its own precision with that of the launcher.
+        """
+        if requested_engine() in (ZERO2, ZERO3):
+            self.args.bf16 = os.environ.get("ACCELERATE_MIXED_PRECISION") == "bf16"
+        super().create_accelerator_and_postprocess()
+        announce(None)
+        if self.is_deepspeed_enabled:  # Accelerate would take over the number with a warning
+            self.accelerator.gradient_accumulation_steps = self.args.gradient_accumulation_steps
+
+    def create_optimizer(self, *arguments: Any) -> Any:
+        """Note the groups of parameters: DeepSpeed replaces these, and drops a group of none."""
+        optimizer = super().create_optimizer(*arguments)
+        self.parameter_groups = [dict(group) for group in optimizer.param_groups]
+        return optimizer
+
+    def engine_running(self) -> AbstractContextManager[None]:
+        """Return the context in which batches go through the engine."""
+        if not self.is_deepspeed_enabled:
+            return nullcontext()
+        return announced(self.accelerator.state.deepspeed_plugin.hf_ds_config)
+
+    def create_scheduler(self, *arguments: Any, **options: Any) -> Any:
+        """Take the update out of the backward pass first."""
+        if self.is_deepspeed_enabled:
+            from pipelines.training.zero_update import separate_update  # needs DeepSpeed
+
+            self.optimizer = separate_update(self.accelerator)
+        return super().create_scheduler(*arguments, **options)
+
+    def load_weights(self, checkpoint: Path) -> None:
+        """Load the weights of a checkpoint."""
+        if self.is_deepspeed_enabled:
+            load_weights(self.model_wrapped, lambda: super(WithZero, self).load_weights(checkpoint))
+        else:
+            super().load_weights(checkpoint)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the whole weights."""
+        if not self.is_deepspeed_enabled:
+            super().save_model(output_dir, _internal_call)
+            return
+        only_trained = hasattr(self.model, "get_base_model")
+        state = gathered_state(self.model_wrapped, only_trained=only_trained)
+        self._save(output_dir, state_dict=state)
+
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
+    ) -> Any:
+        """Load weights and optimizer after DeepSpeed has taken them over.
+
+        transformers looks for DeepSpeed's own files.
+        """
+        untyped: Any = super()
+        zero = self.is_deepspeed_enabled
+        checkpoint = None if zero else resume_from_checkpoint
+        prepared = untyped._prepare_for_training(max_steps, train_dataloader, checkpoint)
+        if zero and resume_from_checkpoint is not None:
+            self.load_weights(Path(resume_from_checkpoint))
+            self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        return prepared
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Write the state of the whole optimizer, as without DeepSpeed."""
+        if not self.is_deepspeed_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        state = gathered_optimizer(self.model_wrapped, self.parameter_groups)
+        if self.args.should_save:
+            torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
+            scheduler: Any = self.lr_scheduler
+            torch.save(scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Read what `_save_optimizer_and_scheduler` wrote, or another engine.
+
+        That may have had a group without parameters, too, which DeepSpeed drops.
+        """
+        if not self.is_deepspeed_enabled or checkpoint is None:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        folder, scheduler = Path(checkpoint), cast(Any, self.lr_scheduler)
+        saved = torch.load(folder / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
+        load_optimizer(self.model_wrapped, self.parameter_groups, saved)
+        schedule = torch.load(folder / SCHEDULER_NAME, weights_only=True)
+        schedule["lr_lambdas"] = schedule["lr_lambdas"][: len(scheduler.lr_lambdas)]
+        scheduler.load_state_dict(schedule)
 
 
 class WithoutTelemetry:

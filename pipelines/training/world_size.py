@@ -30,8 +30,10 @@ def check_world_size(timeout: float = 600.0) -> int:
     """
     request = launcher_request()
     check_request(request)
-    # Without `cpu`, Accelerate takes ranks on a machine without a GPU for independent jobs
     on_cpu = request.use_cpu or not torch.accelerator.is_available()
+    if on_cpu:
+        os.environ["DS_ACCELERATOR"] = "cpu"  # DeepSpeed looks for a GPU by itself
+    # Without `cpu`, Accelerate takes ranks on a machine without a GPU for independent jobs
     try:
         state = PartialState(cpu=on_cpu, timeout=timedelta(seconds=timeout))
     except RuntimeError as error:

@@ -6,31 +6,38 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from pipelines.data.rows import Numbered, Unreadable, first_reason, strings
+from pipelines.data.rows import Numbered, Place, Unreadable, first_reason, strings
 from pipelines.errors import DataError
 
 BATCH_ROWS = 1000
 
 
-def read_columnar(file: Path, stream: IO[bytes], name: str) -> Iterator[Numbered]:
-    """Yield the rows of a Parquet or Arrow file, numbered from 1.
+def read_columnar(
+    file: Path, stream: IO[bytes], name: str, place: Place | None = None
+) -> Iterator[tuple[Place | None, list[Numbered], Any]]:
+    """Yield the rows of a Parquet or Arrow file, numbered from 1, in lists with their RecordBatch.
 
-    Raise DataError for a damaged file, and for a duplicated column.
+    Before them is the place of a row group of Parquet, or of a batch of an Arrow file, that begins
+    with them. They are those from `place` on. Raise DataError for a damaged file, and for a
+    duplicated column.
     """
     import pyarrow
 
-    number = 0
+    number, first = (place.row, int(place.offset)) if place else (0, 0)
     try:
-        schema, batches = _open(stream, name)
+        schema, batches = _open(stream, name, first)
         columns = schema.names
         duplicates = sorted({column for column in columns if columns.count(column) > 1})
         if duplicates:
             raise DataError(f"{file}: column {duplicates[0]!r} is duplicated.")
-        for batch in batches:
+        for group, batch in batches:
+            begin = None if group is None else Place(group, number, number)
+            rows: list[Numbered] = []
             for row in batch.to_pylist():
                 number += 1
                 reason = first_reason(strings(row))
-                yield number, row if reason is None else Unreadable(reason, row)
+                rows.append((number, row if reason is None else Unreadable(reason, row)))
+            yield begin, rows, batch
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file}: damaged {name} after row {number:,}: {error}") from None
 
@@ -44,25 +51,36 @@ def read_features(file: Path, stream: IO[bytes], name: str) -> Any:
     from datasets import Features
 
     try:
-        schema, _ = _open(stream, name)
+        schema, _ = _open(stream, name, 0)
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{file}: damaged {name}: {error}") from None
     return Features.from_arrow_schema(schema)
 
 
-def _open(stream: IO[bytes], name: str) -> tuple[Any, Iterator[Any]]:
-    """Return the schema and the batches of a file."""
+def _open(stream: IO[bytes], name: str, first: int) -> tuple[Any, Iterator[tuple[int | None, Any]]]:
+    """Return the schema and the batches of a file, from a row group on.
+
+    The first batch of a group comes with the number of the group, others with None.
+    """
     if name == "Parquet":
         from pyarrow.parquet import ParquetFile
 
         file = ParquetFile(stream)
-        return file.schema_arrow, file.iter_batches(BATCH_ROWS)
+        return file.schema_arrow, _batches_of_groups(file, first)
     from pyarrow import ipc
 
     if stream.read(6) == b"ARROW1":
         stream.seek(0)
         reader = ipc.open_file(stream)
-        return reader.schema, map(reader.get_batch, range(reader.num_record_batches))
+        groups = range(first, reader.num_record_batches)
+        return reader.schema, ((group, reader.get_batch(group)) for group in groups)
     stream.seek(0)  # as `datasets` caches and saves
     reader = ipc.open_stream(stream)
-    return reader.schema, iter(reader)
+    return reader.schema, ((None, batch) for batch in reader)
+
+
+def _batches_of_groups(file: Any, first: int) -> Iterator[tuple[int | None, Any]]:
+    """Yield the batches of a Parquet file, those that begin a row group with its number."""
+    for group in range(first, file.num_row_groups):
+        batches = file.iter_batches(BATCH_ROWS, row_groups=[group])
+        yield from ((None if later else group, batch) for later, batch in enumerate(batches))

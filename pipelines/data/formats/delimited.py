@@ -17,25 +17,33 @@ from pathlib import Path
 
 from pipelines.data.formats.dialects import SEPARATOR_LINE, Dialect, Header, read_header
 from pipelines.data.formats.text_stream import TextLines
-from pipelines.data.rows import Numbered, Unreadable
+from pipelines.data.rows import Numbered, Place, Unreadable
 from pipelines.errors import DataError
 
 NUM_REFERENCES = 200  # rows that others are compared with
 NUM_COMPARED = 100  # lines of one record that are compared with them
 FEW = 5  # rows that are too few to show all values of a column
 SWALLOWED = 1000  # lines after which an open quote is judged before it is closed
+RECORDS_TO_PLACE = 5 * NUM_REFERENCES  # from one place, where reading can begin again, to the next
 OPENED = "a quote opens a cell here"
 
 
-def read_delimited(file: Path, lines: TextLines, dialect: Dialect) -> Iterator[Numbered]:
-    """Yield rows as text, so that `NA` stays `NA`.
+def read_delimited(
+    file: Path, lines: TextLines, dialect: Dialect, place: Place | None = None
+) -> Iterator[Numbered | Place]:
+    """Yield rows as text, so that `NA` stays `NA`, from a place on, and places.
 
     A row must have a cell for each column. Empty rows at the end, as Excel writes them, are left
     out.
     """
-    records = Records(file, lines, dialect)
+    records = Records(file, lines, dialect, place)
     blank: list[Numbered] = []
-    for number, cells in records:
+    for item in records:
+        if isinstance(item, Place):
+            if not blank:
+                yield item
+            continue
+        number, cells = item
         row = cells if isinstance(cells, Unreadable) else records.header.row(cells)
         if isinstance(row, dict) and len(row) > 1 and not any(row.values()):
             blank.append((number, row))
@@ -46,9 +54,14 @@ def read_delimited(file: Path, lines: TextLines, dialect: Dialect) -> Iterator[N
 
 
 class Records:
-    """Numbered records of a delimited file, or the lines that were lost."""
+    """Numbered records of a delimited file, or the lines that were lost, and places.
 
-    def __init__(self, file: Path, lines: TextLines, dialect: Dialect):
+    A place is NUM_REFERENCES rows back, so that a reader that begins there compares later rows with
+    the same ones. Its offset is that of the file, with the number of rows that were read without an
+    error after it.
+    """
+
+    def __init__(self, file: Path, lines: TextLines, dialect: Dialect, place: Place | None = None):
         self.dialect = dialect
         sample = lines.sample()
         self.lines = _Replay(lines)
@@ -64,6 +77,13 @@ class Records:
             for cells in dialect.reader(sample[self.lines.number :], strict=False)
             if self.header.fits(cells)
         ][:NUM_REFERENCES]
+        self.num_rows = self.num_trusted = 0
+        self.begun: Place | None = None  # of the next place, with the rows that fit since
+        self.num_fitting = 0
+        if place:
+            offset, self.num_trusted = place.offset
+            self.num_rows = place.row
+            self.lines.seek(offset, place.number)
 
     def _read_header(self, file: Path) -> Header:
         cells: list[str] | None = []
@@ -76,7 +96,31 @@ class Records:
                 raise DataError(text) from None
         return Header(()) if cells is None else read_header(file, self.lines.number, cells)
 
-    def __iter__(self) -> Iterator[tuple[int, list[str] | Unreadable]]:
+    def __iter__(self) -> Iterator[tuple[int, list[str] | Unreadable] | Place]:
+        for number, cells in self._records():
+            self.num_rows += 1
+            self.num_trusted -= 1
+            yield number, cells
+            if place := self._place(cells):
+                yield place
+
+    def _place(self, cells: list[str] | Unreadable) -> Place | None:
+        """Return the place that enough rows have followed, after a record."""
+        if isinstance(cells, Unreadable):
+            self.begun = None
+            return None
+        if self.begun is None:
+            due = self.num_rows % RECORDS_TO_PLACE == 0
+            if due and (offset := self.lines.tell()) is not None:
+                self.begun, self.num_fitting = Place(offset, self.lines.last, self.num_rows), 0
+            return None
+        self.num_fitting += self.header.fits(cells)
+        if self.num_fitting < NUM_REFERENCES:
+            return None
+        begun, self.begun = self.begun, None
+        return Place([begun.offset, self.num_rows - begun.row], begun.number, begun.row)
+
+    def _records(self) -> Iterator[tuple[int, list[str] | Unreadable]]:
         lines = self.lines
         lines.interrupt = self._swallows_rows
         resyncing = False  # after text that belonged to a broken cell
@@ -147,6 +191,8 @@ class Records:
         The first line's begin or the last line's end of a well-formed record, whose `cells` are
         given, is the same in every such record: these lines prove nothing.
         """
+        if self.num_trusted > 0:
+            return False
         num_columns = self.header.width
         proof = list(lines[:NUM_COMPARED])
         opening = proof[0]
@@ -275,7 +321,7 @@ def _has_line_break(cell: str) -> bool:
 class _Replay(Iterator[str]):
     """Lines for a csv reader that can be given back after it consumed them."""
 
-    def __init__(self, lines: Iterator[str]):
+    def __init__(self, lines: TextLines):
         self.lines = lines
         self.given_back: deque[str] = deque()
         self.taken: list[str] = []
@@ -293,6 +339,20 @@ class _Replay(Iterator[str]):
         """Begin a record: set `number` to that of its first line."""
         self.number += len(self.taken)
         self.taken = []
+
+    @property
+    def last(self) -> int:
+        """Return the number of the last line of the record."""
+        return self.number + len(self.taken) - 1
+
+    def tell(self) -> int | None:
+        """Return the offset of the next line, or None where it cannot be known."""
+        return None if self.given_back else self.lines.tell()
+
+    def seek(self, offset: int, number: int) -> None:
+        """Continue at an offset, after a number of lines."""
+        self.lines.seek(offset)
+        self.number, self.taken = number + 1, []
 
     def give_back(self, num_kept: int) -> None:
         """Give back the lines of the record after the first `num_kept`."""

@@ -5,13 +5,21 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from pipelines.data.formats.text_stream import SAMPLE_LINES, TextLines
-from pipelines.data.rows import NO_TEXT, Numbered, Unreadable, first_reason, strings, why_not_text
+from pipelines.data.rows import (
+    NO_TEXT,
+    Numbered,
+    Place,
+    Unreadable,
+    first_reason,
+    strings,
+    why_not_text,
+)
 from pipelines.errors import DataError
 
 LINE_SUFFIXES = (".jsonl", ".ndjson")
@@ -43,6 +51,7 @@ METADATA = frozenset(
 """Keys that may be next to the rows, whatever the key of the rows is."""
 ESCAPED = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")
 WHITESPACE = re.compile(r"[ \t\r\n]*")
+LINES_TO_PLACE = 256  # lines from one place, where reading can begin again, to the next
 
 
 class Duplicated(dict[str, Any]):
@@ -51,15 +60,17 @@ class Duplicated(dict[str, Any]):
     key: str
 
 
-def read_json(file: Path, lines: TextLines, suffix: str) -> tuple[str, Iterator[Numbered]]:
-    """Return the form of JSON in a file, and its rows.
+def read_json(
+    file: Path, lines: TextLines, suffix: str, place: Place | None = None
+) -> tuple[str, Iterator[Numbered | Place]]:
+    """Return the form of JSON in a file, and its rows from a place on.
 
     JSON lines are read lazily and numbered by line. A document is parsed whole, and its rows are
     numbered by position. Raise DataError for a document that cannot be parsed.
     """
     first, second = [*lines.first_non_blank(2), "", ""][:2]
     if _are_lines(first, second, suffix):
-        return "JSON lines", read_lines(lines)
+        return "JSON lines", read_lines(lines, place)
     text = lines.rest()
     try:
         values, duplicates = _parse_document(text)
@@ -69,7 +80,7 @@ def read_json(file: Path, lines: TextLines, suffix: str) -> tuple[str, Iterator[
         ]
         only_damaged = suffix in LINE_SUFFIXES and first.lstrip().startswith("{")
         if only_damaged or sum(map(is_object, some)) > len(some) / 2:
-            return "JSON lines", read_lines(io.StringIO(text, newline=""))
+            return "JSON lines", read_lines(TextLines(io.StringIO(text, newline="")))
         raise DataError(f"{file}:{error}") from None
     form, items = _find_rows(file, values, suffix)
     check = duplicates or NO_TEXT.search(text) or ESCAPED.search(text)
@@ -110,19 +121,26 @@ def starts_json(line: str) -> bool:
     return bool(begins) or is_object(line)
 
 
-def read_lines(lines: Iterable[str]) -> Iterator[Numbered]:
-    """Yield one object for each line that is not empty."""
-    for number, line in enumerate(map(str.strip, lines), start=1):
-        if not line:
-            continue
-        try:
-            row: Any = parse(line)
-        except ValueError as error:
-            yield number, Unreadable(str(error), line)
-            continue
-        if not isinstance(row, dict):
-            row = Unreadable(f"{line[:40]!r} is not an object.", line)
-        yield number, row
+def read_lines(lines: TextLines, place: Place | None = None) -> Iterator[Numbered | Place]:
+    """Yield one object for each line that is not empty, from a place on, and places."""
+    before, num_rows = (place.number, place.row) if place else (0, 0)
+    if place:
+        lines.seek(place.offset)
+    for number, line in enumerate(map(str.strip, lines), start=before + 1):
+        if line:
+            num_rows += 1
+            yield number, _parse_row(line)
+        if number % LINES_TO_PLACE == 0 and (offset := lines.tell()) is not None:
+            yield Place(offset, number, num_rows)
+
+
+def _parse_row(line: str) -> dict[str, Any] | Unreadable:
+    """Return the object of a line, or why it is none."""
+    try:
+        row = parse(line)
+    except ValueError as error:
+        return Unreadable(str(error), line)
+    return row if isinstance(row, dict) else Unreadable(f"{line[:40]!r} is not an object.", line)
 
 
 def parse(text: str) -> Any:

@@ -76,10 +76,14 @@ CONTROL = bytes(set(range(32)) - set(b"\t\n\v\f\r\x1b"))
 
 
 class TextLines(Iterator[str]):
-    """Physical lines with their line ends, read lazily, with a preview."""
+    """Physical lines with their line ends, read lazily, with a preview.
 
-    def __init__(self, lines: Iterable[str]):
+    Of a `file`, reading can begin again at an offset.
+    """
+
+    def __init__(self, lines: Iterable[str], file: io.TextIOWrapper | None = None):
         self.lines = iter(lines)
+        self.file = file
         self.ahead: deque[str] = deque()
 
     def __next__(self) -> str:
@@ -103,6 +107,16 @@ class TextLines(Iterator[str]):
             self.ahead.append(line)
             filled += [line] if line.strip() else []
         return filled[:count]
+
+    def tell(self) -> int | None:
+        """Return the offset of the next line for `seek`, or None where it cannot be known."""
+        return None if self.file is None or self.ahead else self.file.tell()
+
+    def seek(self, offset: int) -> None:
+        """Continue at an offset that `tell` returned."""
+        assert self.file is not None
+        self.ahead.clear()
+        self.file.seek(offset)
 
     def rest(self) -> str:
         """Consume and return all text."""
@@ -169,10 +183,11 @@ def _unmarked_binary(head: bytes) -> str | None:
     return "a binary file"
 
 
-def decode(stream: io.BufferedReader[Any]) -> tuple[TextLines, str | None]:
+def decode(stream: io.BufferedReader[Any], *, seekable: bool) -> tuple[TextLines, str | None]:
     """Return the lines of a text, and its encoding if it is not UTF-8.
 
-    A byte that is not UTF-8 becomes a lone surrogate, so that its line can be named.
+    A byte that is not UTF-8 becomes a lone surrogate, so that its line can be named. Reading can
+    begin again at a line if the stream is `seekable`.
     """
     head = stream.peek(4)
     name = next((name for mark, name in ENCODINGS.items() if head.startswith(mark)), None)
@@ -180,4 +195,5 @@ def decode(stream: io.BufferedReader[Any]) -> tuple[TextLines, str | None]:
     if name is not None:
         encoding, errors = name.lower(), "surrogatepass"
     text = io.TextIOWrapper(stream, encoding=encoding, errors=errors, newline="")
-    return TextLines(text), name
+    lines = iter(text.readline, "")  # iteration over the file itself would disable `tell`
+    return TextLines(lines, text if seekable else None), name

@@ -1,0 +1,129 @@
+"""Encode rows once: every process and every later run maps the result into memory."""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, overload
+
+from transformers import PreTrainedTokenizerBase
+
+from pipelines.data.encoded_rows import EncodedRows, FileSink
+from pipelines.data.rows import Examples
+from pipelines.data.rows_on_disk import RowsOnDisk
+from pipelines.preparing.store import Store
+from pipelines.preparing.tokenizer import tokenizer_key
+from pipelines.recipe.schema import to_json_value
+from pipelines.tasks.base import Features, Task
+
+REST, LENGTHS = "features.json", "lengths.int64"
+ADVANCE_ROWS = 1000  # rows after which a progress bar moves
+
+
+def prepared_features(
+    task: Task,
+    examples: Examples,
+    tokenizer: PreTrainedTokenizerBase,
+    labels: tuple[str, ...],
+    *,
+    training: bool,
+    store: Store,
+) -> Features:
+    """Encode rows as `task.features` does; those on disk only once, where the task can."""
+    rows = examples.rows
+    if not isinstance(rows, RowsOnDisk) or not task.encodes_to_disk:
+        return task.features(examples, tokenizer, labels, training=training)
+    folder = store.folder(
+        "tokens",
+        features_key(task, examples, tokenizer, labels, training=training),
+        lambda folder: write_features(
+            folder, task, examples, tokenizer, labels, training=training, store=store
+        ),
+        num_bytes=rows.num_bytes,
+    )
+    return open_features(folder, task, examples)
+
+
+def features_key(
+    task: Task,
+    examples: Examples,
+    tokenizer: PreTrainedTokenizerBase,
+    labels: tuple[str, ...],
+    *,
+    training: bool,
+) -> dict[str, Any]:
+    """Return all that encoded rows follow from."""
+    options = to_json_value(task)
+    del options["dataset"]
+    return {
+        "rows": examples.fingerprint(),
+        "tokenizer": tokenizer_key(tokenizer),
+        "task": {type(task).__name__: options},
+        "labels": labels,
+        "training": training,
+    }
+
+
+def write_features(
+    folder: Path,
+    task: Task,
+    examples: Examples,
+    tokenizer: PreTrainedTokenizerBase,
+    labels: tuple[str, ...],
+    *,
+    training: bool,
+    store: Store,
+) -> None:
+    """Write encoded rows, and what else their features have."""
+    use = "training" if training else "evaluation"
+    text = f"tokenising {examples.num_rows:,} {use} rows"
+    with store.progress.phase("encoding", text, total=examples.num_rows):
+        assert isinstance(examples.rows, RowsOnDisk)
+        watched = replace(examples, rows=WatchedRows(examples.rows, store.progress.advance))
+        features = task.encode(
+            watched,
+            tokenizer,
+            labels,
+            training=training,
+            sinks=lambda name: FileSink(folder / f"{name}.arrow", len(tokenizer)),
+        )
+    for file in folder.glob("*.arrow"):
+        if file.name != "rows.arrow":
+            file.unlink()
+    content = {"report": features.report, "context": features.context}
+    (folder / REST).write_text(json.dumps(content))
+    (folder / LENGTHS).write_bytes(array("q", features.lengths).tobytes())
+
+
+def open_features(folder: Path, task: Task, examples: Examples) -> Features:
+    """Return the features that `write_features` has written."""
+    rest = json.loads((folder / REST).read_text())
+    rows = EncodedRows(folder / "rows.arrow")
+    lengths = array("q", (folder / LENGTHS).read_bytes())
+    return task.restored(examples, rows, rest["report"], rest["context"], lengths)
+
+
+class WatchedRows(Sequence[dict[str, Any]]):
+    """Rows that tell how many of them were read."""
+
+    def __init__(self, rows: Sequence[dict[str, Any]], advance: Callable[[int], None]):
+        self.rows, self.advance = rows, advance
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[dict[str, Any]]: ...
+    def __getitem__(self, index: int | slice) -> dict[str, Any] | Sequence[dict[str, Any]]:
+        return self.rows[index]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for number, row in enumerate(self.rows):
+            if not number % ADVANCE_ROWS:
+                self.advance(number)
+            yield row
