@@ -13,6 +13,7 @@ from pipelines.flags import parse_words
 from pipelines.flags_upstream import honour_no_color
 from pipelines.recipe.recipe import Recipe
 from pipelines.terminal import report_errors
+from pipelines.training.early_errors import telling_other_machines
 from pipelines.training.tracker_checks import check_trackers
 
 
@@ -82,8 +83,9 @@ class RepeatFlags(MachineFlags):
 def main(recipe: Recipe) -> None:
     """Run a recipe with the values of the command line in place of its own."""
     with report_errors():
-        chosen = parse(recipe, sys.argv)
-        check_trackers(chosen.train.report_to)
+        with telling_other_machines():
+            chosen = parse(recipe, sys.argv)
+            check_trackers(chosen.train.report_to)
         from pipelines.flow import run
 
         run(chosen)
