@@ -27,7 +27,8 @@ class LaunchFlags:
     ] = None
     """Accelerate config: a file, or the name of a shipped one, such as cpu_2_processes."""
     num_processes: Annotated[
-        int | None, tyro.conf.arg(help_behavior_hint="(default: the config's, or 1)")
+        int | None,
+        tyro.conf.arg(help_behavior_hint="(default: the config's, or one for each GPU)"),
     ] = None
     """Number of processes, of all machines together."""
 

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
@@ -16,6 +17,8 @@ from pipelines.evaluation.evaluate import evaluate
 from pipelines.flow import run
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import Model, Train
+from pipelines.recipe_cli import MachineFlags
+from pipelines.train import Launcher, engine_for, validated
 from pipelines.training.checkpoints import all_checkpoints
 from pipelines.training.engines import (
     DDP,
@@ -78,7 +81,8 @@ def weights_of(folder):
     """Return the tensors of a result, without those whose gradient is zero.
 
     A number added to all keys changes no attention; one added to the logits of all positions, or a
-    vector to the last states of all, no answer. AdamW divides the rounding of such a gradient by its own size.
+    vector to the last states of all, no answer. AdamW divides the rounding of such a gradient by
+    its own size.
     """
     [file] = [*folder.glob("model.safetensors"), *folder.glob("adapter_model.safetensors")]
     tensors = load_file(file)
@@ -324,3 +328,39 @@ def test_fsdp_on_a_cpu_is_refused_and_not_replaced_by_ddp(recipes, tmp_path):
         assert done.returncode == code
         assert message in done.stderr
         assert not recipe.folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "engine", "num_processes"),
+    [
+        ("cpu", ONE_PROCESS, 1),
+        ("single_gpu", ONE_PROCESS, 1),
+        ("cpu_2_processes", DDP, 2),
+        ("multi_gpu", DDP, 4),
+        ("multi_node_ddp", DDP, 8),
+        ("fsdp2", FSDP2, 4),
+        ("multi_node_fsdp2", FSDP2, 8),
+        ("deepspeed_zero2", ZERO2, 4),
+        ("deepspeed_zero3", ZERO3, 4),
+    ],
+)
+def test_each_shipped_config_requests_its_engine_on_the_visible_gpus(
+    config, engine, num_processes, monkeypatch, tmp_path
+):
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: True)
+    monkeypatch.setattr("pipelines.training.launcher.not_installed", list)
+    monkeypatch.setattr("pipelines.train.count_gpus", lambda: 4)
+    nodes = config.startswith("multi_node")
+    flags = MachineFlags(config_file=Path(config))
+    if nodes:
+        flags = replace(flags, num_machines=2, machine_rank=0, main_process_ip="10.0.0.1")
+    arguments = validated([*Launcher.of(flags).words, "recipe.py"])
+    assert engine_for(arguments) is engine
+    assert arguments.num_processes == num_processes
+    assert arguments.mixed_precision == ("no" if config.startswith("cpu") else "bf16")
+
+
+def test_every_shipped_config_is_tested():
+    [mark] = test_each_shipped_config_requests_its_engine_on_the_visible_gpus.pytestmark
+    tested = {values[0] for values in mark.args[1]}
+    assert tested == {file.stem for file in (ROOT / "accelerate_configs").glob("*.yaml")}
