@@ -58,6 +58,7 @@ def training_arguments(recipe: Recipe, kind: type[Arguments], **options: Any) ->
         dataloader_num_workers=train.dataloader_num_workers,
         dataloader_pin_memory=torch.cuda.is_available(),
         ddp_find_unused_parameters=False,
+        ddp_broadcast_buffers=False,  # a decoder's are constants
         logging_nan_inf_filter=False,
         torch_compile=train.torch_compile,
         remove_unused_columns=False,

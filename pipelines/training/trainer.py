@@ -59,6 +59,8 @@ class RecipeTrainer(WithZero):
         super().__init__(compute_metrics=no_metrics, **options)
         if self.args.save_on_each_node:
             save_on_every_caller(self.model)
+        if self.accelerator.ddp_handler is not None:  # gradients need no copy to be reduced
+            self.accelerator.ddp_handler.gradient_as_bucket_view = True
         self.identity = identity
         self.splits = splits
         self.describe_row = describe_row
