@@ -145,7 +145,7 @@ def load_optimizer(
 
     zero, states = engine.optimizer, saved["state"]
     for flat in flat_partitions(zero):
-        step = states[0]["step"].to(flat.device)
+        step = states[0]["step"].to(flat.device, copy=True)  # each counts by itself
         moments = {name: torch.zeros_like(flat) for name in MOMENTS}
         zero.optimizer.state[flat] = {"step": step, **moments}
     link_states(zero)
