@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 Answer = TypeVar("Answer")
 POLL = 0.2  # seconds between two checks of a running call
@@ -46,6 +46,11 @@ def call_or_abandon(
 def end_process(code: int) -> None:
     """Exit at once if an abandoned call still runs; its threads would delay a normal exit."""
     if any(thread.is_alive() for thread in _ABANDONED):
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        end_process_now(code)
+
+
+def end_process_now(code: int) -> NoReturn:
+    """Exit, from any thread, whatever the others are doing."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -69,3 +69,19 @@ class DataError(RunError, ValueError):
     """Rows that cannot be used; the message names the file and the row."""
 
     exit_code = 3
+
+
+class RankError(RunError):
+    """What ends this rank together with the others: the error of a rank, or the loss of one."""
+
+    def __init__(self, lines: list[str], code: int, *, own: bool = False, speaks: bool = False):
+        """Take the message and exit code that all ranks end with.
+
+        `own` tells that the error is this rank's; `speaks` that the rank prints the message though
+        it is not the first of its machine, which is lost.
+        """
+        self.lines = lines
+        self.exit_code = code
+        self.own = own
+        self.speaks = speaks
+        super().__init__("\n".join(lines))

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 
 from pipelines.console import say
 from pipelines.data.splits import Splits
@@ -26,8 +25,14 @@ from pipelines.results.files import (
     recover_interrupted_swap,
 )
 from pipelines.training.identity import check_same, comparable, data_of, differences
+from pipelines.training.ranks import Ranks
 from pipelines.training.resume import delete_checkpoints
 from pipelines.training.signals import AGAIN, StopSignals
+
+OTHER_RESULT = (
+    "Rank 0 saves the result of a run. Start the machine that has it as the first, or give another "
+    "--output-dir."
+)
 
 
 def mark_started(recipe: Recipe, run: str) -> None:
@@ -48,21 +53,27 @@ def unmark_started(recipe: Recipe) -> None:
     (recipe.folder / STARTED).unlink(missing_ok=True)
 
 
-def finished_result(recipe: Recipe) -> dict[str, Any] | None:
+def finished_result(recipe: Recipe, ranks: Ranks) -> dict[str, Any] | None:
     """Return the task.json of the whole result in the folder, or None if it has no result.
 
     Raise RecipeError for a result of another recipe, and for files that are not a whole result.
     With `recipe.overwrite` return None for these, and for any result but that of this very command
-    if a kill or the Hub interrupted it after saving. Rank 0 decides for all.
+    if a kill or the Hub interrupted it after saving. Rank 0 decides for all; raise RankError where
+    another rank sees a result that rank 0 does not see.
     """
-    decided: list[dict[str, Any] | None] = [None]
-    if PartialState().is_main_process:
+
+    def decide() -> dict[str, Any] | None:
         with explain_disk_errors(recipe.folder, num_bytes=0, advice=f"Mend that and {AGAIN}"):
             recover_interrupted_swap(recipe.folder)
-            decided = [result_in(recipe)]
-    if PartialState().num_processes > 1:
-        broadcast_object_list(decided)
-    return decided[0]
+            return result_in(recipe)
+
+    decided: dict[str, Any] | None = ranks.from_first(decide)
+    if not recipe.overwrite:
+        run = None if decided is None else decided.get("run")
+        there = (recipe.folder / "task.json").is_file()
+        found = read_manifest(recipe.folder).get("run") if there else run
+        ranks.compare({"result": found}, lambda _: OTHER_RESULT)
+    return decided
 
 
 def result_in(recipe: Recipe, *, clean: bool = True) -> dict[str, Any] | None:
@@ -105,7 +116,11 @@ def rows_changed(sidecar: dict[str, Any], splits: Splits) -> list[tuple[str, Any
 
 
 def finish_again(
-    recipe: Recipe, sidecar: dict[str, Any], splits: Splits, signals: StopSignals
+    recipe: Recipe,
+    sidecar: dict[str, Any],
+    splits: Splits,
+    signals: StopSignals,
+    ranks: Ranks,
 ) -> dict[str, Any]:
     """Print that a run is finished, publish its result if requested, and return its metrics.
 
@@ -120,7 +135,7 @@ def finish_again(
         if recipe.push_to and PartialState().is_main_process:
             publish_finished(recipe.folder, recipe.push_to, public=recipe.public)
     unmark_started(recipe)
-    PartialState().wait_for_everyone()
+    ranks.wait()
     print_last_screen(recipe, sidecar["metrics"])
     metrics: dict[str, Any] = sidecar["metrics"]
     return metrics

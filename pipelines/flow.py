@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -49,12 +49,14 @@ from pipelines.samples import Sampler
 from pipelines.training.build import build_trainer
 from pipelines.training.checkpoints import check_space, num_trained
 from pipelines.training.identity import identity_of
-from pipelines.training.resume import delete_checkpoints, find_checkpoint
+from pipelines.training.ranks import Ranks, joined_ranks
+from pipelines.training.resume import delete_checkpoints, find_checkpoint, is_shared
+from pipelines.training.running_engine import packed_storage
 from pipelines.training.signals import AGAIN, StopAtSignal, StopSignals
+from pipelines.training.start import start_together
 from pipelines.training.stream_batches import check_lanes, print_drawn
 from pipelines.training.trackers import tracked
 from pipelines.training.trainer import RecipeTrainer
-from pipelines.training.world_size import check_world_size
 
 NOT_STARTED = f"stopped before a step was made; {AGAIN}"
 
@@ -64,20 +66,23 @@ def run(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> dict[str, 
 
     A finished result of the same recipe and rows is not trained again. `callbacks` are
     transformers'; each sees the training, after the run's own log. Raise RecipeError if the folder
-    holds a result of another recipe or other rows, unless `recipe.overwrite`.
+    holds a result of another recipe or other rows, unless `recipe.overwrite`; RankError where the
+    ranks of a run differ, or where one ends or is lost.
     """
     started = time.perf_counter()
-    with StopSignals() as signals:
+    with StopSignals() as signals, ExitStack() as stack:
         with signals.ending(NOT_STARTED):
-            world_size = check_world_size()
+            ranks = stack.enter_context(joined_ranks(recipe.train.ddp_timeout))
+            world_size = start_together(ranks, recipe)
         json_wanted = recipe.log_format == "json"
         with prepare_process(), collector_without_imports(), json_lines(json_wanted):
             with signals.ending(NOT_STARTED):
                 recipe = pin_and_check(recipe)
                 check_lanes(recipe.task.dataset, world_size, recipe.train.dataloader_num_workers)
             log = log_to_folder(recipe.folder) if PartialState().is_main_process else nullcontext()
-            with lock_run_folder(recipe.folder), log, RunProgress(started) as progress:
-                return run_in_folder(recipe, world_size, progress, signals, callbacks)
+            shown = RunProgress(started)
+            with lock_run_folder(recipe.folder), log, shown as progress, ranks.ending_together():
+                return run_in_folder(recipe, ranks, progress, signals, callbacks)
 
 
 @contextmanager
@@ -98,7 +103,7 @@ def collector_without_imports() -> Iterator[None]:
 
 def run_in_folder(
     recipe: Recipe,
-    world_size: int,
+    ranks: Ranks,
     progress: RunProgress,
     signals: StopSignals,
     callbacks: Sequence[TrainerCallback],
@@ -110,11 +115,11 @@ def run_in_folder(
         set_seed(recipe.train.seed)
         with progress.phase("reading", "reading rows"):
             recipe, raw = read_rows(recipe, store)
-            finished = finished_result(recipe)
+            finished = finished_result(recipe, ranks)
             splits, labels = check_prepared(recipe.task, raw, rejected, store)
         if finished is not None and not (recipe.overwrite and rows_changed(finished, splits)):
-            return finish_again(recipe, finished, splits, signals)
-        prepared = prepare(recipe, splits, labels, world_size, progress, callbacks)
+            return finish_again(recipe, finished, splits, signals, ranks)
+        prepared = prepare(recipe, splits, labels, ranks, progress, callbacks)
         if splits.train.streamed:
             list_rejected(splits, rejected, again=prepared.checkpoint is None)
     finished_run = train_and_score(recipe, prepared, splits, labels, signals)
@@ -131,7 +136,7 @@ def run_in_folder(
         with progress.phase("publishing", f"publishing {recipe.push_to}"):
             publish_reloaded(recipe, recipe.push_to, prepared, signals)
     unmark_started(recipe)
-    trainer.accelerator.wait_for_everyone()
+    ranks.wait()
     print_last_screen(recipe, metrics)
     return metrics
 
@@ -200,7 +205,7 @@ def write_statistics(recipe: Recipe, prepared: Prepared, splits: Splits) -> None
 
 def clean_up(recipe: Recipe, trainer: RecipeTrainer) -> None:
     """Delete the checkpoints of a run whose result is saved."""
-    if not PartialState().is_main_process:
+    if not trainer.args.should_save:
         return
     try:
         delete_checkpoints(recipe.folder, run=trainer.identity["run"])
@@ -238,20 +243,27 @@ def prepare(
     recipe: Recipe,
     splits: Splits,
     labels: tuple[str, ...],
-    world_size: int,
+    ranks: Ranks,
     progress: RunProgress,
     callbacks: Sequence[TrainerCallback],
 ) -> Prepared:
-    """Encode the rows, build model and trainer, and look for the checkpoint to resume from."""
+    """Encode the rows, build model and trainer, and look for the checkpoint to resume from.
+
+    Every rank does so. Raise RankError where they have other rows, or would resume elsewhere.
+    """
+    world_size = PartialState().num_processes
+    identity = identity_of(recipe, splits, world_size)
+    ranks.compare(identity)
     with progress.phase("encoding", "tokenising"):
         encoded = encode(recipe, splits, labels, Store(progress))
     train, scored = encoded.train, encoded.scored
     print_report(recipe, world_size, splits, encoded.features, encoded.warnings)
     with progress.phase("model", "loading the model"):
-        model = build_model(recipe, encoded.tokenizer, labels)
+        model = build_model(recipe, encoded.tokenizer, labels, storage=packed_storage())
         encoded.check_vocabulary(model)
         check_space(recipe, num_trained(model))
-    checkpoint, identity = find_checkpoint(recipe, identity_of(recipe, splits, world_size))
+    shared = is_shared(recipe.folder, ranks)
+    checkpoint, identity = find_checkpoint(recipe, identity, ranks, shared=shared)
     baseline = recipe.task.baseline(train, scored[recipe.task.dataset.reported_split])
     trainer = build_trainer(
         recipe,
@@ -263,6 +275,7 @@ def prepare(
         progress=progress,
         identity=identity,
         eval_on_start=baseline is None and checkpoint is None,
+        save_on_each_node=not shared,
         callbacks=(MetricsFile(recipe.folder), *callbacks),
     )
     return Prepared(trainer, encoded, checkpoint, baseline)

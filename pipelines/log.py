@@ -80,6 +80,14 @@ def log_to_folder(folder: Path) -> Iterator[None]:
         handler.close()
 
 
+def quiet_torch_sockets() -> None:
+    """Silence torch's warnings, with stacks of C++, of connections that other ranks have closed.
+
+    No effect after torch is imported. A level in the environment has precedence.
+    """
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+
 def quiet_bitsandbytes() -> None:
     """Silence bitsandbytes' warnings, unless the program has set a level.
 

@@ -13,6 +13,7 @@ from pipelines.flags import parse_words
 from pipelines.flags_upstream import honour_no_color
 from pipelines.recipe.recipe import Recipe
 from pipelines.terminal import report_errors
+from pipelines.training.early_errors import telling_other_machines
 from pipelines.training.tracker_checks import check_trackers
 
 
@@ -26,7 +27,8 @@ class LaunchFlags:
     ] = None
     """Accelerate config: a file, or the name of a shipped one, such as cpu_2_processes."""
     num_processes: Annotated[
-        int | None, tyro.conf.arg(help_behavior_hint="(default: the config's, or 1)")
+        int | None,
+        tyro.conf.arg(help_behavior_hint="(default: the config's, or one for each GPU)"),
     ] = None
     """Number of processes, of all machines together."""
 
@@ -82,8 +84,9 @@ class RepeatFlags(MachineFlags):
 def main(recipe: Recipe) -> None:
     """Run a recipe with the values of the command line in place of its own."""
     with report_errors():
-        chosen = parse(recipe, sys.argv)
-        check_trackers(chosen.train.report_to)
+        with telling_other_machines():
+            chosen = parse(recipe, sys.argv)
+            check_trackers(chosen.train.report_to)
         from pipelines.flow import run
 
         run(chosen)

@@ -27,6 +27,8 @@ from pipelines.training.tracker_checks import check_trackers
 if TYPE_CHECKING:
     from transformers import TrainerCallback
 
+    from pipelines.training.ranks import Ranks
+
 MOST_SEEDS = 100
 TOO_LARGE = 2**32  # for NumPy's generator
 TO_OVERWRITE = ".overwrite"  # in a seed's folder: its result is to be replaced, by this recipe
@@ -46,7 +48,8 @@ def repeat(recipe: str, flags: Sequence[str], launch_flags: RepeatFlags) -> None
     launcher.check_machines()
     recipes = parse_repeated(arguments)  # before seconds of imports
     if launcher.needed:
-        launcher.start("pipelines.repeat", arguments)
+        timeout = next(iter(recipes.values())).train.ddp_timeout
+        launcher.start("pipelines.repeat", arguments, timeout)
     else:
         launcher.set_environment()
         run_seeds(recipes)
@@ -161,14 +164,16 @@ def run_seeds(recipes: dict[int, Recipe], callbacks: Sequence[TrainerCallback] =
     from pipelines.console import say
     from pipelines.flow import run
     from pipelines.process import release_memory
+    from pipelines.training.ranks import joined_ranks
     from pipelines.training.signals import StopAtSignal, StopSignals
-    from pipelines.training.world_size import check_world_size
+    from pipelines.training.start import start_together
 
     values: dict[int, float] = {}
     metric = ""
-    with StopSignals() as signals:
-        check_world_size()  # it opens the process group, before anything asks for the rank
-        overwriting = seeds_to_overwrite(recipes)
+    first = next(iter(recipes.values()))
+    with StopSignals() as signals, joined_ranks(first.train.ddp_timeout) as ranks:
+        start_together(ranks, first, seeds=list(recipes))  # before anything asks for the rank
+        overwriting = seeds_to_overwrite(recipes, ranks)
         for number, (seed, recipe) in enumerate(recipes.items(), start=1):
             say(f"seed {seed}, {number} of {len(recipes)}:")
             metrics = run(replace(recipe, overwrite=seed in overwriting), callbacks)
@@ -179,35 +184,32 @@ def run_seeds(recipes: dict[int, Recipe], callbacks: Sequence[TrainerCallback] =
             StopAtSignal(signals).check()
         scores = SeedScores(metric, values)
         record_scores(recipes, scores)
+        ranks.wait()
     say(f"{recipe.name}: {scores}")
     return scores
 
 
-def seeds_to_overwrite(recipes: dict[int, Recipe]) -> set[int]:
+def seeds_to_overwrite(recipes: dict[int, Recipe], ranks: Ranks) -> set[int]:
     """Return the seeds whose results are to be replaced, as --overwrite asks for.
 
     A command that was interrupted has replaced some already: the others are still marked. Rank 0
     decides for all.
     """
-    from accelerate import PartialState
-    from accelerate.utils import broadcast_object_list
-
     if not any(recipe.overwrite for recipe in recipes.values()):
         return set()
-    decided = [set(recipes)]
-    if PartialState().is_main_process:
+
+    def decide() -> list[int]:
         marks = {seed: json.dumps(comparable(recipe)) for seed, recipe in recipes.items()}
         files = {seed: recipe.folder / TO_OVERWRITE for seed, recipe in recipes.items()}
         marked = {s for s, file in files.items() if file.is_file() and file.read_text() == marks[s]}
         if marked:
-            decided = [marked]
-        else:
-            for seed, file in files.items():
-                file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_text(marks[seed])
-    if PartialState().num_processes > 1:
-        broadcast_object_list(decided)
-    return decided[0]
+            return sorted(marked)
+        for seed, file in files.items():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(marks[seed])
+        return sorted(recipes)
+
+    return set(ranks.from_first(decide))
 
 
 def record_scores(recipes: dict[int, Recipe], scores: SeedScores) -> None:
@@ -223,7 +225,6 @@ def record_scores(recipes: dict[int, Recipe], scores: SeedScores) -> None:
         record = {"name": recipe.name, "metric": scores.metric, **scores.to_json()}
         record["folders"] = {str(seed): each.folder.name for seed, each in recipes.items()}
         write_whole(recipe.folder.parent / "seeds.json", record)
-    PartialState().wait_for_everyone()
 
 
 if __name__ == "__main__":

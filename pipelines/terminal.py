@@ -14,9 +14,9 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import NoReturn
 
-from pipelines.abandonable import end_process
-from pipelines.errors import Problem, RecipeError, RunError
-from pipelines.log import quiet_bitsandbytes, scrubbed
+from pipelines.abandonable import end_process, end_process_now
+from pipelines.errors import Problem, RankError, RecipeError, RunError
+from pipelines.log import quiet_bitsandbytes, quiet_torch_sockets, scrubbed
 
 EXITS = "GPT2_RECIPES_EXITS"
 """Environment variable of a run's processes: the folder to which they write how they ended."""
@@ -28,6 +28,8 @@ class Exit:
 
     code: int
     lines: list[str]
+    secondhand: bool = False
+    """Whether another rank's error, or its loss, ended the process."""
 
 
 @contextmanager
@@ -37,11 +39,15 @@ def report_errors() -> Iterator[None]:
     Nothing else is printed of errors: bitsandbytes' warnings would come before the message.
     """
     quiet_bitsandbytes()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        quiet_torch_sockets()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # escape what the terminal's encoding lacks
             stream.reconfigure(errors="backslashreplace")
     try:
         yield
+    except RankError as error:
+        stop(error.lines, error.exit_code, everywhere=error.speaks, secondhand=not error.own)
     except RunError as error:
         stop(message_of(error), error.exit_code)
     except KeyboardInterrupt:
@@ -62,18 +68,13 @@ def message_of(error: RunError) -> list[str]:
 
 
 def unexpected(error: Exception) -> list[str]:
-    """Return the lines for an unexpected error: short if the run has logged its trace.
-
-    In a distributed run a rank that loses another one fails too, with an unhelpful error.
-    """
+    """Return the lines for an unexpected error: short if the run has logged its trace."""
     notes = getattr(error, "__notes__", [])
     lines = traceback.format_exception(error)
     if notes:
         lines = [f"{type(error).__name__}: {error}".splitlines()[0], *notes]
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         lines = [f"rank {os.environ['RANK']}: {lines[0]}", *lines[1:]]
-        if EXITS not in os.environ:
-            lines.append("If another rank ended first, the launcher names it below as root cause.")
         lines.append("Run the same command again to resume from the last checkpoint.")
     return "\n".join(lines).splitlines()
 
@@ -88,17 +89,31 @@ def as_typed(problem: Problem) -> str:
     return f"{name}: {problem.message}"
 
 
-def stop(lines: list[str], code: int, *, everywhere: bool = False) -> NoReturn:
-    """Print the lines, from the first process or from `everywhere`, and exit with the code.
+def stop(
+    lines: list[str], code: int, *, everywhere: bool = False, secondhand: bool = False
+) -> NoReturn:
+    """Print the lines, from the first process of a machine or from `everywhere`, and exit.
 
     A process that `gpt2-recipes train` started leaves the lines for it in a file instead.
     """
-    if folder := os.environ.get(EXITS):
-        leave(Exit(code, lines), Path(folder))
-    elif everywhere or os.environ.get("RANK", "0") == "0":
-        print(scrubbed("\n".join(lines)), file=sys.stderr)
+    show(Exit(code, lines, secondhand), everywhere=everywhere)
     end_process(code)
     raise SystemExit(code)
+
+
+def stop_now(lines: list[str], code: int, *, everywhere: bool = False) -> NoReturn:
+    """Do what `stop` does from any thread, without waiting for what the process is doing."""
+    show(Exit(code, lines, secondhand=True), everywhere=everywhere)
+    end_process_now(code)
+
+
+def show(exit_: Exit, *, everywhere: bool) -> None:
+    """Print how the process ends, or leave it to the launcher."""
+    first = os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")) == "0"
+    if folder := os.environ.get(EXITS):
+        leave(exit_, Path(folder))
+    elif everywhere or first:
+        print(scrubbed("\n".join(exit_.lines)), file=sys.stderr)
 
 
 def leave(exit_: Exit, folder: Path) -> None:

@@ -12,18 +12,21 @@ import json
 import os
 import runpy
 import signal
+import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from pipelines.errors import Problem, RecipeError
+from pipelines.log import quiet_torch_sockets
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe_cli import LaunchFlags, MachineFlags, main, parse, print_help
 from pipelines.shipped import find_file
 from pipelines.terminal import EXITS, Exit, report_errors, stop
+from pipelines.training.early_errors import telling_other_machines
 from pipelines.training.engines import FSDP2, Engine, requested_engine, without_gpus
 from pipelines.training.launch_upstream import arguments_with_config
 from pipelines.training.launcher import (
@@ -34,6 +37,9 @@ from pipelines.training.launcher import (
     read_request,
 )
 from pipelines.training.machines import check_machines
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 MACHINE_FLAGS = [each.name for each in fields(MachineFlags) if each not in fields(LaunchFlags)]
 ONE_ON_CPU = {
@@ -79,8 +85,10 @@ def start(file: Path, flags: Sequence[str], launcher: Launcher) -> None:
         launcher.set_environment()
         run_file(file, flags)
     else:
-        parse(load_recipe(file), [str(file), *flags])  # before seconds of imports, and once
-        launcher.start("pipelines.train", [str(file), *flags])
+        recipe = parse(
+            load_recipe(file), [str(file), *flags]
+        )  # before seconds of imports, and once
+        launcher.start("pipelines.train", [str(file), *flags], recipe.train.ddp_timeout)
 
 
 @dataclass(frozen=True)
@@ -140,12 +148,12 @@ class Launcher:
         if self.config:
             set_environment(self.config)
 
-    def start(self, module: str, arguments: Sequence[str]) -> None:
+    def start(self, module: str, arguments: Sequence[str], timeout: int) -> None:
         """Run a module in the processes, and exit as the first one that failed did.
 
-        Raise RecipeError for what the launcher cannot start.
+        `timeout` is `train.ddp_timeout`. Raise RecipeError for what the launcher cannot start.
         """
-        launch([*self.words, "--module", module, *arguments])
+        launch([*self.words, "--module", module, *arguments], timeout)
 
 
 def load_recipe(file: Path) -> Recipe:
@@ -162,7 +170,8 @@ def load_recipe(file: Path) -> Recipe:
 
 def run_file(file: Path, flags: Sequence[str]) -> None:
     """Run the recipe of a file in this process, as if the file had been called with the flags."""
-    recipe = load_recipe(file)
+    with telling_other_machines():
+        recipe = load_recipe(file)
     sys.argv = [str(file), *flags]
     main(recipe)
 
@@ -189,17 +198,18 @@ def set_environment(config: dict[str, Any]) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(psutil.cpu_count(logical=False) or 1))
 
 
-def launch(words: list[str]) -> None:
+def launch(words: list[str], timeout: int) -> None:
     """Run `accelerate launch` with its words, and exit as the first process that failed did.
 
     Raise RecipeError for what the launcher cannot start.
     """
+    quiet_torch_sockets()
     trace = io.StringIO()
     with contextlib.redirect_stderr(trace):  # the processes inherit file descriptor 2
         arguments = validated(words)
         if not starts_several(arguments):
             replace_process(arguments)
-        exits = start_processes(arguments)
+        exits = start_processes(arguments, timeout)
     if exits is not None:
         stop(exits.lines or trace.getvalue().splitlines(), exits.code)
 
@@ -270,19 +280,30 @@ def replace_process(arguments: Any) -> NoReturn:
     os.execve(command[0], command, environment)
 
 
-def start_processes(arguments: Any) -> Exit | None:
+def start_processes(arguments: Any, timeout: int) -> Exit | None:
     """Run the processes; return the exit of the first that failed, or None.
 
-    Torch's launcher catches signals, passes them on to the processes, and waits.
+    Torch's launcher catches signals, passes them on to the processes, and waits. It waits `timeout`
+    seconds for the launchers of the other machines.
     """
     from accelerate.commands.launch import deepspeed_launcher, multi_gpu_launcher
+    from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    from pipelines.training.rank_board import wait_for_port
+
     if arguments.main_process_port is None and arguments.num_machines in (None, 1):
         arguments.main_process_port = 0  # a free port
+    conf = [arguments.rdzv_conf] if arguments.rdzv_conf else []
+    if "timeout=" not in ",".join(conf):
+        arguments.rdzv_conf = ",".join([*conf, f"timeout={timeout}"])
     arguments.shutdown_timeout = 600  # seconds for the checkpoint that a signal asks for
     arguments.signals_to_handle = ",".join(each.name for each in passed_on())
+    if follows(arguments) and not wait_for_port(
+        arguments.main_process_ip, arguments.main_process_port, timeout
+    ):
+        return not_together(arguments, timeout)
     with TemporaryDirectory() as folder:
         os.environ[EXITS] = folder
         try:
@@ -290,6 +311,8 @@ def start_processes(arguments: Any) -> Exit | None:
         except ConnectionError:  # of several machines; on one a free port is taken
             text = f"port {arguments.main_process_port} is in use on this machine. Give another, "
             raise RecipeError([Problem("main_process_port", f"{text}the same on all.")]) from None
+        except DistError:
+            return not_together(arguments, timeout)
         except SignalException as error:
             end_children(error.sigval)
             text = f"stopped by {error.sigval.name}; run the same command again to resume."
@@ -297,13 +320,35 @@ def start_processes(arguments: Any) -> Exit | None:
             return first_exit(Path(folder)) or Exit(code, [text])
         except ChildFailedError as error:
             rank, failure = error.get_first_failure()
-            if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:
-                text = f"rank {rank} was ended by {failure.signal_name()}, as when memory runs "
-                return Exit(1, [f"{text}out. Run the same command again to resume."])
-            return first_exit(Path(folder)) or Exit(failure.exitcode, [])
+            return killed(rank, failure) or first_exit(Path(folder)) or Exit(failure.exitcode, [])
         finally:
             del os.environ[EXITS]
     return None
+
+
+def follows(arguments: Any) -> bool:
+    """Tell whether this launcher joins that of another machine."""
+    return (arguments.num_machines or 1) > 1 and int(arguments.machine_rank or 0) > 0
+
+
+def not_together(arguments: Any, timeout: int) -> Exit:
+    """Return the exit where the launchers of several machines have not found each other."""
+    host, port = arguments.main_process_ip, arguments.main_process_port
+    text = f"{arguments.num_machines} machines did not come together at {host} port {port} within "
+    text += f"{timeout} s (--train.ddp-timeout). Start the command on every machine, each with a "
+    text += f"machine_rank of its own, where {host} can be reached."
+    return Exit(75, [text])
+
+
+def killed(rank: int, failure: ProcessFailure) -> Exit | None:
+    """Return the exit of a run of which a signal killed a process, or None."""
+    if failure.exitcode >= 0 or failure.exitcode == -signal.SIGTERM:
+        return None
+    text = f"rank {rank} on {socket.gethostname()} was ended by {failure.signal_name()}"
+    again = "Run the same command again to resume."
+    if failure.exitcode == -signal.SIGKILL:
+        return Exit(75, [f"{text}, as when memory runs out. {again}"])
+    return Exit(1, [f"{text}. {again}"])
 
 
 def passed_on() -> list[signal.Signals]:
@@ -318,9 +363,13 @@ def passed_on() -> list[signal.Signals]:
 
 
 def first_exit(folder: Path) -> Exit | None:
-    """Return the exit that the first failed process wrote, if one did."""
+    """Return the exit that the first failed process wrote, if one did.
+
+    Processes that another one has ended come after that one.
+    """
     files = sorted(folder.glob("*.json"))
-    return Exit(**json.loads(files[0].read_text(encoding="utf-8"))) if files else None
+    exits = [Exit(**json.loads(file.read_text(encoding="utf-8"))) for file in files]
+    return min(exits, key=lambda each: each.secondhand, default=None)
 
 
 def end_children(number: signal.Signals) -> None:

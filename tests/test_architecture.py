@@ -45,6 +45,7 @@ LAYERS = (
     "hub_client",
     "console",
     "process",
+    "collectives_upstream",
     "terminal",
     "flags",
     "flags_upstream",

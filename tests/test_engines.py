@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
@@ -16,6 +17,8 @@ from pipelines.evaluation.evaluate import evaluate
 from pipelines.flow import run
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import Model, Train
+from pipelines.recipe_cli import MachineFlags
+from pipelines.train import Launcher, engine_for, validated
 from pipelines.training.checkpoints import all_checkpoints
 from pipelines.training.engines import (
     DDP,
@@ -30,6 +33,7 @@ from pipelines.training.engines import (
 
 SHARDED = ("FULL_STATE_DICT", "SHARDED_STATE_DICT")
 TRAINED = [case for case in CASES if case[1] in ("full", "lora")]
+TRAINED.append(("text_classification", "4bit"))
 
 
 def fsdp_config(folder, state_dict, num_processes=2, **values):
@@ -182,7 +186,8 @@ def test_what_fsdp_would_do_wrongly_is_refused(values, message):
     [
         ("8bit", {}, FSDP2, "FSDP2 cannot train an 8-bit base: .* multi_gpu or deepspeed_zero2."),
         ("8bit", {}, ZERO3, "DeepSpeed ZeRO-3 cannot train an 8-bit base"),
-        ("4bit", {}, FSDP2, "FSDP2 cannot train a 4-bit base"),
+        ("4bit", {}, ZERO3, "ZeRO-3 cannot train a 4-bit base: .* multi_gpu or fsdp2 or deep"),
+        ("4bit", {}, FSDP2, None),
         ("lora", {"optim": "adamw_bnb_8bit"}, FSDP2, "cannot train adamw_bnb_8bit"),
         ("8bit", {}, ZERO2, None),
         ("8bit", {}, DDP, None),
@@ -223,3 +228,39 @@ def test_fsdp_on_a_cpu_is_refused_and_not_replaced_by_ddp(recipes, tmp_path):
         assert done.returncode == code
         assert message in done.stderr
         assert not recipe.folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "engine", "num_processes"),
+    [
+        ("cpu", ONE_PROCESS, 1),
+        ("single_gpu", ONE_PROCESS, 1),
+        ("cpu_2_processes", DDP, 2),
+        ("multi_gpu", DDP, 4),
+        ("multi_node_ddp", DDP, 8),
+        ("fsdp2", FSDP2, 4),
+        ("multi_node_fsdp2", FSDP2, 8),
+        ("deepspeed_zero2", ZERO2, 4),
+        ("deepspeed_zero3", ZERO3, 4),
+    ],
+)
+def test_each_shipped_config_requests_its_engine_on_the_visible_gpus(
+    config, engine, num_processes, monkeypatch, tmp_path
+):
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: True)
+    monkeypatch.setattr("pipelines.training.launcher.not_installed", list)
+    monkeypatch.setattr("pipelines.train.count_gpus", lambda: 4)
+    nodes = config.startswith("multi_node")
+    flags = MachineFlags(config_file=Path(config))
+    if nodes:
+        flags = replace(flags, num_machines=2, machine_rank=0, main_process_ip="10.0.0.1")
+    arguments = validated([*Launcher.of(flags).words, "recipe.py"])
+    assert engine_for(arguments) is engine
+    assert arguments.num_processes == num_processes
+    assert arguments.mixed_precision == ("no" if config.startswith("cpu") else "bf16")
+
+
+def test_every_shipped_config_is_tested():
+    [mark] = test_each_shipped_config_requests_its_engine_on_the_visible_gpus.pytestmark
+    tested = {values[0] for values in mark.args[1]}
+    assert tested == {file.stem for file in (ROOT / "accelerate_configs").glob("*.yaml")}

@@ -23,13 +23,13 @@ def results(tmp_path_factory, checkpoint, helpdesk):
     trained = {}
     real_save = pipelines.flow.save
 
-    def save_and_note(trainer, run):
+    def save_and_note(trainer, run, state):
         task, tokenizer, labels = run.recipe.task, run.tokenizer, run.labels
         held_out = load_splits(task.dataset).held_out
         rows = task.features(held_out, tokenizer, labels, training=False).dataset
         logits = first_logits(task, trainer.model.eval(), tokenizer, rows[:4])
         trained[str(run.recipe.folder)] = (logits, labels)
-        return real_save(trainer, run)
+        return real_save(trainer, run, state)
 
     patch = pytest.MonkeyPatch()
     patch.setattr(pipelines.flow, "save", save_and_note)

@@ -36,10 +36,10 @@ def train_and_reload(recipe, monkeypatch):
         held_out = recipe.task.features(splits.held_out, tokenizer, labels, training=False)
         return held_out.dataset[:4]
 
-    def save_and_note(trainer, run):
+    def save_and_note(trainer, run, state):
         rows = rows_of(run.tokenizer, run.labels)
         noted.append(first_logits(recipe.task, trainer.model.eval(), run.tokenizer, rows))
-        return real_save(trainer, run)
+        return real_save(trainer, run, state)
 
     monkeypatch.setattr(pipelines.flow, "save", save_and_note)
     metrics = pipelines.flow.run(recipe)

@@ -35,8 +35,17 @@ FUSED = {"gelu_new": "gelu_pytorch_tanh"}
 """The same activations in one kernel; GPT-2's own takes eight."""
 
 
-def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, labels: tuple[str, ...]) -> Any:
-    """Return the model to train: base, head and, if the recipe has one, a new adapter."""
+def build_model(
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase,
+    labels: tuple[str, ...],
+    *,
+    storage: torch.dtype = torch.uint8,
+) -> Any:
+    """Return the model to train: base, head and, if the recipe has one, a new adapter.
+
+    4-bit weights are packed into tensors of the type `storage`.
+    """
     task = recipe.task
     if isinstance(recipe.model, Scratch):
         return from_scratch(task, recipe.model, tokenizer, labels)
@@ -46,6 +55,7 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, labels: tupl
         labels,
         quantization=recipe.quantization,
         tokenizer=tokenizer,
+        storage=storage,
     )
     return base if recipe.lora is None else add_adapter(base, recipe)
 
@@ -86,6 +96,7 @@ def load_base(
     tokenizer: PreTrainedTokenizerBase,
     dtype: torch.dtype = torch.float32,
     head: Literal["own", "new", "adapter"] = "new",
+    storage: torch.dtype = torch.uint8,
     path: str = "model.name_or_path",
 ) -> PreTrainedModel:
     """Load a checkpoint in `dtype`, 8 or 4 bits with the head of the task.
@@ -104,6 +115,7 @@ def load_base(
         quantization=quantization,
         tokenizer=tokenizer,
         dtype=dtype,
+        storage=storage,
         path=path,
     )
     new_head = task.head is not None and head != "own"
@@ -139,6 +151,7 @@ def read_weights(
     quantization: Int8 | NF4 | None,
     tokenizer: PreTrainedTokenizerBase,
     dtype: torch.dtype,
+    storage: torch.dtype,
     path: str,
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """Return a checkpoint's model and what transformers reports of loading it.
@@ -159,7 +172,7 @@ def read_weights(
                 output_loading_info=True,
                 dtype=dtype,
                 pad_token_id=tokenizer.pad_token_id,
-                quantization_config=quantization_config(quantization),
+                quantization_config=quantization_config(quantization, storage),
                 device_map={"": device} if quantization and device.type != "cpu" else None,
                 **({"activation_function": fused} if fused else {}),
                 **task.model_kwargs(labels),

@@ -225,11 +225,14 @@ def listed(names: tuple[str, ...]) -> str:
 
 
 def check_finite(model: torch.nn.Module, *, name: str, path: str) -> None:
-    """Raise RecipeError that names the tensors with a NaN or Inf."""
+    """Raise RecipeError that names the tensors with a NaN or Inf, which packed ones have not."""
+    packed = {key for key, each in model.named_parameters() if hasattr(each, "quant_state")}
     wrong = [
         key
         for key, tensor in model.state_dict().items()
-        if tensor.is_floating_point() and not tensor.sum(dtype=torch.float32).isfinite()
+        if key not in packed
+        and tensor.is_floating_point()
+        and not tensor.sum(dtype=torch.float32).isfinite()
     ]
     if wrong:
         message = f"{name!r} has {len(wrong):,} tensors that are not finite (NaN or Inf): "

@@ -13,8 +13,13 @@ HEADS = ["lm_head", "embed_out", "output_projection", "cls", "score", "qa_output
 """Kept in full precision."""
 
 
-def quantization_config(quantization: Int8 | NF4 | None) -> BitsAndBytesConfig | None:
-    """Translate to bitsandbytes' terms; heads stay in full precision."""
+def quantization_config(
+    quantization: Int8 | NF4 | None, storage: torch.dtype = torch.uint8
+) -> BitsAndBytesConfig | None:
+    """Translate to bitsandbytes' terms; heads stay in full precision.
+
+    4-bit weights are packed into tensors of the type `storage`.
+    """
     match quantization:
         case None:
             return None
@@ -29,6 +34,7 @@ def quantization_config(quantization: Int8 | NF4 | None) -> BitsAndBytesConfig |
                 "load_in_4bit": True,
                 "bnb_4bit_quant_type": "nf4",
                 "bnb_4bit_use_double_quant": quantization.bnb_4bit_use_double_quant,
+                "bnb_4bit_quant_storage": storage,
                 "bnb_4bit_compute_dtype": torch.bfloat16 if cuda else torch.float32,
             }
     untyped: Any = BitsAndBytesConfig

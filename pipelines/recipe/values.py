@@ -167,6 +167,8 @@ class Train:
     """Compile the model; the first step, and each new row length, waits for the compiler."""
     dataloader_num_workers: Annotated[int, Ge(0), Le(64)] = 0
     """DataLoader worker processes, which collate batches."""
+    ddp_timeout: Annotated[int, Ge(20)] = 600
+    """Seconds after which a process that others wait for counts as lost, and the others end."""
     seed: Annotated[int, Ge(0)] = 42
     """Seed of weights, dropout and row order."""
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from pipelines.collectives_upstream import is_communication_error
 from pipelines.errors import CheckpointError
 
 
@@ -18,11 +19,13 @@ def explain_disk_errors(target: Path, *, num_bytes: int, advice: str) -> Iterato
 
     `num_bytes` is about what is written to `target`; `advice` ends the message: what is still whole
     and what to do. torch raises RuntimeError for a file that it cannot write, and safetensors an
-    error of its own.
+    error of its own. An error of another rank passes through: checkpoints are written together.
     """
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
+        if is_communication_error(error):
+            raise
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise CheckpointError(
             f"{target} could not be written: {reason}. It needs about {megabytes(num_bytes)}; "

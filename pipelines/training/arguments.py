@@ -52,6 +52,7 @@ def training_arguments(recipe: Recipe, kind: type[Arguments], **options: Any) ->
         metric_for_best_model=best_metric,
         greater_is_better=None if best_metric is None else recipe.task.metrics[best_metric],
         seed=train.seed,
+        ddp_timeout=train.ddp_timeout,
         ignore_data_skip=recipe.task.dataset.streaming,  # StreamBatches continues by itself
         use_cpu=PartialState().device.type == "cpu",
         dataloader_num_workers=train.dataloader_num_workers,

@@ -52,16 +52,17 @@ def build_trainer(
     labels: tuple[str, ...],
     progress: RunProgress | None = None,
     identity: dict[str, Any] | None = None,
-    eval_on_start: bool = False,
     callbacks: Sequence[TrainerCallback] = (),
+    **arguments: Any,
 ) -> RecipeTrainer:
     """Return a Trainer whose loss is normalised over the global batch, for every task.
 
     `scored` has the rows of each split that it can score: "eval", by which it evaluates during the
     training, and "test" if there is one. `progress` shows what it does. Its checkpoints store
-    `identity`, so that a run resumes only its own checkpoints. With `eval_on_start` training begins
-    with an evaluation. To call `evaluate` before `train` instead would leave the processes of a run
-    unsynchronised: the model then counts as prepared.
+    `identity`, so that a run resumes only its own checkpoints. `arguments` are TrainingArguments
+    that the recipe does not decide. With `eval_on_start` training begins with an evaluation: to
+    call `evaluate` before `train` instead would leave the processes of a run unsynchronised, since
+    the model then counts as prepared.
 
     transformers' own losses are not normalised so: classification gradients grow with accumulation
     and with processes, and the language-model loss shrinks; `compute_loss_func` replaces them.
@@ -80,9 +81,9 @@ def build_trainer(
     }
     if recipe.train.optim == "muon":
         options["optimizer_cls_and_kwargs"] = (muon_factory, {"train": recipe.train})
-    arguments = partial(training_arguments, recipe, eval_on_start=eval_on_start)
+    translate = partial(training_arguments, recipe, **arguments)
     trainer = TRAINERS[recipe.task.objective](
-        TrainerParts(recipe.task, base, tokenizer, train, labels, arguments, options)
+        TrainerParts(recipe.task, base, tokenizer, train, labels, translate, options)
     )
     trainer.remove_callback(PrinterCallback)
     interval = INTERVAL if recipe.train.logging_steps is None else 0.0

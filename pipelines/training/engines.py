@@ -63,7 +63,7 @@ LIMITS = (
         "quantization",
         "a 4-bit base",
         lambda recipe: isinstance(recipe.quantization, NF4),
-        (ONE_PROCESS, DDP, ZERO2),
+        (ONE_PROCESS, DDP, FSDP2, ZERO2),
         "its packed weights cannot be sharded with what dequantises them",
     ),
     Limit(

@@ -75,7 +75,7 @@ def comparable(recipe: Recipe) -> Any:
         overwrite=False,
     )
     value = to_json_value(bare)
-    del value["log_format"], value["train"]["report_to"]  # older checkpoints have neither
+    del value["log_format"], value["train"]["report_to"], value["train"]["ddp_timeout"]
     return value
 
 

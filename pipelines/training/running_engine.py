@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -21,6 +23,17 @@ from pipelines.training.engines import (
     Engine,
     requested_engine,
 )
+
+
+def packed_storage() -> torch.dtype:
+    """Return the type of the tensors that 4-bit weights are packed into.
+
+    FSDP2 shards and gathers those of a floating type, without a change if it gathers by that type.
+    """
+    if requested_engine() is not FSDP2:
+        return torch.uint8
+    in_bf16 = os.environ.get("ACCELERATE_MIXED_PRECISION") == "bf16"
+    return torch.bfloat16 if in_bf16 else torch.float32
 
 
 def engine_of(model: Any) -> Engine:

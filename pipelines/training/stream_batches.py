@@ -16,7 +16,6 @@ from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import (
@@ -108,7 +107,7 @@ class StreamBatches:
     def save(self, checkpoint: Path) -> None:
         """Write how far the training is; every process must call it."""
         self.gather()
-        if PartialState().is_main_process:
+        if self.arguments.should_save:
             lanes = {str(lane): each.to_json() for lane, each in sorted(self.cursors.items())}
             state = {"num_blocks": self.num_blocks, "num_lanes": self.lanes.num_lanes}
             write_whole(checkpoint / FILE, state | {"shards": self.shards(), "lanes": lanes})

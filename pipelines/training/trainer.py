@@ -29,7 +29,7 @@ from pipelines.training.running_engine import NameEngine, engine_of, is_zero
 from pipelines.training.sharding import gathered_state, unsharded
 from pipelines.training.stream_batches import BLOCKS, StreamBatches, StreamEpochs
 from pipelines.training.throughput import Throughput
-from pipelines.training.upstream import WithZero
+from pipelines.training.upstream import WithZero, save_on_every_caller
 
 MAX_NAMED = 16  # rows of a failed step that a message names
 
@@ -57,6 +57,8 @@ class RecipeTrainer(WithZero):
         `eval_collator`.
         """
         super().__init__(compute_metrics=no_metrics, **options)
+        if self.args.save_on_each_node:
+            save_on_every_caller(self.model)
         self.identity = identity
         self.splits = splits
         self.describe_row = describe_row
@@ -205,14 +207,14 @@ class RecipeTrainer(WithZero):
         message = "The checkpoint before it is whole; run the same command again to resume from it."
         full_disk = explain_disk_errors(checkpoint, num_bytes=num_bytes, advice=message)
         with self.progress.phase("saving"), full_disk:
-            if self.accelerator.is_main_process:
+            if self.args.should_save:
                 (checkpoint / MARKER).unlink(missing_ok=True)
             self.accelerator.wait_for_everyone()
             yield
             if self.stream:
                 self.stream.save(checkpoint)
             self.accelerator.wait_for_everyone()
-            if self.accelerator.is_main_process:
+            if self.args.should_save:
                 mark_complete(checkpoint, self.identity, best_step=self.state.best_global_step)
                 rotate(folder)
         self.accelerator.wait_for_everyone()

@@ -33,6 +33,15 @@ def without_tied(model: Any, state: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in state.items() if name not in tied}
 
 
+def save_on_every_caller(model: Any) -> None:
+    """Let `model.save_pretrained` write on any rank that asks for it, not on rank 0 alone.
+
+    With `save_on_each_node` the first rank of each machine does, and transformers 5 writes nothing
+    on those but rank 0: their checkpoints have no weights.
+    """
+    model.should_save_on_this_rank = lambda is_main_process: is_main_process
+
+
 class HookedTrainer(Trainer):
     """A Trainer with a hook around each checkpoint and one before each update."""
 

@@ -79,8 +79,9 @@ def steps_of(folder):
 def weights_of(folder):
     """Return the tensors of a result, without those whose gradient is zero.
 
-    A number added to all keys changes no attention, and one added to the logits of all positions
-    no answer. AdamW divides the rounding of such a gradient by its own size.
+    A number added to all keys changes no attention; one added to the logits of all positions, or a
+    vector to the last states of all, no answer. AdamW divides the rounding of such a gradient by
+    its own size.
     """
     [file] = [*folder.glob("model.safetensors"), *folder.glob("adapter_model.safetensors")]
     tensors = load_file(file)
@@ -88,10 +89,9 @@ def weights_of(folder):
         if name.endswith("attn.c_attn.bias"):  # of queries, keys and values
             third = len(tensor) // 3
             tensor[third : 2 * third] = 0
-        if name.endswith("qa_outputs.bias"):
+        of_answers = "qa_outputs.bias" in tensors and name == "transformer.ln_f.bias"
+        if of_answers or name.endswith("qa_outputs.bias"):
             tensor[:] = 0
-        if name.endswith("ln_f.bias") and "qa_outputs.bias" in tensors:
-            tensor[:] = 0  # the same number in all positions, too
     return tensors
 
 

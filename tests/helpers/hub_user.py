@@ -69,10 +69,10 @@ def publish_all(data: str, folder: str) -> dict:
     noted = {}
     real_save = pipelines.flow.save
 
-    def save_and_note(trainer, run):
+    def save_and_note(trainer, run, state):
         logits = logits_of((run.recipe, trainer.model.eval(), run.tokenizer, run.labels))
         noted[run.recipe.push_to] = (logits, run.labels, run.metrics)
-        return real_save(trainer, run)
+        return real_save(trainer, run, state)
 
     pipelines.flow.save = save_and_note
     pipelines.flow.run(base(data, folder))

@@ -8,7 +8,12 @@ from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
 from trl import DPOTrainer, SFTTrainer
 
-from pipelines.training.upstream import HookedTrainer, WithEncodedRows, WithoutTelemetry
+from pipelines.training.upstream import (
+    HookedTrainer,
+    WithEncodedRows,
+    WithoutTelemetry,
+    save_on_every_caller,
+)
 
 
 class Order(HookedTrainer):
@@ -172,3 +177,18 @@ def test_the_launcher_refuses_a_gpu_and_a_cpu_at_once():
 
     with pytest.raises(ValueError, match="multi_gpu"):
         arguments_with_config(["--cpu", "--multi_gpu", "script.py"])
+
+
+def test_save_pretrained_asks_the_model_whether_a_rank_writes(checkpoint, tmp_path):
+    """transformers 5 answers yes on rank 0 alone, with `save_on_each_node` too."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(checkpoint)
+    asked = []
+    model.should_save_on_this_rank = asked.append  # says no
+    model.save_pretrained(tmp_path / "none", is_main_process=True)
+    assert asked == [True]
+    assert not list((tmp_path / "none").glob("*.safetensors"))
+    save_on_every_caller(model)
+    model.save_pretrained(tmp_path / "whole", is_main_process=True)
+    assert list((tmp_path / "whole").glob("*.safetensors"))
