@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import socket
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib.util import find_spec
 
@@ -17,6 +19,7 @@ from pipelines.errors import EndedEarly, RecipeError
 from pipelines.evaluation.evaluate import evaluate
 from pipelines.flow import run
 from pipelines.recipe.values import Scratch
+from pipelines.training.checkpoints import all_checkpoints, find_damage, step_of
 from pipelines.training.engines import ORDINARY, ZERO2, ZERO3, checkpoint_format, requested_engine
 from pipelines.training.engines import unfit as problems_of
 from pipelines.training.launcher import check_request, read_request
@@ -166,14 +169,51 @@ class TestRuns:
             {"stopped": replace(whole, push_to="local/stopped"), "whole": whole}, tmp_path
         )
         env = environment(hub, tmp_path / "home")
-        done = launch(
-            config_for(tmp_path, 3), [(each,) for each in runs.values()], tmp_path / "launch", env
-        )
+        config, runs_alone = config_for(tmp_path, 3), [(each,) for each in runs.values()]
+        done = launch(config, runs_alone, tmp_path / "launch", env=env)
         assert done.returncode == 0, done.stderr[-3000:]
         assert done.stdout.count("resuming from checkpoint-4") == 1
         assert bytes_of(runs["stopped"].folder) == bytes_of(runs["whole"].folder)
         published = hub.repos["models", "local/stopped"].commit("main")["files"]
         assert "model.safetensors" in published
+
+
+def launch_on_two_machines(config, run_given, folder):
+    """Start a run as two machines do, each in a folder of its own; return their processes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    address = ("--main_process_ip", "127.0.0.1", "--main_process_port", str(port))
+
+    def start(rank):
+        machine = (*address, "--machine_rank", str(rank))
+        return launch(config, [run_given], folder / f"machine-{rank}", machine=machine)
+
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(start, (0, 1)))
+
+
+class TestMachines:
+    pytestmark = needs_deepspeed
+
+    def test_machines_without_a_shared_disk_resume_from_checkpoints_of_their_own(
+        self, recipes, one_process, tmp_path
+    ):
+        config = config_for(tmp_path, 3)
+        several = "deepspeed_config:\n  deepspeed_multinode_launcher: standard\n"
+        text = config.read_text().replace("num_machines: 1", "num_machines: 2")
+        config.write_text(text.replace("deepspeed_config:\n", several))
+        recipe = replace(recipes["causal_lm-full"], output_dir="out")
+        launch_on_two_machines(config, (recipe, "SignalAt(4)"), tmp_path)
+        for rank in (0, 1):
+            [last, _] = all_checkpoints(tmp_path / f"machine-{rank}" / "out" / "checkpoints")
+            assert step_of(last) == 5
+            assert find_damage(last) is None
+            assert (last / "optimizer.pt").stat().st_size > 300_000
+        for done in launch_on_two_machines(config, (recipe,), tmp_path):
+            assert done.returncode == 0, done.stderr[-3000:]
+        found = tmp_path / "machine-0" / "out"
+        assert_equal_results(one_process / "causal_lm-full", found, **TOLERANCES)
 
 
 class TestUpstream:

@@ -50,10 +50,10 @@ def placed(recipes, folder):
     return {name: replace(each, output_dir=str(folder / name)) for name, each in recipes.items()}
 
 
-def launch(config, runs, place, env=os.environ):
-    """Do runs by an engine, one after the other; return the finished process.
+def launch(config, runs, place, *, env=os.environ, machine=("--main_process_port", "0")):
+    """Do runs by an engine, one after the other, in a folder; return the finished process.
 
-    A run is a recipe with calls of tests/helpers/callbacks.py.
+    A run is a recipe with calls of tests/helpers/callbacks.py; `machine` are the launcher's flags.
     """
     place.mkdir(exist_ok=True)
     given = place / "runs.json"
@@ -62,10 +62,11 @@ def launch(config, runs, place, env=os.environ):
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     return subprocess.run(
-        [*command, "--main_process_port", "0", str(script), str(given)],
+        [*command, *machine, str(script), str(given)],
         capture_output=True,
         text=True,
         timeout=500,
+        cwd=place,
         env={**env, "PYTHONPATH": paths},
     )
 
