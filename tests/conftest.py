@@ -92,6 +92,19 @@ def checkpoint(tmp_path_factory, tokenizer) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def odd_checkpoint(tmp_path_factory, checkpoint, tokenizer) -> Path:
+    """The checkpoint with one embedding more, which two processes cannot share evenly."""
+    from transformers import GPT2LMHeadModel
+
+    folder = tmp_path_factory.mktemp("odd")
+    model = GPT2LMHeadModel.from_pretrained(checkpoint)
+    model.resize_token_embeddings(len(tokenizer) + 1)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
 def tasks(helpdesk):
     """One task of each kind."""

@@ -2,20 +2,24 @@
 
 import json
 import shutil
-import subprocess
-import sys
+import socket
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib.util import find_spec
 
 import pytest
 import torch
-from transformers import TrainerCallback
 
-from helpers.factories import CASES, ROOT, make_tasks, method
-from helpers.resumable_runs import weights
+from helpers.callbacks import EndAfter
+from helpers.engine_runs import STEPS, assert_equal_results, launch, make_recipes, placed
+from helpers.factories import CASES
+from helpers.hub_process import environment
+from helpers.resumable_runs import weights as bytes_of
 from pipelines.errors import EndedEarly, RecipeError
-from pipelines.recipe.recipe import Recipe
-from pipelines.recipe.values import Model, Scratch, Train
+from pipelines.evaluation.evaluate import evaluate
+from pipelines.flow import run
+from pipelines.recipe.values import Scratch
+from pipelines.training.checkpoints import all_checkpoints, find_damage, step_of
 from pipelines.training.engines import ORDINARY, ZERO2, ZERO3, checkpoint_format, requested_engine
 from pipelines.training.engines import unfit as problems_of
 from pipelines.training.launcher import check_request, read_request
@@ -26,6 +30,9 @@ needs_deepspeed = [
     pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs DeepSpeed, an extra"),
 ]
 USED = {"ACCELERATE_USE_DEEPSPEED": "true"}
+TOLERANCES = {"norm": 2e-5, "weights": 1e-5}
+"""The second at a learning rate of 1e-3: AdamW's steps are as large as that."""
+STAGES = (2, 3)
 ZERO = {  # the second shards every parameter: those of the models here are small
     2: {"stage": 2},
     3: {"stage": 3, "stage3_param_persistence_threshold": 0},
@@ -36,228 +43,177 @@ SECTIONS = {
     "gradient_accumulation_steps": "auto",
     "gradient_clipping": "auto",
 }
+BEST = {"learning_rate": 0.1, "keep": "best", "metric_for_best": "loss", "eval_steps": 1}
+"""Steps so large that the loss of the validation rows soon grows."""
+STOPPED = {2: "SignalAt(4, rank=1)", 3: "SignalAt(5, 'SIGKILL', rank=1)"}
+"""How the last run of a stage ends: with a checkpoint of step 5, or only that of step 4."""
 
 
-def config_for(folder, stage, **options):
+def config_for(folder, stage):
     """Write an Accelerate config of a stage on two processes of the CPU."""
     own = folder / f"zero{stage}.json"
-    own.write_text(json.dumps(SECTIONS | {"zero_optimization": ZERO[stage]} | options))
+    own.write_text(json.dumps(SECTIONS | {"zero_optimization": ZERO[stage]}))
     file = folder / f"zero{stage}.yaml"
     file.write_text(
         "compute_environment: LOCAL_MACHINE\ndistributed_type: DEEPSPEED\ndeepspeed_config:\n"
         f"  deepspeed_config_file: {own}\n  zero3_init_flag: false\n"
-        "use_cpu: true\nnum_machines: 1\nnum_processes: 2\nmain_process_port: 0\n"
+        "use_cpu: true\nnum_machines: 1\nnum_processes: 2\n"
     )
     return file
 
 
-def launch(config, helper, *words):
-    """Run a file of tests/helpers by `accelerate launch`."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config]
-    return subprocess.run(
-        [*map(str, command), str(ROOT / "tests" / "helpers" / helper), *map(str, words)],
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-
-
-def schedule_of(index):
-    """Return the fields of a schedule; the cosine one accumulates two batches on each process."""
-    if index % 2:
-        return {"per_device_train_batch_size": 4}
-    cosine = {"lr_scheduler_type": "cosine", "min_learning_rate": 1e-4}
-    return cosine | {"per_device_train_batch_size": 2}
-
-
-def recipe_of(task, name, checkpoint, helpdesk, folder, index=0, **train):
-    """Return a run of three steps, with a checkpoint and an evaluation after the second."""
-    options = {"learning_rate": 1e-3, "max_steps": 3, "warmup_steps": 1, "global_batch_size": 8}
-    options |= {"save_steps": 2, "eval_steps": 2, "logging_steps": 1, "keep": "best"}
-    return Recipe(
-        name="sharded",
-        task=make_tasks(helpdesk)[task],
-        model=Model(name_or_path=str(checkpoint)),
-        train=Train(**(options | schedule_of(index) | train)),
-        output_dir=str(folder / f"{task}-{name}"),
-        **method(name),
-    )
-
-
 def trained(stage):
-    """Return the cases that a stage trains."""
-    return [case for case in CASES if stage == 2 or case[1] in ("full", "lora")]
+    """Return the names of the recipes that a stage trains."""
+    names = [f"{task}-{name}" for task, name in CASES if stage == 2 or name in ("full", "lora")]
+    return [*names, "best"]
 
 
 @pytest.fixture(scope="module")
-def odd(tmp_path_factory, checkpoint):
-    """A model with an odd number of tokens, whose embedding two processes cannot halve."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def recipes(checkpoint, odd_checkpoint, helpdesk):
+    """A recipe for each task and method, and one whose best weights are not the last."""
+    made = make_recipes(CASES, checkpoint, odd_checkpoint, helpdesk)
+    whole = made["text_classification-full"]
+    return made | {"best": replace(whole, train=replace(whole.train, **BEST))}
 
-    model = AutoModelForCausalLM.from_pretrained(checkpoint)
-    model.resize_token_embeddings(model.config.vocab_size + 1)
-    folder = tmp_path_factory.mktemp("odd")
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(checkpoint).save_pretrained(folder)
+
+@pytest.fixture(scope="module")
+def one_process(recipes, tmp_path_factory):
+    """The results of one process, and in "ended" a run that ends after five steps."""
+    folder = tmp_path_factory.mktemp("one")
+    runs = placed(recipes, folder)
+    for recipe in runs.values():
+        run(recipe)
+    with pytest.raises(EndedEarly):
+        run(replace(runs["causal_lm-lora"], output_dir=str(folder / "ended")), [EndAfter(5)])
     return folder
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, checkpoint, odd, helpdesk):
-    """The folders of runs of every task and method on one process and by both stages."""
-    folder = tmp_path_factory.mktemp("zero")
-    found = {}
-    for layout in ("one", 2, 3):
-        place = folder / str(layout)
-        place.mkdir()
-        cases = CASES if layout == "one" else trained(layout)
-        recipes = {
-            (task, name): recipe_of(
-                task, name, odd if name == "full" else checkpoint, helpdesk, place, index
-            )
-            for index, (task, name) in enumerate(CASES)
-            if (task, name) in cases
-        }
-        cpu = ROOT / "accelerate_configs" / "cpu.yaml"
-        config = cpu if layout == "one" else config_for(place, layout)
-        file = place / "recipes.json"
-        file.write_text(json.dumps([recipe.to_json() for recipe in recipes.values()]))
-        done = launch(config, "run_all.py", file)
-        assert done.returncode == 0, done.stdout[-500:] + done.stderr[-3000:]
-        if layout != "one":
-            assert f"trained by DeepSpeed ZeRO-{layout}" in done.stdout
-        found[layout] = {case: recipe.folder for case, recipe in recipes.items()}
-    return found
+def stages(recipes, one_process, tmp_path_factory):
+    """The results of each stage, whose runs are interrupted and resumed.
+
+    Two more stop at a gradient, and half way; ZeRO-2 resumes one of one process.
+    """
+    folders = {}
+    for stage in STAGES:
+        folders[stage] = folder = tmp_path_factory.mktemp(f"zero{stage}")
+        runs = [(placed(recipes, folder)[name], "EndAfter(5)") for name in trained(stage)]
+        whole, lora = recipes["causal_lm-full"], recipes["causal_lm-lora"]
+        extra = placed({"nan": whole, "from_one": lora, "stopped": whole}, folder)
+        runs.append((extra["nan"], "NaNGradientAt(2, rank=1)"))
+        if stage == 2:
+            shutil.copytree(one_process / "ended", folder / "from_one")
+            runs.append((replace(extra["from_one"], allow_changed=("world_size",)),))
+        runs.append((extra["stopped"], STOPPED[stage]))
+        done = launch(config_for(folder, stage), runs, folder / "launch")
+        (folder / "stdout").write_text(done.stdout)
+        (folder / "stderr").write_text(done.stderr)
+        assert f"trained by DeepSpeed ZeRO-{stage}" in done.stdout, done.stderr[-3000:]
+        assert done.stdout.count("resuming from checkpoint-") == len(trained(stage)) + (stage == 2)
+    return folders
 
 
-def steps_of(folder):
-    """Return the logged steps of a run."""
-    rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return [row for row in rows if "grad_norm" in row]
+BY_STAGE = [(stage, name) for stage in STAGES for name in trained(stage)]
 
 
-def tensors_of(folder):
-    """Return the weights of a result."""
-    from safetensors.torch import load_file
-
-    [file] = [*folder.glob("model.safetensors"), *folder.glob("adapter_model.safetensors")]
-    return load_file(file)
-
-
-NO_GRADIENT = ("c_attn.bias", "qa_outputs.bias", "ln_f.bias")
-"""Parameters that a softmax ignores in part: AdamW makes steps of the rounding of their zeros."""
-
-
-def assert_same_weights(found, expected):
-    """Compare two results, in which tied weights are once."""
-    found, expected = tensors_of(found), tensors_of(expected)
-    assert found.keys() == expected.keys()
-    for name, tensor in expected.items():
-        assert found[name].dtype == tensor.dtype
-        if not name.endswith(NO_GRADIENT):
-            torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-5)
-
-
-BY_STAGE = [(stage, *case) for stage in (2, 3) for case in trained(stage)]
-
-
-@pytest.mark.parametrize(("stage", "task", "name"), BY_STAGE)
 class TestRuns:
     pytestmark = needs_deepspeed
 
-    def test_losses_norms_and_rates_are_those_of_one_process(self, runs, stage, task, name):
-        expected, found = (steps_of(runs[each][task, name]) for each in ("one", stage))
-        assert len(expected) == len(found) == 3
-        for one, two in zip(expected, found, strict=True):
-            assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
-            assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=2e-5)
-            assert two["learning_rate"] == pytest.approx(one["learning_rate"], rel=1e-12)
+    @pytest.mark.parametrize(("stage", "name"), BY_STAGE)
+    def test_an_interrupted_run_equals_one_process(self, recipes, one_process, stages, stage, name):
+        weights = TOLERANCES["weights"] * recipes[name].train.learning_rate / 1e-3
+        tolerances = TOLERANCES | {"weights": weights}
+        assert_equal_results(one_process / name, stages[stage] / name, **tolerances)
+        assert evaluate(stages[stage] / name).equal
 
-    def test_the_result_has_the_weights_of_one_process(self, runs, stage, task, name):
-        assert_same_weights(runs[stage][task, name], runs["one"][task, name])
+    @pytest.mark.parametrize("stage", STAGES)
+    def test_the_best_weights_are_kept(self, one_process, stages, stage):
+        for folder in (one_process, stages[stage]):
+            kept = json.loads((folder / "best" / "task.json").read_text())["kept"]
+            assert kept["step"] < STEPS
 
-    def test_the_result_scores_what_the_run_says(self, runs, stage, task, name):
-        from pipelines.evaluation.evaluate import evaluate
-
-        assert evaluate(runs[stage][task, name]).equal
-
-
-def interrupt(recipe, step):
-    """Run a recipe in this process until a checkpoint of a step."""
-    from pipelines.flow import run
-
-    class End(TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs):
-            if state.global_step == step + 1:
-                raise EndedEarly
-
-    with pytest.raises(EndedEarly):
-        run(recipe, [End()])
-
-
-def run_by(config, recipe, *calls):
-    """Run a recipe by an engine, with callbacks of tests/helpers/callbacks.py."""
-    file = config.parent / "recipe.json"
-    file.write_text(recipe.to_json())
-    return launch(config, "run_recipe.py", file, *calls)
-
-
-INTERRUPTED = [
-    (2, "text_classification", "lora", "SignalAt(1)", "stopped at step 2 with a checkpoint"),
-    (3, "causal_lm", "full", "SignalAt(2, 'SIGKILL', rank=1)", ""),
-]
-"""A signal is heeded at the end of its step; after a kill the last checkpoint counts."""
-
-
-@pytest.mark.parametrize(("stage", "task", "name", "call", "message"), INTERRUPTED)
-class TestCheckpoints:
-    pytestmark = needs_deepspeed
-
-    def test_a_run_resumes_by_the_same_and_by_another_engine(
-        self, stage, task, name, call, message, checkpoint, helpdesk, tmp_path
+    @pytest.mark.parametrize("stage", STAGES)
+    def test_a_gradient_that_is_not_finite_stops_all_processes_before_an_update(
+        self, stages, stage
     ):
-        from pipelines.flow import run
+        """It is not finite on process 1 alone, and no loss is."""
+        errors = (stages[stage] / "stderr").read_text()
+        for rank in (0, 1):
+            assert f"rank {rank}: weights unchanged: step 3: the gradient norm is" in errors
+        assert not (stages[stage] / "nan" / "model.safetensors").exists()
 
-        def recipe(place):
-            made = recipe_of(task, name, checkpoint, helpdesk, tmp_path / place, stage, keep="last")
-            made.folder.parent.mkdir()
-            return made
+    def test_a_run_of_one_process_resumes_under_zero_2(self, one_process, stages):
+        """Its optimizer has a group without parameters, which DeepSpeed drops."""
+        found = stages[2] / "from_one"
+        assert_equal_results(one_process / "causal_lm-lora", found, **TOLERANCES)
 
-        config = config_for(tmp_path, stage)
-        whole, again, alone, from_one = map(recipe, ("whole", "again", "alone", "from_one"))
-        assert run_by(config, whole).returncode == 0
-        done = run_by(config, again, call)
-        assert done.returncode != 0
-        assert message in done.stderr
-        shutil.copytree(again.folder, alone.folder)
-        interrupt(from_one, 2)
-        alone, from_one = (
-            replace(each, allow_changed=("world_size",)) for each in (alone, from_one)
+    @pytest.mark.parametrize("stage", STAGES)
+    def test_a_stopped_run_resumes_on_one_process(
+        self, recipes, one_process, stages, stage, tmp_path
+    ):
+        if stage == 2:
+            errors = (stages[2] / "stderr").read_text()
+            assert "stopped at step 5 with a checkpoint" in errors
+            assert "exitcode  : 75" in errors
+        shutil.copytree(stages[stage] / "stopped", tmp_path / "stopped")
+        recipe = placed({"stopped": recipes["causal_lm-full"]}, tmp_path)["stopped"]
+        run(replace(recipe, allow_changed=("world_size",)))
+        assert_equal_results(one_process / "causal_lm-full", recipe.folder, **TOLERANCES)
+
+    def test_a_killed_run_resumes_to_the_same_bytes_and_is_published(
+        self, recipes, stages, hub, tmp_path
+    ):
+        shutil.copytree(stages[3] / "stopped", tmp_path / "stopped")
+        whole = recipes["causal_lm-full"]
+        runs = placed(
+            {"stopped": replace(whole, push_to="local/stopped"), "whole": whole}, tmp_path
         )
-        for each in (again, from_one):
-            done = run_by(config, each)
-            assert "resuming from checkpoint-" in done.stdout, done.stderr[-2000:]
-        assert run(alone)["loss"] > 0
-        assert weights(again.folder) == weights(whole.folder)
-        for each in (alone, from_one):
-            assert [row["step"] for row in steps_of(each.folder)] == [1, 2, 3]
-            assert_same_weights(each.folder, whole.folder)
+        env = environment(hub, tmp_path / "home")
+        config, runs_alone = config_for(tmp_path, 3), [(each,) for each in runs.values()]
+        done = launch(config, runs_alone, tmp_path / "launch", env=env)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stdout.count("resuming from checkpoint-4") == 1
+        assert bytes_of(runs["stopped"].folder) == bytes_of(runs["whole"].folder)
+        published = hub.repos["models", "local/stopped"].commit("main")["files"]
+        assert "model.safetensors" in published
 
 
-@pytest.mark.parametrize("stage", [2, 3])
-class TestNonFinite:
+def launch_on_two_machines(config, run_given, folder):
+    """Start a run as two machines do, each in a folder of its own; return their processes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    address = ("--main_process_ip", "127.0.0.1", "--main_process_port", str(port))
+
+    def start(rank):
+        machine = (*address, "--machine_rank", str(rank))
+        return launch(config, [run_given], folder / f"machine-{rank}", machine=machine)
+
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(start, (0, 1)))
+
+
+class TestMachines:
     pytestmark = needs_deepspeed
 
-    def test_a_gradient_that_is_not_finite_stops_the_run(
-        self, stage, checkpoint, helpdesk, tmp_path
+    def test_machines_without_a_shared_disk_resume_from_checkpoints_of_their_own(
+        self, recipes, one_process, tmp_path
     ):
-        whole = ZERO[stage] | {"stage3_param_persistence_threshold": 10**6}
-        config = config_for(tmp_path, stage, zero_optimization=whole)
-        recipe = recipe_of("causal_lm", "full", checkpoint, helpdesk, tmp_path)
-        done = run_by(config, recipe, "NaNAt(2)")
-        assert "step 3: the gradient norm is" in done.stderr, done.stderr[-2000:]
-        assert "the update was not made" in done.stderr
-        assert f"ZeRO-{stage}" in done.stdout
+        config = config_for(tmp_path, 3)
+        several = "deepspeed_config:\n  deepspeed_multinode_launcher: standard\n"
+        text = config.read_text().replace("num_machines: 1", "num_machines: 2")
+        config.write_text(text.replace("deepspeed_config:\n", several))
+        recipe = replace(recipes["causal_lm-full"], output_dir="out")
+        launch_on_two_machines(config, (recipe, "SignalAt(4)"), tmp_path)
+        for rank in (0, 1):
+            [last, _] = all_checkpoints(tmp_path / f"machine-{rank}" / "out" / "checkpoints")
+            assert step_of(last) == 5
+            assert find_damage(last) is None
+            assert (last / "optimizer.pt").stat().st_size > 300_000
+        for done in launch_on_two_machines(config, (recipe,), tmp_path):
+            assert done.returncode == 0, done.stderr[-3000:]
+        found = tmp_path / "machine-0" / "out"
+        assert_equal_results(one_process / "causal_lm-full", found, **TOLERANCES)
 
 
 class TestUpstream:
@@ -369,10 +325,8 @@ def test_deepspeed_that_is_not_installed_is_named_with_the_extra(monkeypatch):
 
 @pytest.mark.parametrize("engine", [ZERO2, ZERO3])
 @pytest.mark.parametrize("optim", ["adamw_bnb_8bit", "muon"])
-def test_an_optimizer_with_a_state_that_cannot_be_sharded_is_refused(
-    engine, optim, checkpoint, helpdesk, tmp_path
-):
-    recipe = recipe_of("causal_lm", "full", checkpoint, helpdesk, tmp_path)
+def test_an_optimizer_with_a_state_that_cannot_be_sharded_is_refused(engine, optim, recipes):
+    recipe = recipes["causal_lm-full"]
     model = Scratch(size="tiny", n_positions=128)  # Muon is for random weights
     recipe = replace(recipe, model=model, train=replace(recipe.train, optim=optim))
     (problem,) = problems_of(recipe, engine)

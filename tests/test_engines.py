@@ -1,7 +1,6 @@
 """FSDP2 trains, saves and resumes as one process does; what it cannot do is refused beforehand."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from helpers.engine_runs import assert_equal_results, launch, make_recipes, placed
 from helpers.factories import CASES, ROOT, make_tasks, method
 from pipelines.errors import RecipeError
 from pipelines.evaluation.evaluate import evaluate
@@ -31,11 +31,9 @@ from pipelines.training.engines import (
     unfit,
 )
 
-TOLERANCE = 1e-5
 SHARDED = ("FULL_STATE_DICT", "SHARDED_STATE_DICT")
 TRAINED = [case for case in CASES if case[1] in ("full", "lora")]
 TRAINED.append(("text_classification", "4bit"))
-STEPS = 6
 
 
 def fsdp_config(folder, state_dict, num_processes=2, **values):
@@ -50,115 +48,17 @@ def fsdp_config(folder, state_dict, num_processes=2, **values):
     return file
 
 
-def launch(config, recipes, place, *flags):
-    """Run recipes by an engine; return the finished process."""
-    place.mkdir(exist_ok=True)
-    given = place / "recipes.json"
-    given.write_text(json.dumps([recipe.to_json() for recipe in recipes]))
-    script = ROOT / "tests" / "helpers" / "run_engine.py"
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    return subprocess.run(
-        [*command, "--main_process_port", "0", str(script), str(given), *flags],
-        capture_output=True,
-        text=True,
-        timeout=280,
-        env=os.environ | {"PYTHONPATH": paths},
-    )
-
-
-def steps_of(folder):
-    """Return loss, gradient norm and learning rate of each step."""
-    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return [
-        [line[name] for name in ("loss", "grad_norm", "learning_rate")]
-        for line in lines
-        if "grad_norm" in line
-    ]
-
-
-def weights_of(folder):
-    """Return the tensors of a result, without those whose gradient is zero.
-
-    A number added to all keys changes no attention; one added to the logits of all positions, or a
-    vector to the last states of all, no answer. AdamW divides the rounding of such a gradient by
-    its own size.
-    """
-    [file] = [*folder.glob("model.safetensors"), *folder.glob("adapter_model.safetensors")]
-    tensors = load_file(file)
-    for name, tensor in tensors.items():
-        if name.endswith("attn.c_attn.bias"):  # of queries, keys and values
-            third = len(tensor) // 3
-            tensor[third : 2 * third] = 0
-        of_answers = "qa_outputs.bias" in tensors and name == "transformer.ln_f.bias"
-        if of_answers or name.endswith("qa_outputs.bias"):
-            tensor[:] = 0
-    return tensors
-
-
-def assert_equal_results(expected, found):
-    """Compare the steps and the weights of two results."""
-    assert len(steps_of(found)) == len(steps_of(expected)) == STEPS
-    for before, now in zip(steps_of(expected), steps_of(found), strict=True):
-        assert now == pytest.approx(before, rel=TOLERANCE)
-    before, now = weights_of(expected), weights_of(found)
-    assert before.keys() == now.keys()
-    for name, tensor in before.items():
-        assert (tensor - now[name]).abs().max() <= 2 * TOLERANCE, name
-
-
-@pytest.fixture(scope="module")
-def odd_checkpoint(tmp_path_factory, checkpoint, tokenizer):
-    """The checkpoint with one embedding more, which two processes cannot share evenly."""
-    from transformers import GPT2LMHeadModel
-
-    folder = tmp_path_factory.mktemp("odd")
-    model = GPT2LMHeadModel.from_pretrained(checkpoint)
-    model.resize_token_embeddings(len(tokenizer) + 1)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def recipes(checkpoint, odd_checkpoint, helpdesk):
-    """A recipe for each task, full and LoRA: cosine and odd, or linear and even."""
-    made = {}
-    for task, name in TRAINED:
-        given = make_tasks(helpdesk)[task]
-        base, schedule = (checkpoint, "linear") if name != "full" else (odd_checkpoint, "cosine")
-        made[f"{task}-{name}"] = Recipe(
-            name=task,
-            task=replace(given, dataset=replace(given.dataset, max_eval_rows=15)),
-            model=Model(name_or_path=str(base)),
-            train=Train(
-                max_steps=STEPS,
-                learning_rate=1e-3,
-                lr_scheduler_type=schedule,
-                min_learning_rate=1e-4 if schedule == "cosine" else 0.0,
-                global_batch_size=8,
-                per_device_train_batch_size=2,
-                per_device_eval_batch_size=4,
-                warmup_steps=0,
-                save_steps=2,
-                logging_steps=1,
-                eval_steps=3,
-            ),
-            **method(name),
-        )
-    return made
-
-
-def placed(recipes, folder):
-    """Return recipes with a folder each."""
-    return [replace(recipe, output_dir=str(folder / name)) for name, recipe in recipes.items()]
+    """A recipe for each task, full and LoRA."""
+    return make_recipes(TRAINED, checkpoint, odd_checkpoint, helpdesk)
 
 
 @pytest.fixture(scope="module")
 def one_process(recipes, tmp_path_factory):
     """The results of one process."""
     folder = tmp_path_factory.mktemp("one")
-    for recipe in placed(recipes, folder):
+    for recipe in placed(recipes, folder).values():
         run(recipe)
     return folder
 
@@ -170,8 +70,8 @@ def resumed(recipes, tmp_path_factory):
     for state_dict in SHARDED:
         folders[state_dict] = folder = tmp_path_factory.mktemp(state_dict)
         config = fsdp_config(folder, state_dict)
-        place, flags = folder / "launch", ("--interrupt-after", "5")
-        done = launch(config, placed(recipes, folder), place, *flags)
+        runs = [(recipe, "EndAfter(5)") for recipe in placed(recipes, folder).values()]
+        done = launch(config, runs, folder / "launch")
         assert done.returncode == 0, done.stderr[-3000:]
         assert done.stdout.count("resuming from checkpoint-4") == len(recipes)
         assert done.stdout.count("trained by FSDP2") == 2 * len(recipes)
@@ -204,10 +104,9 @@ def test_the_checkpoint_of_a_killed_run_is_resumed_on_other_numbers_of_processes
     recipe = recipes["causal_lm-full"]
     recipe = replace(recipe, train=replace(recipe.train, per_device_train_batch_size=2))
     for state_dict, number in zip(SHARDED, (4, 1), strict=True):
-        [given] = placed({state_dict: recipe}, tmp_path)
-        done = launch(
-            fsdp_config(tmp_path, state_dict), [given], tmp_path / "l", "--kill-after", "5"
-        )
+        given = placed({state_dict: recipe}, tmp_path)[state_dict]
+        killed = (given, "SignalAt(5, 'SIGKILL', rank=1)")
+        done = launch(fsdp_config(tmp_path, state_dict), [killed], tmp_path / "l")
         assert done.returncode != 0
         steps = [
             int(each.name.removeprefix("checkpoint-"))
@@ -215,9 +114,10 @@ def test_the_checkpoint_of_a_killed_run_is_resumed_on_other_numbers_of_processes
         ]
         assert steps[0] == 4
         config = fsdp_config(tmp_path, state_dict, number)
-        done = launch(config, [given], tmp_path / "l")
+        done = launch(config, [(given,)], tmp_path / "l")
         assert f"had 2, this one has {number}" in done.stderr
-        done = launch(config, [replace(given, allow_changed=("world_size",))], tmp_path / "l")
+        changed = replace(given, allow_changed=("world_size",))
+        done = launch(config, [(changed,)], tmp_path / "l")
         assert done.returncode == 0, done.stderr[-3000:]
         assert "resuming from checkpoint-4" in done.stdout
         assert_equal_results(one_process / "causal_lm-full", given.folder)
@@ -311,7 +211,7 @@ def test_what_an_engine_cannot_train_is_refused_with_what_can(
 
 def test_fsdp_on_a_cpu_is_refused_and_not_replaced_by_ddp(recipes, tmp_path):
     """As Accelerate does without a word."""
-    [recipe] = placed({"a": recipes["causal_lm-full"]}, tmp_path)
+    recipe = placed(recipes, tmp_path)["causal_lm-full"]
     file = tmp_path / "recipe.json"
     file.write_text(recipe.to_json())
     config = fsdp_config(tmp_path, "FULL_STATE_DICT")

@@ -19,7 +19,7 @@ from pipelines.training.checkpoints import (
     newest_verified,
     read_marker,
 )
-from pipelines.training.engines import DDP, ONE_PROCESS, requested_engine
+from pipelines.training.engines import ORDINARY, checkpoint_format, requested_engine
 from pipelines.training.identity import check_resumed, differences
 from pipelines.training.ranks import Ranks
 
@@ -44,9 +44,9 @@ def is_shared(folder: Path, ranks: Ranks) -> bool:
         missing = ", ".join(ranks.name(rank) for rank, sees in enumerate(seen) if not sees)
         text = f"output_dir: {missing} does not see {folder} of {ranks.name(0)}, other machines do."
         raise RankError([f"{text} Put it on a disk that all of them share, or on one of each."], 2)
-    engine = requested_engine()
-    if not all(seen) and engine not in (ONE_PROCESS, DDP):
-        text = f"{folder} is not on a disk that all machines share. Checkpoints of {engine.name} "
+    if not all(seen) and checkpoint_format() != ORDINARY:
+        name = requested_engine().name
+        text = f"{folder} is not on a disk that all machines share. Checkpoints of {name} "
         raise RecipeError([Problem("output_dir", f"{text}have a part of each: use such a disk.")])
     return all(seen)
 

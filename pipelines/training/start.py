@@ -13,6 +13,7 @@ from typing import Any
 import pipelines
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.schema import to_json_value
+from pipelines.training.engines import requested_engine
 from pipelines.training.identity import comparable
 from pipelines.training.ranks import Ranks
 from pipelines.training.world_size import check_world_size, choose_interface
@@ -48,6 +49,7 @@ def launch_notes(recipe: Recipe) -> dict[str, Any]:
             "pipelines": hash_of_code(),
             **{name: version(name) for name in LIBRARIES},
         },
+        "engine": requested_engine().name,
         "launch": {k: v for k, v in sorted(os.environ.items()) if k.startswith(ENGINE)},
     }
 

@@ -249,7 +249,8 @@ class RecipeTrainer(WithZero):
         """
         only_trained = isinstance(self.model, PeftModel)
         if is_zero(self.model_wrapped):
-            return zero.gathered_state(self.model_wrapped, only_trained=only_trained)
+            keep = self.accelerator.is_main_process
+            return zero.gathered_state(self.model_wrapped, only_trained=only_trained, keep=keep)
         if not engine_of(self.model_wrapped).shards_parameters:
             return None
         return gathered_state(self.model_wrapped, only_trained=only_trained)

@@ -160,8 +160,10 @@ class WithZero(HookedTrainer):
             super().save_model(output_dir, _internal_call)
             return
         only_trained = hasattr(self.model, "get_base_model")
-        state = gathered_state(self.model_wrapped, only_trained=only_trained)
-        self._save(output_dir, state_dict=state)
+        keep = self.args.should_save
+        state = gathered_state(self.model_wrapped, only_trained=only_trained, keep=keep)
+        if keep:
+            self._save(output_dir, state_dict=state)
 
     def _prepare_for_training(
         self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
@@ -184,8 +186,9 @@ class WithZero(HookedTrainer):
         if not self.is_deepspeed_enabled:
             super()._save_optimizer_and_scheduler(output_dir)
             return
-        state = gathered_optimizer(self.model_wrapped, self.parameter_groups)
-        if self.args.should_save:
+        keep = self.args.should_save
+        state = gathered_optimizer(self.model_wrapped, self.parameter_groups, keep=keep)
+        if keep:
             torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
             scheduler: Any = self.lr_scheduler
             torch.save(scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)

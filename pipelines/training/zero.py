@@ -1,8 +1,8 @@
 """DeepSpeed's ZeRO-2 and ZeRO-3 behind the Trainer's own steps, checkpoints and results.
 
-A checkpoint has the whole state, in the files of every other engine: parameter by parameter, each
-process gathers what rank 0 writes, and takes its part of what it reads. So a run resumes on any
-number of processes.
+A checkpoint has the whole state, in the files of every other engine: parameter by parameter, all
+processes gather what some of them write, and each takes its part of what it reads. So a run resumes
+on any number of processes.
 """
 
 from __future__ import annotations
@@ -28,26 +28,25 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's state of a parameter, beside the number of steps."""
 
 
-def gathered_state(engine: Any, *, only_trained: bool) -> dict[str, torch.Tensor]:
-    """Return the whole state in full precision, on the CPU, on rank 0; {} on the others.
+def gathered_state(engine: Any, *, only_trained: bool, keep: bool) -> dict[str, torch.Tensor]:
+    """Return the whole state in full precision, on the CPU; {} on a process that does not keep it.
 
     Every process must call it. Tied weights are in it once.
     """
     from deepspeed.runtime.zero.partition_parameters import GatheredParameters
     from deepspeed.utils import safe_get_full_fp32_param
 
-    is_main = torch.distributed.get_rank() == 0
     state = {} if only_trained else {n: b for n, b in engine.module.named_buffers()}
     for name, parameter in engine.module.named_parameters():
         if parameter.requires_grad:
             whole = safe_get_full_fp32_param(parameter)
-            if is_main:
+            if keep:
                 state[name] = whole.cpu().contiguous()
         elif not only_trained:
             with GatheredParameters([parameter]):
-                if is_main:
+                if keep:
                     state[name] = parameter.detach().cpu().clone()
-    return state if is_main else {}
+    return state if keep else {}
 
 
 @contextmanager
@@ -119,22 +118,24 @@ def shape_of(parameter: Any) -> torch.Size:
     return shape
 
 
-def gathered_optimizer(engine: Any, groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the state of AdamW as without DeepSpeed, on the CPU, on rank 0; {} on the others.
+def gathered_optimizer(
+    engine: Any, groups: Sequence[Mapping[str, Any]], *, keep: bool
+) -> dict[str, Any]:
+    """Return the state of AdamW as without DeepSpeed, on the CPU; {} where it is not kept.
 
     `groups` are those that the optimizer had before DeepSpeed. Every process must call it.
     """
     from deepspeed.utils import safe_get_full_optimizer_state
 
-    zero, is_main = engine.optimizer, torch.distributed.get_rank() == 0
+    zero = engine.optimizer
     link_states(zero)
     step = zero.optimizer.state[flat_partitions(zero)[0]]["step"].cpu()
     state: dict[int, dict[str, torch.Tensor]] = {}
     for index, parameter in enumerate(parameters_of(groups)):
         whole = {name: safe_get_full_optimizer_state(parameter, name) for name in MOMENTS}
-        if is_main:
+        if keep:
             state[index] = {"step": step.clone(), **{k: v.cpu() for k, v in whole.items()}}
-    return {"state": state, "param_groups": numbered_groups(groups)} if is_main else {}
+    return {"state": state, "param_groups": numbered_groups(groups)} if keep else {}
 
 
 def load_optimizer(
@@ -145,7 +146,7 @@ def load_optimizer(
 
     zero, states = engine.optimizer, saved["state"]
     for flat in flat_partitions(zero):
-        step = states[0]["step"].to(flat.device)
+        step = states[0]["step"].to(flat.device, copy=True)  # each counts by itself
         moments = {name: torch.zeros_like(flat) for name in MOMENTS}
         zero.optimizer.state[flat] = {"step": step, **moments}
     link_states(zero)

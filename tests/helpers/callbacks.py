@@ -7,6 +7,8 @@ import signal
 import torch
 from transformers import TrainerCallback
 
+from pipelines.errors import EndedEarly
+
 
 class AtStep(TrainerCallback):
     """Do something when so many steps are made, before the next; on one rank, or on all."""
@@ -47,6 +49,24 @@ class RaiseAt(AtStep):
 
     def act(self, model):
         raise KeyError(self.text)
+
+
+class EndAfter(TrainerCallback):
+    """The run ends after a step, as a search prunes a trial."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise EndedEarly
+
+
+class NaNGradientAt(AtStep):
+    """The gradient of one weight becomes NaN, and no loss."""
+
+    def act(self, model):
+        model.transformer.ln_f.weight.register_hook(lambda gradient: gradient * float("nan"))
 
 
 class NaNAt(AtStep):

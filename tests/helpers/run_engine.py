@@ -1,51 +1,50 @@
-"""Run several recipes by the engine that `accelerate launch` requests, FSDP2 on a CPU too.
+"""Do several runs by the engine that `accelerate launch` requests, FSDP2 on a CPU too.
 
-    ... tests/helpers/run_engine.py RECIPES.json [--interrupt-after N] [--kill-after N]
+    ... tests/helpers/run_engine.py RUNS.json
 
-RECIPES.json is a list of recipes in JSON, each a text. Each run is interrupted after a step and
-resumed; or process 1 is killed after a step.
+RUNS.json is a list of runs: a recipe in JSON, and calls of tests/helpers/callbacks.py. A run that a
+callback ends is resumed; of one that stops at a gradient it is said whether weights have changed.
 """
 
-import argparse
 import json
 import os
-import signal
+import sys
 from pathlib import Path
 
 if os.environ.get("ACCELERATE_USE_FSDP") == "true":
     import helpers.fsdp_on_cpu  # noqa: F401
 
-from accelerate import PartialState
+import torch
 from transformers import TrainerCallback
 
-from pipelines.errors import EndedEarly
+from helpers import callbacks
+from pipelines.errors import EndedEarly, NonFiniteError
 from pipelines.flow import run
 from pipelines.recipe.recipe import Recipe
 from pipelines.terminal import report_errors
 
 
-class Stop(TrainerCallback):
-    """Interrupts a run after a step, or kills process 1."""
+class Watch(TrainerCallback):
+    """Keeps the weights that this process has before a step; of ZeRO-3, its parts of them."""
 
-    def __init__(self, interrupt_after, kill_after):
-        self.interrupt_after, self.kill_after = interrupt_after, kill_after
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        self.parts = [getattr(each, "ds_tensor", each).detach() for each in model.parameters()]
+        self.before = [part.clone() for part in self.parts]
 
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == self.kill_after and PartialState().process_index == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
-        if state.global_step == self.interrupt_after:
-            raise EndedEarly
+    def has_changed(self):
+        """Tell whether a weight differs from what it was before the step."""
+        return not all(map(torch.equal, self.parts, self.before))
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("recipes", type=Path)
-    parser.add_argument("--interrupt-after", type=int)
-    parser.add_argument("--kill-after", type=int)
-    given = parser.parse_args()
     with report_errors():
-        for recipe in map(Recipe.from_json, json.loads(given.recipes.read_text())):
+        for text, *calls in json.loads(Path(sys.argv[1]).read_text()):
+            recipe, watch = Recipe.from_json(text), Watch()
+            made = [eval(call, vars(callbacks)) for call in calls]  # noqa: S307 - our own tests'
             try:
-                run(recipe, [Stop(given.interrupt_after, given.kill_after)])
+                run(recipe, [watch, *made])
             except EndedEarly:
                 run(recipe)
+            except NonFiniteError as error:
+                weights = "changed" if watch.has_changed() else "unchanged"
+                print(f"rank {os.environ['RANK']}: weights {weights}: {error}", file=sys.stderr)

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from helpers import engine_runs
 from helpers.factories import CASES, ROOT, answered, classified, make_tasks, method
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import Model, Train
@@ -160,15 +161,8 @@ def test_two_processes_reach_the_scores_of_one(checkpoint, helpdesk, tmp_path):
                 **method("lora"),
             )
         )
-    (tmp_path / "recipes.json").write_text(json.dumps([recipe.to_json() for recipe in recipes]))
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
-    command += [
-        str(ROOT / "accelerate_configs" / "cpu_2_processes.yaml"),
-        str(ROOT / "tests" / "helpers" / "run_all.py"),
-    ]
-    done = subprocess.run(
-        [*command, str(tmp_path / "recipes.json")], capture_output=True, text=True, timeout=280
-    )
+    config = ROOT / "accelerate_configs" / "cpu_2_processes.yaml"
+    done = engine_runs.launch(config, [(recipe,) for recipe in recipes], tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     for recipe in recipes:
         claimed = json.loads((recipe.folder / "task.json").read_text())["metrics"]

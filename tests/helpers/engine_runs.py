@@ -1,0 +1,110 @@
+"""Short runs by the engines of Accelerate, and their comparison with those of one process."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+from safetensors.torch import load_file
+
+from helpers.factories import ROOT, make_tasks, method
+from pipelines.recipe.recipe import Recipe
+from pipelines.recipe.values import Model, Train
+
+STEPS = 6
+LOSS, NORM, RATE, WEIGHTS = 1e-5, 1e-5, 1e-9, 2e-5
+"""How far a run may be from that of one process: relative differences, and one of weights."""
+
+
+def make_recipes(cases, checkpoint, odd_checkpoint, helpdesk):
+    """Return a recipe of each task and method: cosine and odd for "full", linear and even else."""
+    made = {}
+    for task, name in cases:
+        given = make_tasks(helpdesk)[task]
+        odd = name == "full"
+        made[f"{task}-{name}"] = Recipe(
+            name=task,
+            task=replace(given, dataset=replace(given.dataset, max_eval_rows=15)),
+            model=Model(name_or_path=str(odd_checkpoint if odd else checkpoint)),
+            train=Train(
+                max_steps=STEPS,
+                learning_rate=1e-3,
+                lr_scheduler_type="cosine" if odd else "linear",
+                min_learning_rate=1e-4 if odd else 0.0,
+                global_batch_size=8,
+                per_device_train_batch_size=2,
+                per_device_eval_batch_size=4,
+                warmup_steps=0,
+                save_steps=2,
+                logging_steps=1,
+                eval_steps=3,
+            ),
+            **method(name),
+        )
+    return made
+
+
+def placed(recipes, folder):
+    """Return recipes with a folder each."""
+    return {name: replace(each, output_dir=str(folder / name)) for name, each in recipes.items()}
+
+
+def launch(config, runs, place, *, env=os.environ, machine=("--main_process_port", "0")):
+    """Do runs by an engine, one after the other, in a folder; return the finished process.
+
+    A run is a recipe with calls of tests/helpers/callbacks.py; `machine` are the launcher's flags.
+    """
+    place.mkdir(exist_ok=True)
+    given = place / "runs.json"
+    given.write_text(json.dumps([[recipe.to_json(), *calls] for recipe, *calls in runs]))
+    script = ROOT / "tests" / "helpers" / "run_engine.py"
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    return subprocess.run(
+        [*command, *machine, str(script), str(given)],
+        capture_output=True,
+        text=True,
+        timeout=500,
+        cwd=place,
+        env={**env, "PYTHONPATH": paths},
+    )
+
+
+def steps_of(folder):
+    """Return what was logged of each step."""
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if "grad_norm" in line]
+
+
+def weights_of(folder):
+    """Return the tensors of a result, without those whose gradient is zero.
+
+    A number added to all keys changes no attention; one added to the logits of all positions, or a
+    vector to the last states of all, no answer. AdamW divides the rounding of such a gradient by
+    its own size.
+    """
+    [file] = [*folder.glob("model.safetensors"), *folder.glob("adapter_model.safetensors")]
+    tensors = load_file(file)
+    for name, tensor in tensors.items():
+        if name.endswith("attn.c_attn.bias"):  # of queries, keys and values
+            third = len(tensor) // 3
+            tensor[third : 2 * third] = 0
+        of_answers = "qa_outputs.bias" in tensors and name == "transformer.ln_f.bias"
+        if of_answers or name.endswith("qa_outputs.bias"):
+            tensor[:] = 0
+    return tensors
+
+
+def assert_equal_results(expected, found, *, loss=LOSS, norm=NORM, weights=WEIGHTS):
+    """Compare the steps and the weights of two results."""
+    before, now = steps_of(expected), steps_of(found)
+    assert len(before) == len(now) == STEPS
+    for name, tolerance in (("loss", loss), ("grad_norm", norm), ("learning_rate", RATE)):
+        for one, two in zip(before, now, strict=True):
+            assert abs(two[name] - one[name]) <= tolerance * abs(one[name]), name
+    before, now = weights_of(expected), weights_of(found)
+    assert before.keys() == now.keys()
+    for name, tensor in before.items():
+        assert now[name].dtype == tensor.dtype
+        assert (tensor - now[name]).abs().max() <= weights, name
