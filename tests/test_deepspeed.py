@@ -23,6 +23,7 @@ from pipelines.training.checkpoints import all_checkpoints, find_damage, step_of
 from pipelines.training.engines import ORDINARY, ZERO2, ZERO3, checkpoint_format, requested_engine
 from pipelines.training.engines import unfit as problems_of
 from pipelines.training.launcher import check_request, read_request
+from pipelines.training.start import launch_notes
 from pipelines.training.zero_config import FILE, STAGE, zero_stage
 
 needs_deepspeed = [
@@ -266,6 +267,18 @@ def test_the_launcher_requests_a_stage():
     assert requested_engine(USED) is ZERO2
     assert requested_engine(USED | {STAGE: "3"}) is ZERO3
     assert checkpoint_format(USED | {STAGE: "3"}) == ORDINARY
+
+
+def test_ranks_compare_the_stage_that_a_file_of_deepspeed_names(recipes, monkeypatch, tmp_path):
+    notes = []
+    for stage in STAGES:
+        file = tmp_path / "ds.json"  # the same path on every machine, and another content
+        file.write_text(json.dumps(SECTIONS | {"zero_optimization": ZERO[stage]}))
+        for name, value in (USED | {FILE: str(file)}).items():
+            monkeypatch.setenv(name, value)
+        notes.append(launch_notes(recipes["causal_lm-full"]))
+    assert [each.pop("engine") for each in notes] == ["DeepSpeed ZeRO-2", "DeepSpeed ZeRO-3"]
+    assert notes[0] == notes[1]
 
 
 @pytest.mark.parametrize(
