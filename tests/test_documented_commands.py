@@ -43,7 +43,10 @@ NOT_EXECUTED = {
 """Commands that are not executed here, each with the reason."""
 STOPS = {
     r"gpt2-recipes doctor --config-file .*multi_gpu\.yaml": (1, "asks for a GPU"),
-    r"(gpt2-recipes train|accelerate launch) .*(multi|single)_gpu.*": (2, "asks for a GPU"),
+    r"(gpt2-recipes train|accelerate launch) .*(multi_gpu|single_gpu|fsdp2).*": (
+        2,
+        "asks for a GPU",
+    ),
     r"gpt2-recipes run .*--gpus 2.*": (2, "2 requested, and this machine shows none"),
     r"gpt2-recipes lm-eval .*lambada_openai": (1, "'EleutherAI/lambada_openai' doesn't exist"),
 }

@@ -71,10 +71,12 @@ def resumed(recipes, tmp_path_factory):
         folders[state_dict] = folder = tmp_path_factory.mktemp(state_dict)
         config = fsdp_config(folder, state_dict)
         runs = [(recipe, "EndAfter(5)") for recipe in placed(recipes, folder).values()]
-        done = launch(config, runs, folder / "launch")
+        nan = replace(recipes["causal_lm-full"], output_dir=str(folder / "nan"))
+        done = launch(config, [*runs, (nan, "NaNGradientAt(2, rank=1)")], folder / "launch")
         assert done.returncode == 0, done.stderr[-3000:]
         assert done.stdout.count("resuming from checkpoint-4") == len(recipes)
-        assert done.stdout.count("trained by FSDP2") == 2 * len(recipes)
+        assert done.stdout.count("trained by FSDP2") == 2 * len(recipes) + 1
+        (folder / "stderr").write_text(done.stderr)
     return folders
 
 
@@ -82,6 +84,17 @@ def resumed(recipes, tmp_path_factory):
 @pytest.mark.parametrize("state_dict", SHARDED)
 def test_an_interrupted_run_of_fsdp2_equals_one_process(one_process, resumed, state_dict, name):
     assert_equal_results(one_process / name, resumed[state_dict] / name)
+
+
+@pytest.mark.parametrize("state_dict", SHARDED)
+def test_a_sharded_gradient_that_is_not_finite_stops_all_processes_before_an_update(
+    resumed, state_dict
+):
+    """It is not finite on process 1 alone, and no loss is."""
+    errors = (resumed[state_dict] / "stderr").read_text()
+    for rank in (0, 1):
+        assert f"rank {rank}: weights unchanged: step 3: the gradient norm is" in errors
+    assert not (resumed[state_dict] / "nan" / "model.safetensors").exists()
 
 
 def test_results_of_fsdp2_load_and_score_equal(recipes, resumed):

@@ -182,7 +182,7 @@ def tokenize(
     /,
     *flags: Annotated[str, tyro.conf.Positional],
 ) -> None:
-    """Prepare the rows of a recipe on disk, for every run that reads the same.
+    """Prepare the rows of a recipe on disk, once for all runs.
 
     The first run of a large data set does so itself. Nothing is written to the run's folder.
 

@@ -63,10 +63,13 @@ class EndAfter(TrainerCallback):
 
 
 class NaNGradientAt(AtStep):
-    """The gradient of one weight becomes NaN, and no loss."""
+    """Gradients become NaN, and no loss."""
 
     def act(self, model):
-        model.transformer.ln_f.weight.register_hook(lambda gradient: gradient * float("nan"))
+        def spoil(module, inputs, output):
+            output.register_hook(lambda gradient: gradient * float("nan"))
+
+        model.transformer.ln_f.register_forward_hook(spoil)
 
 
 class NaNAt(AtStep):

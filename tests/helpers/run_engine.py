@@ -24,11 +24,18 @@ from pipelines.recipe.recipe import Recipe
 from pipelines.terminal import report_errors
 
 
+def part_of(parameter):
+    """Return the part of a parameter that this process has: by ZeRO-3, by FSDP2, or all."""
+    if hasattr(parameter, "ds_tensor"):
+        return parameter.ds_tensor.detach()
+    return parameter.to_local().detach() if hasattr(parameter, "to_local") else parameter.detach()
+
+
 class Watch(TrainerCallback):
-    """Keeps the weights that this process has before a step; of ZeRO-3, its parts of them."""
+    """Keeps the weights that this process has before a step; of a sharded model, its parts."""
 
     def on_step_begin(self, args, state, control, model=None, **kwargs):
-        self.parts = [getattr(each, "ds_tensor", each).detach() for each in model.parameters()]
+        self.parts = [part_of(each) for each in model.parameters()]
         self.before = [part.clone() for part in self.parts]
 
     def has_changed(self):

@@ -383,7 +383,7 @@ def test_a_signal_in_the_last_evaluation_costs_only_that(save_steps, bench):
 @pytest.mark.parametrize(
     ("module", "name", "act"),
     [
-        ("pipelines.inputs", "load_splits", "SIGTERM"),
+        ("pipelines.preparing.rows", "load_splits", "SIGTERM"),
         ("pipelines.flow", "build_model", "SIGHUP"),
         (
             "pipelines.tasks.base",

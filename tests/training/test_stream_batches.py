@@ -41,6 +41,7 @@ def batches_of(folder, tokenizer, rank=0, world_size=1, num_workers=0, **options
     stream = task.features(splits.train, tokenizer, labels, training=True).dataset
     arguments = SimpleNamespace(
         process_index=rank,
+        should_save=rank == 0,
         world_size=world_size,
         dataloader_num_workers=num_workers,
         seed=3,
