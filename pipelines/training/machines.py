@@ -45,7 +45,7 @@ def machine_problems(values: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def wrong_numbers(values: Mapping[str, Any]) -> Iterator[Problem]:
-    """Yield each value that is no number, or out of the range that it always has."""
+    """Yield each value that is not a number, or is out of its range."""
     for name, (least, most) in RANGES.items():
         value = values.get(name)
         if value is None:

@@ -25,7 +25,7 @@ from pipelines.training.zero_upstream import (
 )
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-"""AdamW's state of a parameter, beside the number of steps."""
+"""AdamW's state of a parameter, without the number of steps."""
 
 
 def gathered_state(engine: Any, *, only_trained: bool, keep: bool) -> dict[str, torch.Tensor]:

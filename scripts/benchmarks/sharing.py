@@ -43,7 +43,7 @@ LINKS = (
 
 
 def held(engine: str, needed: GpuBytes, parameters: Parameters, num_gpus: int) -> float:
-    """Return the bytes that a GPU holds beside the activations."""
+    """Return the bytes that a GPU holds in addition to the activations."""
     trained, base = needed.gradients / FP32, parameters.base
     block = parameters.in_blocks / parameters.num_layers
     outside = base - parameters.in_blocks

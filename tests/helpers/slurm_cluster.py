@@ -1,6 +1,6 @@
 """A SLURM of two nodes on this machine, for tests: its daemons, and commands that talk to them.
 
-Both nodes are this machine. Their GPUs exist for SLURM only: /dev/null stands in for the device.
+Both nodes are this machine. Their GPUs exist for SLURM only: /dev/null is the device.
 """
 
 import os
