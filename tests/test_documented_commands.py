@@ -28,6 +28,7 @@ NOT_EXECUTED = {
     r"pip wheel .*": "builds a wheel; test_wheel.py does",
     r"python scripts/benchmarks/scaling\.py.*": "takes minutes; see tests/test_scaling.py",
     r"docker .*": "needs a container engine; test_readme.py compares the Dockerfile",
+    r"bash scripts/test\.sh .*": "runs these tests",
     r"bash scripts/quickstart\.sh": "takes minutes; its commands are on the other pages",
     r"accelerate launch .*--num_machines 2 .*": "needs two machines; see tests/test_train.py",
     r"gpt2-recipes hub": "never ends; test_wheel.py starts one",
