@@ -21,6 +21,6 @@ COPY accelerate_configs accelerate_configs
 RUN python3 -m venv .venv && .venv/bin/pip install -c constraints.txt -e .
 
 ENV PATH=/src/.venv/bin:${PATH} HF_HOME=/cache
-WORKDIR /work
+WORKDIR /workspace
 ENTRYPOINT ["tini", "--", "gpt2-recipes"]
 CMD ["--help"]

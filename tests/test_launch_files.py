@@ -259,7 +259,7 @@ def test_pods_are_replaced_for_a_run_that_resumes_and_not_for_wrong_values():
     assert pod["restartPolicy"] == "Never"  # as a podFailurePolicy needs
     assert pod["terminationGracePeriodSeconds"] == 120
     assert {each["mountPath"] for each in pod["containers"][0]["volumeMounts"]} == {
-        "/work",
+        "/workspace",
         "/dev/shm",
     }
 
@@ -272,7 +272,7 @@ def test_the_image_passes_signals_on_and_runs_the_command_of_the_job():
     dockerfile = (ROOT / "Dockerfile").read_text()
     assert 'ENTRYPOINT ["tini", "--", "gpt2-recipes"]' in dockerfile
     assert re.search(r"apt-get install .*\btini\b", dockerfile)
-    assert "WORKDIR /work\nENTRYPOINT" in dockerfile
+    assert "WORKDIR /workspace\nENTRYPOINT" in dockerfile
     (container,) = kubernetes()[2]["spec"]["template"]["spec"]["containers"]
     assert "command" not in container  # it would replace the entry point
     assert container["image"].endswith("/gpt2-recipes:gpu")

@@ -13,7 +13,7 @@ from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import Model, Train
 
 STEPS = 6
-LOSS, NORM, RATE, WEIGHTS = 1e-5, 1e-5, 1e-9, 2e-5
+LOSS, NORM, RATE, WEIGHTS = 1e-5, 1e-5, 1e-9, 1e-5
 """How far a run may be from that of one process: relative differences, and one of weights."""
 
 
