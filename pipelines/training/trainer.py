@@ -26,7 +26,7 @@ from pipelines.training.loaders import ROW, TOKENS, Collate, WithRowNumbers, dat
 from pipelines.training.parts import ScoredSplit, no_metrics
 from pipelines.training.row_order import RowOrder
 from pipelines.training.running_engine import NameEngine, engine_of, is_zero
-from pipelines.training.sharding import gathered_state, unsharded
+from pipelines.training.sharding import gathered_state, in_own_type, unsharded
 from pipelines.training.stream_batches import BLOCKS, StreamBatches, StreamEpochs
 from pipelines.training.throughput import Throughput
 from pipelines.training.upstream import WithZero, save_on_every_caller
@@ -264,12 +264,14 @@ class RecipeTrainer(WithZero):
         A score in bfloat16 would not be found again. Accelerate wraps the model's forward pass in
         autocast when it prepares the model, for good.
         """
-        attributes: dict[str, Any] = vars(self.model)
+        model: Any = self.model
+        attributes = vars(model)
         prepared, autocast = attributes.get("forward"), self.accelerator.native_amp
         self.accelerator.native_amp = False  # for a model that is prepared inside
         set_or_delete(attributes, "forward", self.own_forward)
         try:
-            yield
+            with in_own_type(model):
+                yield
         finally:
             self.accelerator.native_amp = autocast
             set_or_delete(attributes, "forward", prepared)
