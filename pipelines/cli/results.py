@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -252,6 +252,7 @@ def compress(
     recover_steps: int | None = None,
     recover_learning_rate: float | None = None,
     distill: bool = False,
+    bits: Literal[8, 4] | None = None,
     revision: str | None = None,
     base: str | None = None,
 ) -> None:
@@ -268,6 +269,7 @@ def compress(
         recover_steps: Steps to train what is left, on the training rows of the run.
         recover_learning_rate: Peak learning rate of these steps; by default the recipe's.
         distill: Train towards the result as it was, next to the labels.
+        bits: Store the weights inside the blocks in so many bits, by bitsandbytes, after the rest.
         revision: Commit, branch or tag on the Hub.
         base: Folder or Hub id of an adapter's base, in place of the one that it names.
     """
@@ -282,6 +284,7 @@ def compress(
         recover_steps=recover_steps,
         recover_learning_rate=recover_learning_rate,
         distill=distill,
+        bits=bits,
     )
     compress_result(repo, out, compression, revision=revision, base=base)
 

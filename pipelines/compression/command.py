@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pipelines.compression.keep_zeros import KeepZeros
 from pipelines.compression.measure import Measured, measure, rows_missing
@@ -26,6 +26,7 @@ from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import Distillation, Model
 from pipelines.results.files import write_manifest
 from pipelines.results.names import explicit, public_name
+from pipelines.results.sidecar import read_sidecar, stored_bits
 from pipelines.training.score import score_result
 
 
@@ -45,6 +46,8 @@ class Compression:
     """Peak learning rate of it; the recipe's own if not given."""
     distill: bool = False
     """Train towards the model before compression, next to the labels."""
+    bits: Literal[8, 4] | None = None
+    """Bits of a stored weight inside the blocks, by bitsandbytes."""
 
     def __post_init__(self) -> None:
         if problems := list(self.problems()):
@@ -55,17 +58,24 @@ class Compression:
         """Tell whether the model gets another shape."""
         return self.prune_heads is not None or self.prune_neurons is not None
 
+    @property
+    def prunes(self) -> bool:
+        """Tell whether weights are removed or set to zero."""
+        return self.shrinks or self.sparsity is not None
+
     def problems(self) -> Iterator[Problem]:
         """Yield what cannot be done."""
         for name in ("prune_heads", "prune_neurons", "sparsity"):
             fraction = getattr(self, name)
             if fraction is not None and not 0 < fraction < 1:
                 yield Problem(name, f"{fraction:g} is no fraction. Give a number between 0 and 1.")
-        if not self.shrinks and self.sparsity is None:
-            text = "nothing to do. Give --prune-heads, --prune-neurons or --sparsity."
+        if not self.prunes and self.bits is None:
+            text = "nothing to do. Give --prune-heads, --prune-neurons, --sparsity or --bits."
             yield Problem("compress", text)
         if self.recover_steps is not None and self.recover_steps < 1:
             yield Problem("recover_steps", f"{self.recover_steps} is below 1.")
+        if self.recover_steps is not None and not self.prunes:
+            yield Problem("recover_steps", "is the training after pruning, and nothing is pruned.")
         if self.recover_steps is None:
             for name in ("distill", "recover_learning_rate"):
                 if getattr(self, name):
@@ -92,6 +102,7 @@ def compress(
     out = Path(out)
     check_empty(out)
     folder = result_folder(repo, revision)
+    check_floats(folder, str(repo))
     loaded = load_result(folder, base=base, precision="fp32")
     if compression.shrinks:
         fractions = {"heads": compression.prune_heads, "neurons": compression.prune_neurons}
@@ -110,8 +121,14 @@ def compress(
             finish(small, source, out, compression)
             origin = public_name(explicit(str(repo)))
             name_source(out, origin)
-            record = {"source": origin, "source_sha256": loaded.sha256, **asdict(compression)}
+            record: dict[str, Any] = {
+                "source": origin,
+                "source_sha256": loaded.sha256,
+                **asdict(compression),
+            }
             add_record(out, record | {"before": asdict(before), "after": asdict(before)})
+            if compression.bits is not None:
+                store_in_bits(out, compression.bits)
             after = measure(out)
             add_record(out, record | {"before": asdict(before), "after": asdict(after)})
     found = {"before": before, "after": after}
@@ -132,6 +149,31 @@ def check_empty(out: Path) -> None:
     """Raise RecipeError for a folder that is not empty."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RecipeError([Problem("OUT", f"{out} is not empty. Give another folder.")])
+
+
+def check_floats(folder: Path, repo: str) -> None:
+    """Raise RecipeError for a result whose weights are stored in few bits already."""
+    bits = stored_bits(read_sidecar(folder / "task.json"))
+    if bits is not None:
+        text = f"is stored in {bits} bits already. Compress the result that it was made from."
+        raise RecipeError([Problem(repo, text)])
+
+
+def store_in_bits(out: Path, bits: int) -> None:
+    """Replace the weights of a result by 8-bit or 4-bit ones, and score them."""
+    sidecar = json.loads((out / "task.json").read_text(encoding="utf-8"))
+    whole = {**sidecar, "compressed": sidecar["compressed"] | {"bits": None}}
+    write_manifest(out, whole)
+    precision: Any = f"{bits}bit"
+    model = load_result(out, precision=precision).model
+    with tempfile.TemporaryDirectory(dir=out) as name:
+        model.save_pretrained(name)
+        for file in [*out.glob("*.safetensors*"), out / "config.json"]:
+            file.unlink()
+        for file in Path(name).iterdir():
+            file.replace(out / file.name)
+    write_manifest(out, sidecar)
+    write_manifest(out, with_own_score(load_result(out)))
 
 
 @contextmanager
@@ -164,16 +206,23 @@ def write_pruned(loaded: LoadedResult, source: Path, small: Path, compression: C
 def finish(small: Path, source: Path, out: Path, compression: Compression) -> None:
     """Write the result to `out`: trained again, or as it was pruned, with its own score."""
     if compression.recover_steps is None:
-        loaded = load_result(small)
-        rows = rows_of_run(loaded)
-        assert rows is not None
-        write_manifest(small, loaded.sidecar | {"metrics": score_result(loaded, rows)})
+        write_manifest(small, with_own_score(load_result(small)))
         if out.exists():
             out.rmdir()
         small.replace(out)
         return
     recipe = recovery(Recipe.from_file(small / "recipe.json"), small, source, out, compression)
     run(recipe, [KeepZeros()] if compression.sparsity else [])
+
+
+def with_own_score(loaded: LoadedResult) -> dict[str, Any]:
+    """Return the sidecar of a result with the score of its model as it is."""
+    rows = rows_of_run(loaded)
+    assert rows is not None
+    kept = {
+        name: loaded.metrics[name] for name in ("baseline", "seconds") if name in loaded.metrics
+    }
+    return loaded.sidecar | {"metrics": score_result(loaded, rows) | kept}
 
 
 def name_source(out: Path, origin: str) -> None:

@@ -53,7 +53,9 @@ class Measured:
 def measure(folder: Path) -> Measured:
     """Measure a result in a new process. Raise DataError where its rows are not on this machine."""
     command = [sys.executable, "-m", "pipelines.compression.measure", str(folder)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{folder} could not be measured: {done.stderr[-2000:]}")
     return Measured(**json.loads(done.stdout.splitlines()[-1]))
 
 

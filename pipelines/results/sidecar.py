@@ -109,6 +109,7 @@ class CompressionRecord(TypedDict):
     sparsity: float | None
     recover_steps: int | None
     distill: bool
+    bits: int | None
     before: Measurement
     after: Measurement
 
@@ -146,6 +147,12 @@ class Sidecar(TypedDict):
     run: str
     changed_on_resume: list[dict[str, Any]]
     files: dict[str, Any]
+
+
+def stored_bits(sidecar: dict[str, Any]) -> int | None:
+    """Return the bits in which the weights of a whole model are stored, or None for floats."""
+    bits: int | None = sidecar.get("compressed", {}).get("bits")
+    return bits
 
 
 def tuned_options(sidecar: dict[str, Any]) -> dict[str, Any]:
