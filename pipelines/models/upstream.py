@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 import transformers
 from transformers import PreTrainedModel, modeling_utils
 
@@ -29,6 +30,30 @@ def attention_of(model: PreTrainedModel) -> str:
     transformers has `set_attn_implementation`, and nothing public that reads it.
     """
     return str(model.config._attn_implementation)
+
+
+def flash_attention_of_segments(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    bounds: torch.Tensor,
+    longest: int,
+    *,
+    scaling: float | None,
+    dropout: float,
+) -> torch.Tensor:
+    """Return the output of causal attention inside of segments, (tokens, heads, width of a head).
+
+    Queries, keys and values have that shape, too. Segments begin at `bounds`, (segments + 1,)
+    int32, and have at most `longest` tokens. On CUDA in half precision only. The public
+    `varlen_attn` is the same kernel without dropout, with which GPT-2's checkpoints are trained.
+    """
+    kernel = torch.ops.aten._flash_attention_forward
+    options = {"scale": scaling}
+    outputs: tuple[torch.Tensor, ...] = kernel(
+        query, key, value, bounds, bounds, longest, longest, dropout, True, False, **options
+    )
+    return outputs[0]
 
 
 def count_shifted_labels(model: PreTrainedModel) -> None:

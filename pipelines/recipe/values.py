@@ -164,7 +164,7 @@ class Train:
     early_stopping_threshold: Annotated[float, Ge(0)] = 0.0
     """Least gain over the best for an evaluation to count as better."""
     torch_compile: bool = False
-    """Compile the model; the first step, and each new row length, waits for the compiler."""
+    """Compile the model's blocks; the first steps, and a second length of rows, wait for it."""
     dataloader_num_workers: Annotated[int, Ge(0), Le(64)] = 0
     """DataLoader worker processes, which collate batches."""
     ddp_timeout: Annotated[int, Ge(20)] = 600

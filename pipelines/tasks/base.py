@@ -187,6 +187,11 @@ class Task:
         """Tell whether several texts share a row whose attention mask isolates them."""
         return False
 
+    @property
+    def rows_have_one_length(self) -> bool:
+        """Tell whether all training rows have `length` tokens."""
+        return False
+
     def trainer_options(self) -> dict[str, Any]:
         """Return the options that the objective's trainer takes from the task, by their names."""
         return {}

@@ -108,6 +108,10 @@ class CausalLM(Task):
         return self.packing == "bfd_split"
 
     @property
+    def rows_have_one_length(self) -> bool:
+        return self.packing == "wrapped"
+
+    @property
     def document_column(self) -> str:
         return self.text_column
 

@@ -59,7 +59,6 @@ def training_arguments(recipe: Recipe, kind: type[Arguments], **options: Any) ->
         ddp_find_unused_parameters=False,
         ddp_broadcast_buffers=False,  # a decoder's are constants
         logging_nan_inf_filter=False,
-        torch_compile=train.torch_compile,
         remove_unused_columns=False,
         label_names=["labels"],
         disable_tqdm=True,

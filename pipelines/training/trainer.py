@@ -16,6 +16,7 @@ from transformers import EvalPrediction
 from transformers.trainer_utils import EvalLoopOutput
 
 from pipelines.errors import CheckpointError, NonFiniteError
+from pipelines.models.compiling import not_compiled
 from pipelines.reporting.progress import RunProgress
 from pipelines.results.disk import explain_disk_errors
 from pipelines.tasks.base import RowResult
@@ -241,7 +242,7 @@ class RecipeTrainer(WithZero):
         """
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         engine: Any = self.model_wrapped
-        with zero.unsharded(engine) if is_zero(engine) else unsharded(model):
+        with zero.unsharded(engine) if is_zero(engine) else unsharded(model), not_compiled():
             yield model
 
     def whole_state(self) -> dict[str, torch.Tensor] | None:

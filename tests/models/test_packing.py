@@ -236,6 +236,7 @@ def test_a_run_learns_the_same_with_and_without_packing(kind, row, plans, tmp_pa
     assert packed["loss"] == pytest.approx(padded["loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_a_compiled_run_learns_the_same_from_packed_rows(plans, tmp_path):
     recipe = recipe_of(TextClassification, classified, tmp_path)
