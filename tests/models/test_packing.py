@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from dataclasses import replace
 from functools import partial
 
@@ -54,10 +55,13 @@ def test_a_plan_leads_every_token_there_and_back(lengths, more):
     found = plan(lengths, width)
     if found is None:
         return
-    packed, back = found
+    packed, back, bounds = found
     assert packed.numel() < len(lengths) * width
     assert packed.shape[1] % 8 == 0
     assert back.shape == (len(lengths), width)
+    segments = Counter(bounds.diff().tolist())
+    assert segments.total() <= len(lengths) + len(packed)  # and the padding of each packed row
+    assert not Counter(lengths) - segments
     padded = torch.arange(len(lengths) * width).view(-1, width)
     returned = padded.flatten()[packed].flatten()[back]
     for row, length in enumerate(lengths):
