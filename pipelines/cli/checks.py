@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pipelines.recipe.generation import merge_options
 from pipelines.recipe.recipe import Recipe
+from pipelines.tasks.base import Task
+from pipelines.tasks.generation import GenerationOptions
 from pipelines.terminal import stop
 
 
@@ -13,6 +16,33 @@ def check_result(repo: str | Path) -> None:
     file = Path(repo) / "recipe.json"
     if file.is_file():
         Recipe.from_file(file)
+
+
+def check_chats(repo: str, revision: str | None, options: GenerationOptions) -> None:
+    """Raise DataError for a result that writes no text, RecipeError for options out of range."""
+    task = read_task(repo, revision)
+    task.check_generates()
+    merge_options(task, options)
+
+
+def read_task(repo: str, revision: str | None) -> Task:
+    """Return the task of a result, of which two small files are downloaded, without their """
+    from huggingface_hub.utils import (  # type: ignore[attr-defined, unused-ignore]
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
+
+    from pipelines.hub.result_folder import result_folder
+
+    silent = are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        folder = result_folder(repo, revision, files=("recipe.json", "task.json"))
+    finally:
+        if not silent:
+            enable_progress_bars()
+    return Recipe.from_file(folder / "recipe.json").task
 
 
 def column_names(text: str) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from pipelines.cli.checks import at_least_one, check_result, column_names
+from pipelines.cli.checks import at_least_one, check_chats, check_result, column_names
 from pipelines.cli.generation_flags import NO_GENERATION_FLAGS, GenerationFlags, typed_options
 from pipelines.recipe.values import Precision
 from pipelines.terminal import stop
@@ -132,6 +132,36 @@ def generate(
         generate_text(repo, text, typed, seed=seed, **loading)
     elif file is not None:
         generate_file(repo, file, typed, out=out, seed=seed, batch_size=batch_size, **loading)
+
+
+def chat(
+    repo: Repo,
+    /,
+    *,
+    generation: Annotated[GenerationFlags, tyro.conf.arg(name="")] = NO_GENERATION_FLAGS,
+    seed: int | None = None,
+    revision: str | None = None,
+    base: str | None = None,
+    precision: Precision | None = None,
+) -> None:
+    """Talk with a language model in the terminal.
+
+    Each line that you type, or that a pipe gives, is a message; /help lists the commands. Options
+    that are not given are those of the recipe. Ctrl-C stops a reply, Ctrl-D ends.
+
+    Args:
+        repo: Folder of a run, or Hub id.
+        seed: Seed of the sampling.
+        revision: Commit, branch or tag on the Hub.
+        base: Folder or Hub id of an adapter's base, in place of the one that it names.
+        precision: Precision of the base, in place of the one that the adapter was trained on.
+    """
+    typed = typed_options(generation)
+    check_result(repo)
+    check_chats(repo, revision, typed)
+    from pipelines.inference.chat_terminal import chat as talk
+
+    talk(repo, typed, seed=seed, revision=revision, base=base, precision=precision)
 
 
 def report(

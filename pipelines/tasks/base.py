@@ -21,7 +21,7 @@ from pipelines.data.padding import Collator, PaddingCollator
 from pipelines.data.rows import Examples
 from pipelines.data.source import DatasetSource
 from pipelines.errors import DataError
-from pipelines.tasks.generation import Continuation, Generation
+from pipelines.tasks.generation import Continuation, Generation, Turn
 
 if TYPE_CHECKING:
     import torch
@@ -437,6 +437,28 @@ class Task:
 
         Raise DataError with file and line for a row without a prompt, and for a task that
         generates no text.
+        """
+        self.check_generates()
+        raise NotImplementedError
+
+    @property
+    def keeps_turns(self) -> bool:
+        """Tell whether a model reads the earlier turns of a conversation before a message."""
+        return False
+
+    @property
+    def chat_hint(self) -> str:
+        """Return what a user has to know who talks with a model, in a sentence or two."""
+        self.check_generates()
+        raise NotImplementedError
+
+    def conversation(
+        self, turns: Sequence[Turn], text: str, tokenizer: PreTrainedTokenizerBase
+    ) -> list[int]:
+        """Return the token ids that end where the reply to a message begins.
+
+        `turns` are the earlier ones, none unless `keeps_turns`. Raise DataError for an empty
+        message, and for a task that generates no text.
         """
         self.check_generates()
         raise NotImplementedError
