@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 from pipelines.recipe.generation import merge_options
@@ -18,6 +19,13 @@ def check_result(repo: str | Path) -> None:
         Recipe.from_file(file)
 
 
+def check_extra(module: str, *, extra: str, verb: str) -> None:
+    """Stop, naming the command that installs it, where the module of an extra is missing."""
+    if importlib.util.find_spec(module) is None:
+        command = f'`pip install -c constraints.txt -e ".[{extra}]"`'
+        stop([f"gpt2-recipes {verb}: needs {module}, which is not installed. Use {command}."], 2)
+
+
 def check_chats(repo: str, revision: str | None, options: GenerationOptions) -> None:
     """Raise DataError for a result that writes no text, RecipeError for options out of range."""
     task = read_task(repo, revision)
@@ -26,7 +34,7 @@ def check_chats(repo: str, revision: str | None, options: GenerationOptions) -> 
 
 
 def read_task(repo: str, revision: str | None) -> Task:
-    """Return the task of a result, of which two small files are downloaded, without their """
+    """Return the task of a result; two small files are downloaded, without progress bars."""
     from huggingface_hub.utils import (  # type: ignore[attr-defined, unused-ignore]
         are_progress_bars_disabled,
         disable_progress_bars,

@@ -56,6 +56,7 @@ FAMILIES: dict[str, dict[str, Verb]] = {
         "predict": results.predict,
         "generate": results.generate,
         "chat": results.chat,
+        "demo": results.demo,
         "merge": results.merge,
         "publish": results.publish,
         "lm-eval": results.lm_eval,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
+from threading import Event
 
 from pipelines.hub.load import LoadedResult
 from pipelines.inference.generate import ReplyStreamer, strip_reply
@@ -51,3 +54,33 @@ def write_reply(
     else:
         streamer = ReplyStreamer(task, tokenizer, write=write)
         continue_prompts(model, tokenizer, [prompt], generation, seed=seed, streamer=streamer)
+
+
+class StoppedError(Exception):
+    """Nobody reads the reply any more."""
+
+
+def stream_reply(
+    loaded: LoadedResult, prompt: list[int], generation: Generation, *, seed: int | None = None
+) -> Iterator[str]:
+    """Yield the reply to a prompt as it grows. Closing the iterator ends the generation."""
+    pieces: SimpleQueue[str | None] = SimpleQueue()
+    closed = Event()
+
+    def write(piece: str) -> None:
+        if closed.is_set():
+            raise StoppedError
+        pieces.put(piece)
+
+    written = ""
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(write_reply, loaded, prompt, generation, seed=seed, write=write)
+        done.add_done_callback(lambda _: pieces.put(None))
+        try:
+            while (piece := pieces.get()) is not None:
+                if piece:
+                    written += piece
+                    yield written
+        finally:
+            closed.set()
+    done.result()

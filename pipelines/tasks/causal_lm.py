@@ -31,6 +31,7 @@ from pipelines.tasks.base import (
 )
 from pipelines.tasks.encoding import encode_pieces
 from pipelines.tasks.generation import Turn
+from pipelines.tasks.interface import Interface
 
 if TYPE_CHECKING:
     import torch
@@ -332,6 +333,10 @@ class CausalLM(Task):
                     "to continue."
                 )
         return [[tokenizer.eos_token_id, *ids] for ids in token_ids(tokenizer, texts)]
+
+    @property
+    def interface(self) -> Interface:
+        return Interface((self.text_column,), "text")
 
     @property
     def keeps_turns(self) -> bool:

@@ -18,6 +18,7 @@ from pipelines.errors import DataError
 from pipelines.tasks.base import Task, token_ids
 from pipelines.tasks.chat_forms import begins_with_turn, looks_like_turns, read_turns
 from pipelines.tasks.generation import Generation, Turn
+from pipelines.tasks.interface import Interface
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -220,6 +221,23 @@ class ReplyTask(Task):
     def prompts(self, examples: Examples, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
         prompts = [self.prompt(row, examples.locate(i)) for i, row in enumerate(examples.rows)]
         return [encode_prompt(tokenizer, prompt) for prompt in prompts]
+
+    @property
+    def interface(self) -> Interface:
+        if self.chat:
+            return Interface((), "chat")
+        return Interface(tuple(columns_of(self.prompt_format)), "text")
+
+    def texts_of_input(self, text: str) -> tuple[str, ...]:
+        """Return the text of the prompt's only column."""
+        if len(self.interface.columns) != 1:
+            return ()
+        before, _, after = self.prompt_format.format_map(
+            dict.fromkeys(self.interface.columns, "\0")
+        ).partition("\0")
+        after = after.rstrip(" ")
+        fits = text.startswith(before) and text.endswith(after)
+        return (text.removeprefix(before).removesuffix(after),) if fits else ()
 
     @property
     def keeps_turns(self) -> bool:
