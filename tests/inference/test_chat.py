@@ -116,22 +116,15 @@ def test_a_pipe_gets_the_replies_and_nothing_else(results):
     loaded = load_result(results / "text")
     generation = Generation(max_new_tokens=12)
     turns: list[Turn] = []
-    expected = ""
+    replies = []
     for message in ("My lamp", "It was"):
         prompt, _ = fit_turns(loaded, turns, message, generation)
         (reply,) = continue_prompts(loaded.model, loaded.tokenizer, [prompt], generation)
         turns.append(Turn(message, reply.text))
-        expected += reply.text + "\n"
-    done = piped("My lamp\n\nIt was\n", results / "text", *SHORT)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "".join(map(visible, expected))
-
-
-def test_commands_work_in_a_pipe_and_a_message_that_is_too_long_ends_it(results):
-    lines = ["hi", "/reset", "hi", "/rest", "word " * 400, "not reached"]
+        replies.append("".join(map(visible, reply.text)) + "\n")
+    lines = ["My lamp", "", "It was", "/reset", "My lamp", "/rest", "word " * 400, "not reached"]
     done = piped("\n".join(lines), results / "text", *SHORT)
-    half = len(done.stdout) // 2
-    assert done.stdout[:half] == done.stdout[half:] != ""
+    assert done.stdout == "".join([*replies, replies[0]])
     begun, unknown, too_long = done.stderr.splitlines()
     assert begun == "(The conversation begins again.)"
     assert unknown == "(/rest: no such command. Did you mean /reset?)"
@@ -170,7 +163,7 @@ def test_a_terminal_streams_stops_forgets_and_ends(results):
         typist.wait_for("Hello\r\n")
         while not typist.shown.strip():
             assert typist.read(10)
-        assert time.perf_counter() - started < 3  # 0.2 s on a machine that does nothing else
+        assert time.perf_counter() - started < 10  # 0.4 s on a machine that does nothing else
         reply = typist.wait_for("\n> ")
         assert max(map(len, reply.splitlines())) <= 80
         typist.type("Again\r")
