@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from huggingface_hub.errors import HFValidationError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
@@ -123,7 +124,7 @@ def load_folder(
     if recipe.lora is not None:
         model = load_adapter_weights(model, folder, path=name)
     if quantization is None:
-        model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        model = model.to(device or PartialState().device)
     task = recipe.task.tuned(tuned_options(sidecar))
     recipe = replace(recipe, task=task, output_dir=str(folder))
     return LoadedResult(recipe, model.eval(), tokenizer, labels, sidecar)

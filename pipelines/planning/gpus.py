@@ -15,7 +15,7 @@ import torch
 import transformers
 
 from pipelines.models.adapters import add_adapter
-from pipelines.models.chunked_loss import CHUNK
+from pipelines.models.linear_cross_entropy import CHUNK
 from pipelines.models.quantization import quantization_config
 from pipelines.planning.batches import Batches
 from pipelines.planning.blocks import Watch, blocks_of, module_bytes, trained_parameters
@@ -33,8 +33,8 @@ BLOCK_SECONDS = 1e-3
 """Least seconds of a block's forward and backward pass, in which kernels are started; assumed."""
 SMALL_VOCABULARY = 256
 NUM_TOKENS = 128
-LOGIT_BYTES = 10
-"""Of a logit of a loss: in bfloat16, and its probability and gradient in fp32."""
+LOGIT_BYTES = 8
+"""Of a logit of a loss: in bfloat16, its probability in fp32, and its gradient in bfloat16."""
 
 
 @dataclass(frozen=True)
@@ -239,7 +239,11 @@ def gpu_bytes(
     loss = 0
     if recipe.task.learns_tokens:  # the loss is computed in chunks
         embeddings = parameters.vocabulary * parameters.width
-        loss = LOGIT_BYTES * CHUNK + 2 * embeddings + (4 * embeddings if not recipe.lora else 0)
+        loss = (
+            LOGIT_BYTES * CHUNK["cuda"]
+            + 2 * embeddings
+            + (4 * embeddings if not recipe.lora else 0)
+        )
     return GpuBytes(
         weights=4 * outside + layers * anatomy.block_weights,
         casts=layers * anatomy.block_casts,

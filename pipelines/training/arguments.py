@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 from pipelines.errors import Problem, RecipeError
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import Train
+from pipelines.training.upstream import use_one_device
 
 LOGGED_FRACTION = 0.01
 """Part of all steps between two logs where the recipe does not say how many."""
@@ -24,10 +25,8 @@ def training_arguments(recipe: Recipe, kind: type[Arguments], **options: Any) ->
     """
     train = recipe.train
     per_device, accumulation = split_batch(train, PartialState().num_processes)
-    best_metric = None
-    if train.chooses:
-        best_metric = train.metric_for_best or next(iter(recipe.task.metrics))
-    return kind(
+    best_metric = metric_for_best(recipe)
+    arguments = kind(
         output_dir=str(recipe.folder / "checkpoints"),
         per_device_train_batch_size=per_device,
         per_device_eval_batch_size=train.per_device_eval_batch_size,
@@ -67,6 +66,15 @@ def training_arguments(recipe: Recipe, kind: type[Arguments], **options: Any) ->
         report_to="none",
         **options,
     )
+    use_one_device(arguments)
+    return arguments
+
+
+def metric_for_best(recipe: Recipe) -> str | None:
+    """Return the metric that chooses among evaluations, or None where nothing is chosen."""
+    if not recipe.train.chooses:
+        return None
+    return recipe.train.metric_for_best or next(iter(recipe.task.metrics))
 
 
 def schedule(train: Train) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from pipelines.training.loaders import ROW, TOKENS, Collate, WithRowNumbers, dat
 from pipelines.training.parts import ScoredSplit, no_metrics
 from pipelines.training.row_order import RowOrder
 from pipelines.training.running_engine import NameEngine, engine_of, is_zero
-from pipelines.training.sharding import gathered_state, unsharded
+from pipelines.training.sharding import gathered_state, in_own_type, unsharded
 from pipelines.training.stream_batches import BLOCKS, StreamBatches, StreamEpochs
 from pipelines.training.throughput import Throughput
 from pipelines.training.upstream import WithZero, save_on_every_caller
@@ -57,6 +57,7 @@ class RecipeTrainer(WithZero):
         `eval_collator`.
         """
         super().__init__(compute_metrics=no_metrics, **options)
+        self.own_forward = vars(self.model).get("forward")
         if self.args.save_on_each_node:
             save_on_every_caller(self.model)
         if self.accelerator.ddp_handler is not None:  # gradients need no copy to be reduced
@@ -135,11 +136,12 @@ class RecipeTrainer(WithZero):
         return with_metrics(output, prefix, metrics)
 
     def score(self, split: str) -> Scored:
-        """Score the rows of a split, "eval" or "test"; every rank must do so.
+        """Score the rows of a split, "eval" or "test", in fp32; every rank must do so.
 
         It is logged, unless the log has an evaluation of the split at the last step.
         """
-        output = self.predict(self.rows_to_score(split), metric_key_prefix=split)
+        with self.without_autocast():
+            output = self.predict(self.rows_to_score(split), metric_key_prefix=split)
         metrics = score_of(output.metrics or {}, split)
         logged = {row["step"] for row in self.state.log_history if f"{split}_primary" in row}
         if self.state.global_step not in logged:
@@ -255,6 +257,25 @@ class RecipeTrainer(WithZero):
             return None
         return gathered_state(self.model_wrapped, only_trained=only_trained)
 
+    @contextmanager
+    def without_autocast(self) -> Iterator[None]:
+        """Compute in the type of the weights inside, as whoever loads the result does.
+
+        A score in bfloat16 would not be found again. Accelerate wraps the model's forward pass in
+        autocast when it prepares the model, for good.
+        """
+        model: Any = self.model
+        attributes = vars(model)
+        prepared, autocast = attributes.get("forward"), self.accelerator.native_amp
+        self.accelerator.native_amp = False  # for a model that is prepared inside
+        set_or_delete(attributes, "forward", self.own_forward)
+        try:
+            with in_own_type(model):
+                yield
+        finally:
+            self.accelerator.native_amp = autocast
+            set_or_delete(attributes, "forward", prepared)
+
     def keep_last_step(self) -> None:
         """Write a checkpoint of the last step, unless there is one."""
         if not self.has_checkpoint():
@@ -307,6 +328,14 @@ class Scored:
 
     metrics: dict[str, Any]
     prediction: EvalPrediction
+
+
+def set_or_delete(attributes: dict[str, Any], name: str, value: Any) -> None:
+    """Give an object's own attributes a value, or none of the name for None."""
+    if value is None:
+        attributes.pop(name, None)
+    else:
+        attributes[name] = value
 
 
 def with_metrics(output: EvalLoopOutput, prefix: str, metrics: dict[str, Any]) -> EvalLoopOutput:

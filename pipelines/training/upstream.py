@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from pipelines.models.generation import without_adapter_class
@@ -31,6 +31,15 @@ def without_tied(model: Any, state: dict[str, Any]) -> dict[str, Any]:
     """Return the state of a model without the second names of tied weights."""
     tied = without_adapter_class(model).all_tied_weights_keys
     return {name: value for name, value in state.items() if name not in tied}
+
+
+def use_one_device(arguments: TrainingArguments) -> None:
+    """Let a process train on one device where it sees several.
+
+    transformers would wrap the model in DataParallel, which multiplies the batch and computes
+    neither our losses nor packed rows right. The number has no public setter.
+    """
+    arguments._n_gpu = min(arguments.n_gpu, 1)
 
 
 def save_on_every_caller(model: Any) -> None:
