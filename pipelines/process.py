@@ -34,7 +34,6 @@ them, as it does those below."""
 FALSE_ALARMS_LOGGED = (
     "We strongly recommend passing in an `attention_mask`",
     "LOAD REPORT",
-    "The speedups for torchdynamo mostly come with GPU Ampere or higher",
     "return_assistant_tokens_mask==True but chat template does not contain",
     "Token indices sequence length is longer than the specified maximum sequence length",
     "The tokenizer has new PAD/BOS/EOS tokens that differ from the model config",
