@@ -87,9 +87,10 @@ class Bench:
     def launcher(self, variant: Variant) -> list[str]:
         """Return the arguments that launch a variant.
 
-        On a GPU none: what the launcher hands to one process is set, and it takes seconds.
+        Those of a GPU have none: what the launcher hands to one process is set, and it takes
+        seconds.
         """
-        if self.device != "cpu" and variant.launched is None:
+        if self.little or self.device == "cuda":
             return []
         config = HERE.parent / "accelerate_configs" / (variant.launched or "cpu.yaml")
         launch = ["-m", "accelerate.commands.launch", "--config_file", str(config)]
@@ -364,7 +365,7 @@ def run_case(case: Case, bench: Bench, measured: dict[str, Any]) -> list[dict]:
         try:
             if case.needs:
                 prepare(case.needs, bench)
-            rows = list(compare(case, bench, measured["rate"]))
+            rows = list(compare(case, bench, None if bench.little else measured["rate"]))
         except VariantError as error:
             rows = [case.not_measured(name, str(error)) for name in case.peers]
     return [row | {"machine": measured["machine"], "little": bench.little} for row in rows]

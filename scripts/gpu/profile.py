@@ -386,7 +386,7 @@ def lora_step(folder: str, precision: str) -> tuple[Callable[[], None], int]:
     return step, rows
 
 
-PARTS = {part.__name__: part for part in (limits, head, attention, kernels, steps, quantised)}
+PARTS = {part.__name__: part for part in (limits, head, attention, kernels, quantised, steps)}
 
 
 def main() -> None:
