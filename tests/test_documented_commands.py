@@ -29,6 +29,7 @@ NOT_EXECUTED = {
     r"python scripts/benchmarks/scaling\.py.*": "takes minutes; see tests/test_scaling.py",
     r"docker .*": "needs a container engine; test_readme.py compares the Dockerfile",
     r"bash scripts/test\.sh .*": "runs these tests",
+    r"bash scripts/gpu/(kit|run)\.sh.*": "takes minutes; see tests/test_gpu_kit.py",
     r"bash scripts/quickstart\.sh": "takes minutes; its commands are on the other pages",
     r"accelerate launch .*--num_machines 2 .*": "needs two machines; see tests/test_train.py",
     r"gpt2-recipes hub": "never ends; test_wheel.py starts one",
@@ -49,6 +50,7 @@ STOPS = {
         2,
         "asks for a GPU",
     ),
+    r"accelerate launch --mixed_precision fp16 .*": (2, "mixed_precision fp16 needs a GPU"),
     r"gpt2-recipes run .*--gpus 2.*": (2, "2 requested, and this machine shows none"),
     r"gpt2-recipes lm-eval .*lambada_openai": (1, "'EleutherAI/lambada_openai' doesn't exist"),
 }
