@@ -21,7 +21,7 @@ from pipelines.models.probes import (
     isolates_packed_rows,
     passes_keywords_to_body,
 )
-from pipelines.models.upstream import count_shifted_labels
+from pipelines.models.upstream import count_shifted_labels, skip_padding_check
 from pipelines.recipe.recipe import Recipe
 from pipelines.reporting.progress import RunProgress
 from pipelines.reporting.step_log import INTERVAL, StepLog
@@ -97,6 +97,7 @@ def prepare_base(task: Task, base: Any) -> None:
     """Set what training needs of a model. Raise RecipeError for one that would mix packed rows."""
     if task.learns_tokens:
         count_shifted_labels(base)
+    skip_padding_check(base)
     base.config.use_cache = False
     if task.isolates_rows and not isolates_packed_rows(base.base_model):
         text = f"{base.config.model_type} does not isolate the documents of a row."
