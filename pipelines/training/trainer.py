@@ -22,6 +22,7 @@ from pipelines.training.checkpoints import MARKER, find_damage, mark_complete, n
 from pipelines.training.hyperparameters import RecipeOnResume
 from pipelines.training.loaders import ROW, TOKENS, Collate, WithRowNumbers, data_loader
 from pipelines.training.parts import ScoredSplit, no_metrics
+from pipelines.training.precision import precision_of_training
 from pipelines.training.row_order import RowOrder
 from pipelines.training.running_engine import NameEngine, engine_of, is_zero
 from pipelines.training.sharding import gathered_state, in_own_type, unsharded
@@ -79,7 +80,7 @@ class RecipeTrainer(FiniteUpdates):
         if self.stream and (checkpoint := options.get("resume_from_checkpoint")):
             self.stream.load(Path(checkpoint))
         phase = self.progress.phase("training", "training", has_lines=True)
-        with phase, self.engine_running():
+        with phase, self.engine_running(), precision_of_training(self.model):
             output = super().train(*arguments, **options)
             self.check_last_update()
         if self.stream:
