@@ -32,6 +32,7 @@ NOT_EXECUTED = {
     r"bash scripts/quickstart\.sh": "takes minutes; its commands are on the other pages",
     r"accelerate launch .*--num_machines 2 .*": "needs two machines; see tests/test_train.py",
     r"gpt2-recipes hub": "never ends; test_wheel.py starts one",
+    r"gpt2-recipes demo \S+": "never ends; tests/demo/test_demo_page.py starts one",
     r"gpt2-recipes selftest": "takes 20 seconds; tests/test_selftest.py runs its checks",
     r"python scripts/benchmark\.py .*": "takes hours; tests/test_benchmark.py runs its cases",
     r"python scripts/benchmarks/corpus\.py .*": "takes an hour; see tests/test_prepared.py",
