@@ -16,6 +16,7 @@ from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import (
@@ -84,7 +85,7 @@ class StreamBatches:
                     raise block
                 taken.append(block)
             batch = self.collate([block.row for _, block in taken])
-            yield sent(batch, self.arguments.device) | {BLOCKS: taken}
+            yield sent(batch, PartialState().device) | {BLOCKS: taken}
 
     def trained_on(self, blocks: list[tuple[int, Block]]) -> None:
         """Note that the blocks of a batch are used up."""
