@@ -75,6 +75,22 @@ def replace_forward(model: PreTrainedModel, forward: Callable[..., Any]) -> None
     module.forward = types.MethodType(forward, model)
 
 
+def skip_padding_check(model: PreTrainedModel) -> None:
+    """Let a model not look whether rows without a mask begin or end with padding.
+
+    transformers reads tokens for that in each forward pass, for which a host waits for its GPU. The
+    batches of training need no mask: padding is on the right, and has no labels.
+    """
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            unchecked: Any = module
+            unchecked.warn_if_padding_and_no_attention_mask = _no_check
+
+
+def _no_check(*_: Any, **__: Any) -> None:
+    """Do nothing."""
+
+
 @contextmanager
 def tensors_read_singly() -> Iterator[None]:
     """Read each tensor of a checkpoint when its turn comes, and not the whole file.

@@ -22,7 +22,7 @@ from pipelines.models.probes import (
     isolates_packed_rows,
     passes_keywords_to_body,
 )
-from pipelines.models.upstream import count_shifted_labels
+from pipelines.models.upstream import count_shifted_labels, skip_padding_check
 from pipelines.recipe.recipe import Recipe
 from pipelines.reporting.progress import RunProgress
 from pipelines.reporting.step_log import INTERVAL, StepLog
@@ -98,6 +98,7 @@ def prepare_base(task: Task, base: Any) -> None:
     """Set what training needs of a model. Raise RecipeError for one that would mix packed rows."""
     if task.learns_tokens:
         count_shifted_labels(base)
+    skip_padding_check(base)
     base.config.use_cache = False
     leave_masks_out(base)
     if task.isolates_rows and not isolates_packed_rows(base.base_model):
