@@ -32,6 +32,7 @@ LAYERS = (
     "samples",
     "html_report",
     "evaluation",
+    "demo",
     "inference",
     "training",
     "hub",

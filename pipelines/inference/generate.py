@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,10 @@ from pipelines.hub.load import LoadedResult, load_result
 from pipelines.inference.resumable_jsonl import map_file
 from pipelines.models.generation import check_room, continue_prompts
 from pipelines.process import quiet_libraries
-from pipelines.recipe.schema import wrong_values
+from pipelines.recipe.generation import merge_options
 from pipelines.recipe.values import Precision
 from pipelines.tasks.base import Task
-from pipelines.tasks.generation import Continuation, Generation, GenerationOptions
+from pipelines.tasks.generation import Continuation, GenerationOptions
 
 
 @quiet_libraries()
@@ -48,8 +50,9 @@ def generate_text(
         (written,) = continue_prompts(loaded.model, tokenizer, prompts, generation, seed=seed)
         print(strip_reply(task, written.text))
     else:
-        streamer = ReplyStreamer(task, tokenizer)
+        streamer = ReplyStreamer(task, tokenizer, write=partial(print, end="", flush=True))
         continue_prompts(loaded.model, tokenizer, prompts, generation, seed=seed, streamer=streamer)
+        print()
 
 
 @quiet_libraries()
@@ -108,32 +111,29 @@ def generate_examples(
 
 
 class ReplyStreamer(TextStreamer):
-    """Print a text while it is written, a reply without the spaces before its first word."""
+    """Pass a text on while it is written, a reply without the spaces before its first word.
 
-    def __init__(self, task: Task, tokenizer: Any):
+    `write` is called after each token, with "" until a word is complete. What it raises ends the
+    generation.
+    """
+
+    def __init__(self, task: Task, tokenizer: Any, *, write: Callable[[str], None]):
         super().__init__(
             tokenizer,
             skip_prompt=True,
             skip_special_tokens=True,
             clean_up_tokenization_spaces=False,
         )
+        self.write = write
         self.at_start = task.writes_replies
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         if self.at_start:
             text = text.lstrip()
             self.at_start = not text
-        super().on_finalized_text(text, stream_end)
+        self.write(text)
 
 
 def strip_reply(task: Task, text: str) -> str:
     """Return a reply without the spaces around it, and the continuation of a text as it is."""
     return text.strip() if task.writes_replies else text
-
-
-def merge_options(task: Task, options: GenerationOptions) -> Generation:
-    """Return the task's generation with these options. Raise RecipeError if one is out of range."""
-    generation = replace(task.default_generation, **options)
-    if problems := list(wrong_values(generation, "")):
-        raise RecipeError(problems)
-    return generation

@@ -17,6 +17,7 @@ from pipelines.tasks.base import Loss, Task
 from pipelines.training.trainer import RecipeTrainer
 
 PATH = "distillation.teacher"
+INPUTS = ("input_ids", "attention_mask", "position_ids")
 
 
 @dataclass
@@ -30,10 +31,13 @@ class Teacher:
     outputs: Any = field(default=None, init=False)
 
     def look(self, inputs: dict[str, Any]) -> None:
-        """Compute the outputs for a padded batch; a plan to pack it is the student's alone."""
-        given = {name: each for name, each in inputs.items() if name not in ("labels", "plan")}
+        """Compute the outputs for a padded batch; how to pack it is the student's alone.
+
+        With a cache, documents that share a row would see each other.
+        """
+        given = {name: inputs[name] for name in INPUTS if name in inputs}
         with torch.no_grad():
-            self.outputs = self.model(**given)
+            self.outputs = self.model(**given, use_cache=False)
 
     def loss(self, own: torch.Tensor, outputs: Any, labels: Any, num_items: Any) -> torch.Tensor:
         """Return the loss of a batch that the teacher has looked at; `own` is the task's."""

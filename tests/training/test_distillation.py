@@ -77,7 +77,7 @@ def test_a_language_model_is_compared_where_a_token_is_learned(helpdesk):
 def test_the_loss_is_shared_by_weight_in_training_and_the_tasks_own_in_evaluations(helpdesk):
     task = make_tasks(helpdesk)["text_classification"]
     logits = torch.zeros(1, 2)
-    model = lambda input_ids: outputs(logits=[[math.log(3), 0.0]])  # noqa: E731
+    model = lambda **given: outputs(logits=[[math.log(3), 0.0]])  # noqa: E731
     teacher = Teacher(model, task, temperature=1.0, weight=0.25)
     loss = DistilledLoss(task.loss, teacher)
     labels, student = torch.tensor([0]), SimpleNamespace(logits=logits)
