@@ -20,6 +20,7 @@ from pipelines.hub.publish import read_publishable_result
 from pipelines.inference.loaded_model import load
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import Lora, Model, Train
+from pipelines.results.files import write_manifest
 
 
 def recipe_of(task, checkpoint, folder, helpdesk, **options):
@@ -31,6 +32,12 @@ def recipe_of(task, checkpoint, folder, helpdesk, **options):
         output_dir=str(folder),
         **options,
     )
+
+
+def rewrite(folder, name, value):
+    """Write a JSON file of a result, and list it in its manifest as it is now."""
+    (folder / name).write_text(json.dumps(value))
+    write_manifest(folder, json.loads((folder / "task.json").read_text()))
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +117,7 @@ def test_4_bit_weights_are_stored_and_checked(results, tmp_path):
     damaged = tmp_path / "damaged"
     shutil.copytree(folder, damaged)
     config = json.loads((damaged / "config.json").read_text())
-    (damaged / "config.json").write_text(json.dumps(config | {"n_inner": 64}))
+    rewrite(damaged, "config.json", config | {"n_inner": 64})
     with pytest.raises(RecipeError, match="has shape"):
         load_result(damaged)
 
@@ -120,7 +127,7 @@ def test_a_quantization_that_is_not_bitsandbytes_is_refused(results, small, tmp_
     shutil.copytree(results / "small", folder)
     config = json.loads((folder / "config.json").read_text())
     config["quantization_config"]["quant_method"] = "gptq"
-    (folder / "config.json").write_text(json.dumps(config))
+    rewrite(folder, "config.json", config)
     with pytest.raises(RecipeError, match="is not bitsandbytes'"):
         load_result(folder)
 
@@ -164,7 +171,7 @@ def test_rows_that_are_not_here_stop_it_before_anything_is_written(results, tmp_
     shutil.copytree(results / "causal_lm", folder)
     recipe = json.loads((folder / "recipe.json").read_text())
     recipe["task"]["dataset"]["path"] = str(tmp_path / "gone")
-    (folder / "recipe.json").write_text(json.dumps(recipe))
+    rewrite(folder, "recipe.json", recipe)
     with pytest.raises(DataError, match="does not have the rows"):
         compress(folder, tmp_path / "out", Compression(sparsity=0.5))
     assert not (tmp_path / "out").exists()
