@@ -22,6 +22,7 @@ from pipelines.data.rows import Examples
 from pipelines.data.source import DatasetSource
 from pipelines.errors import DataError
 from pipelines.tasks.generation import Continuation, Generation
+from pipelines.tasks.interface import Interface
 
 if TYPE_CHECKING:
     import torch
@@ -426,6 +427,15 @@ class Task:
     def row(self, text: str) -> dict[str, Any]:
         """Return the row of one text. Raise DataError if a row needs more than one."""
         raise NotImplementedError
+
+    @property
+    def interface(self) -> Interface:
+        """Return what a person gives a model of this task, and what comes back."""
+        raise NotImplementedError
+
+    def thresholds_of(self, labels: tuple[str, ...]) -> dict[str, float]:
+        """Return the probability above which each label is given; {} if the likeliest one is."""
+        return {}
 
     def check_generates(self) -> None:
         """Raise DataError for a task whose models generate no text."""

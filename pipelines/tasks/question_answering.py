@@ -31,6 +31,7 @@ from pipelines.tasks.base import (
     token_ids,
 )
 from pipelines.tasks.cells import parse_bit, to_python
+from pipelines.tasks.interface import Interface
 from pipelines.tasks.span_decoding import (
     Answer,
     SpanDecoder,
@@ -362,6 +363,10 @@ class QuestionAnswering(Task):
         gold = [self.example(examples, i, row, ()).answers for i, row in enumerate(examples.rows)]
         references = [{"id": i, "answers": a} for i, a in zip(ids, gold, strict=True)]
         return {"predictions": found, "references": references}
+
+    @property
+    def interface(self) -> Interface:
+        return Interface((self.question_column, self.context_column), "answer")
 
     def row(self, text: str) -> dict[str, Any]:
         raise DataError(

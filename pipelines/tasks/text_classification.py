@@ -39,6 +39,7 @@ from pipelines.tasks.classification_scores import (
     score_numbers,
 )
 from pipelines.tasks.encoding import encode_texts
+from pipelines.tasks.interface import Interface
 from pipelines.tasks.label_reader import LabelReader, natural_order
 from pipelines.tasks.label_values import (
     balanced_class_weights,
@@ -406,14 +407,14 @@ class TextClassification(Task):
         if self.problem_type == "regression":
             return score_numbers(logits[:, 0], truth)
         if self.several:
-            return score_label_sets(logits, truth, labels, self._thresholds_of(labels))
+            return score_label_sets(logits, truth, labels, [*self.thresholds_of(labels).values()])
         return score_classes(logits, truth, labels)
 
-    def _thresholds_of(self, labels: tuple[str, ...]) -> list[float]:
-        """Return the probability above which each label is predicted."""
-        if self.thresholds is None:
-            return [DEFAULT] * len(labels)
-        return [self.thresholds[name] for name in labels]
+    def thresholds_of(self, labels: tuple[str, ...]) -> dict[str, float]:
+        if not self.several:
+            return {}
+        given = self.thresholds
+        return {name: DEFAULT if given is None else given[name] for name in labels}
 
     @property
     def tunes(self) -> tuple[str, ...]:
@@ -443,7 +444,7 @@ class TextClassification(Task):
         if self.problem_type == "regression":
             return [{"value": float(row[0])} for row in logits]
         if self.several:
-            thresholds = self._thresholds_of(labels)
+            thresholds = [*self.thresholds_of(labels).values()]
             return [
                 {
                     "labels": [labels[i] for i in np.flatnonzero(row > thresholds)],
@@ -473,7 +474,7 @@ class TextClassification(Task):
         if self.problem_type == "regression":
             values, references = moments(logits[:, 0], truth), truth.tolist()
         elif self.several:
-            guess = sigmoid(logits) > self._thresholds_of(labels)
+            guess = sigmoid(logits) > [*self.thresholds_of(labels).values()]
             values = f1_counts(guess.astype(int), truth.astype(int))
             references = [[labels[i] for i in np.flatnonzero(row)] for row in truth]
         else:
@@ -556,6 +557,13 @@ class TextClassification(Task):
         majority = max(counts, key=lambda label: counts[label])
         hits = sum(row["labels"] == majority for row in held_out.dataset)
         return {"majority class": hits / held_out.num_rows}
+
+    @property
+    def interface(self) -> Interface:
+        columns = filter(None, (self.text_column, self.text_pair_column))
+        if self.problem_type == "regression":
+            return Interface(tuple(columns), "number")
+        return Interface(tuple(columns), "labels" if self.several else "label")
 
     def row(self, text: str) -> dict[str, Any]:
         if self.text_pair_column:
