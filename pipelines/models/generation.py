@@ -39,10 +39,10 @@ def continue_prompts(
     """Return what the model writes after each prompt, in the order of the prompts.
 
     A prompt gives the same tokens in a batch as alone, but for the rounding of bfloat16, and of an
-    8-bit base, whose outliers depend on the batch. With a `seed`, samples depend on it and on the prompt, not on the
-    other prompts: equal prompts have equal samples. Without a seed every sample differs. A prompt
-    and its continuation fill at most the model's positions. A `streamer` gets the tokens of a
-    single prompt as they come; a beam search has no tokens before its end.
+    8-bit base, whose outliers depend on the batch. With a `seed`, samples depend on it and on the
+    prompt, not on the other prompts: equal prompts have equal samples. Without a seed every sample
+    differs. A prompt and its continuation fill at most the model's positions. A `streamer` gets the
+    tokens of a single prompt as they come; a beam search has no tokens before its end.
 
     Raise DataError for a prompt that leaves no room, RecipeError for sampling in a beam search.
     """
