@@ -12,7 +12,8 @@ import torch
 from pipelines.data.padding import Collator
 from pipelines.data.rows import Examples
 from pipelines.errors import DataError
-from pipelines.hub.load import LoadedResult, load_result
+from pipelines.hub.load import LoadedResult
+from pipelines.inference.loading import load_to_infer
 from pipelines.inference.resumable_jsonl import map_file
 from pipelines.process import quiet_libraries
 from pipelines.recipe.values import Precision
@@ -98,7 +99,7 @@ def predict_file(
     keep: Sequence[str] | None = None,
 ) -> None:
     """Predict for each row of a file; see `resumable_jsonl.map_file` for `out` and errors."""
-    loaded = load_result(repo, revision, base=base, precision=precision)
+    loaded = load_to_infer(repo, revision, base=base, precision=precision)
     settings = {
         "command": "predict",
         "result": loaded.sha256,

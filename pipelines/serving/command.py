@@ -9,7 +9,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from pipelines.console import say
-from pipelines.hub.load import load_result
+from pipelines.inference.loading import load_to_infer
 from pipelines.recipe.values import Precision
 from pipelines.serving.address import bind, listen, url_of
 from pipelines.serving.answer import answer_requests
@@ -30,11 +30,12 @@ def serve(
     """Answer with the predictions of a result until SIGTERM or Ctrl-C.
 
     The port is taken before the model is loaded, and clients are refused until it has answered
-    once. Raise RecipeError for an address that cannot be listened on, and what `load_result` does.
+    once. Raise RecipeError for an address that cannot be listened on, and what `load_to_infer`
+    does.
     """
     listener = bind(host, port)
     with listener:
-        loaded = load_result(repo, revision, base=base, precision=precision)
+        loaded = load_to_infer(repo, revision, base=base, precision=precision)
         columns = loaded.recipe.task.interface.columns
         (first,) = answer_requests(loaded, [[dict.fromkeys(columns, "first")]], batch_size=1)
         if isinstance(first, Exception):
