@@ -56,7 +56,7 @@ def results(tmp_path_factory, checkpoint, helpdesk):
         label_column="labels",
         thresholds={"bill": 0.3, "hinge": 0.5, "parcel": 0.7},
     )
-    for name in ("text_classification", "several", "question_answering", "causal_lm"):
+    for name in (*tasks.keys() - {"preference_tuning"},):
         recipe = Recipe(
             name=name,
             task=tasks[name],
@@ -434,3 +434,32 @@ def test_nothing_is_traced_whatever_the_process_exports(results, monkeypatch):
     (response,) = ask(load_result(results / "several"), {"rows": [{"text": "a"}]})
     assert response.status_code == 200
     assert traced == []
+
+
+@pytest.mark.parametrize("name", ["causal_lm", "instruction_tuning"])
+def test_a_merged_writer_has_the_files_that_vllm_and_transformers_serve_read(
+    results, tmp_path, name
+):
+    from transformers import AutoTokenizer
+
+    from pipelines.inference.merge import merge
+
+    merge(results / name, tmp_path / "merged", rescore=False)
+    task = load_result(tmp_path / "merged").recipe.task
+    config, generation, names = (
+        json.loads((tmp_path / "merged" / file).read_text())
+        for file in ("config.json", "generation_config.json", "tokenizer_config.json")
+    )
+    assert config["architectures"] == ["GPT2LMHeadModel"]
+    assert (tmp_path / "merged" / "model.safetensors").is_file()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    assert tokenizer.convert_tokens_to_ids(names["eos_token"]) == generation["eos_token_id"]
+    row, text = PROMPTS[name]
+    (prompt,) = task.prompts(Examples([row], "rows"), tokenizer)
+    assert tokenizer(text)["input_ids"] == prompt  # of a completion, as the documentation says
+
+
+PROMPTS = {
+    "causal_lm": ({"text": "Broken."}, "<|endoftext|>Broken."),
+    "instruction_tuning": ({"prompt": "Broken."}, "Broken.\nReply:"),
+}
