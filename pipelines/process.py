@@ -41,6 +41,8 @@ FALSE_ALARMS_LOGGED = (
     "The tokenizer has new PAD/BOS/EOS tokens that differ from the model config",
     "There were missing keys in the checkpoint model loaded: ['lm_head.weight']",
     "The following arguments do not match the ones in the `trainer_state.json`",
+    "Passing `generation_config` together with generation-related arguments",
+    "A custom logits processor of type",
 )
 """Parts of transformers' log messages that say nothing about a run."""
 

@@ -33,6 +33,7 @@ LAYERS = (
     "html_report",
     "evaluation",
     "demo",
+    "serving",
     "inference",
     "training",
     "hub",

@@ -5,8 +5,11 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from pipelines.recipe.generation import merge_options
+from pipelines.errors import DataError, RecipeError
+from pipelines.recipe.generation import check_greedy, merge_options
 from pipelines.recipe.recipe import Recipe
+from pipelines.recipe.schema import wrong_values
+from pipelines.serving.limits import Limits
 from pipelines.tasks.base import Task
 from pipelines.tasks.generation import GenerationOptions
 from pipelines.terminal import stop
@@ -31,6 +34,40 @@ def check_chats(repo: str, revision: str | None, options: GenerationOptions) -> 
     task = read_task(repo, revision)
     task.check_generates()
     merge_options(task, options)
+
+
+def check_served(repo: str, revision: str | None, limits: Limits) -> None:
+    """Raise RecipeError for limits out of range, DataError for a result that predicts nothing."""
+    if problems := list(wrong_values(limits, "")):
+        raise RecipeError(problems)
+    task = read_task(repo, revision)
+    if task.head is None:
+        raise DataError(
+            f"{repo}: {type(task).__name__} writes texts, which transformers serves: "
+            f"`gpt2-recipes merge {repo} OUT` if it is an adapter, then `transformers serve OUT`."
+        )
+
+
+def check_assistance(
+    repo: str,
+    revision: str | None,
+    options: GenerationOptions,
+    *,
+    num_at_once: int,
+    assistant: str | None,
+    prompt_lookup_num_tokens: int | None,
+) -> None:
+    """Raise RecipeError for assisted decoding of what is not greedy, or not one text at a time."""
+    if assistant is None and prompt_lookup_num_tokens is None:
+        return
+    if prompt_lookup_num_tokens is not None:
+        at_least_one("prompt-lookup-num-tokens", prompt_lookup_num_tokens)
+    if assistant is not None and prompt_lookup_num_tokens is not None:
+        stop(["--assistant: excludes --prompt-lookup-num-tokens; give one of them."], 2)
+    flag = "prompt_lookup_num_tokens" if assistant is None else "assistant"
+    task = read_task(repo, revision)
+    task.check_generates()
+    check_greedy(flag, merge_options(task, options), num_at_once=num_at_once)
 
 
 def read_task(repo: str, revision: str | None) -> Task:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from pipelines.cli import machine, recipes, results, training
+from pipelines.cli import machine, recipes, results, serving, training
 from pipelines.flags import parse_words
 from pipelines.terminal import report_errors, stop
 
@@ -57,6 +57,7 @@ FAMILIES: dict[str, dict[str, Verb]] = {
         "generate": results.generate,
         "chat": results.chat,
         "demo": results.demo,
+        "serve": serving.serve,
         "merge": results.merge,
         "compress": results.compress,
         "publish": results.publish,

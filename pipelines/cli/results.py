@@ -10,6 +10,7 @@ import tyro
 
 from pipelines.cli.checks import (
     at_least_one,
+    check_assistance,
     check_chats,
     check_extra,
     check_result,
@@ -103,6 +104,8 @@ def generate(
     out: Path | None = None,
     generation: Annotated[GenerationFlags, tyro.conf.arg(name="")] = NO_GENERATION_FLAGS,
     seed: int | None = None,
+    assistant: str | None = None,
+    prompt_lookup_num_tokens: int | None = None,
     revision: str | None = None,
     base: str | None = None,
     precision: Precision | None = None,
@@ -119,6 +122,8 @@ def generate(
         file: JSONL or CSV of texts to continue, in place of TEXT.
         out: File to write JSON lines to, one for each row of --file.
         seed: Seed of the sampling.
+        assistant: Folder or Hub id of a smaller result that proposes tokens, for speed.
+        prompt_lookup_num_tokens: Tokens to propose from the text before, for speed.
         revision: Commit, branch or tag on the Hub.
         base: Folder or Hub id of an adapter's base, in place of the one that it names.
         precision: Precision of the base, in place of the one that the adapter was trained on.
@@ -131,9 +136,11 @@ def generate(
         stop(["--out: goes with --file. A single text is printed."], 2)
     typed = typed_options(generation)
     check_result(repo)
+    helped: Any = {"assistant": assistant, "prompt_lookup_num_tokens": prompt_lookup_num_tokens}
+    check_assistance(repo, revision, typed, num_at_once=batch_size if file else 1, **helped)
     from pipelines.inference.generate import generate_file, generate_text
 
-    loading: Any = {"revision": revision, "base": base, "precision": precision}
+    loading: Any = {"revision": revision, "base": base, "precision": precision, **helped}
     if text is not None:
         generate_text(repo, text, typed, seed=seed, **loading)
     elif file is not None:

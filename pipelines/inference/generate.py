@@ -12,9 +12,11 @@ from transformers import TextStreamer
 
 from pipelines.data.rows import Examples
 from pipelines.errors import Problem, RecipeError
-from pipelines.hub.load import LoadedResult, load_result
+from pipelines.hub.load import LoadedResult
+from pipelines.inference.loading import load_to_infer
 from pipelines.inference.resumable_jsonl import map_file
-from pipelines.models.generation import check_room, continue_prompts
+from pipelines.models.assisted_decoding import NO_ASSISTANCE, Assistance, check_assistant
+from pipelines.models.generation import check_room, continue_prompts, without_adapter_class
 from pipelines.process import quiet_libraries
 from pipelines.recipe.generation import merge_options
 from pipelines.recipe.values import Precision
@@ -32,6 +34,8 @@ def generate_text(
     revision: str | None = None,
     base: str | None = None,
     precision: Precision | None = None,
+    assistant: str | None = None,
+    prompt_lookup_num_tokens: int | None = None,
 ) -> None:
     """Print the continuation of a text: token by token, or after a beam search.
 
@@ -40,10 +44,11 @@ def generate_text(
     """
     if not text.strip():
         raise RecipeError([Problem("TEXT", "is empty. Give its beginning, or what to answer.")])
-    loaded = load_result(repo, revision, base=base, precision=precision)
+    loaded = load_to_infer(repo, revision, base=base, precision=precision)
     task, tokenizer = loaded.recipe.task, loaded.tokenizer
     generation = merge_options(task, options)
     task.check_generates()
+    assistance = load_assistance(loaded, assistant, prompt_lookup_num_tokens)
     prompts = task.prompts(Examples([task.row(text)], "TEXT"), tokenizer)
     check_room(loaded.model, prompts, lambda _: "TEXT")
     if generation.num_beams > 1:
@@ -51,7 +56,15 @@ def generate_text(
         print(strip_reply(task, written.text))
     else:
         streamer = ReplyStreamer(task, tokenizer, write=partial(print, end="", flush=True))
-        continue_prompts(loaded.model, tokenizer, prompts, generation, seed=seed, streamer=streamer)
+        continue_prompts(
+            loaded.model,
+            tokenizer,
+            prompts,
+            generation,
+            seed=seed,
+            streamer=streamer,
+            assistance=assistance,
+        )
         print()
 
 
@@ -67,12 +80,17 @@ def generate_file(
     base: str | None = None,
     precision: Precision | None = None,
     batch_size: int = 16,
+    assistant: str | None = None,
+    prompt_lookup_num_tokens: int | None = None,
 ) -> None:
     """Continue each row of a file; see `resumable_jsonl.map_file` for `out` and errors."""
-    loaded = load_result(repo, revision, base=base, precision=precision)
+    loaded = load_to_infer(repo, revision, base=base, precision=precision)
+    assistance = load_assistance(loaded, assistant, prompt_lookup_num_tokens)
 
     def compute(examples: Examples) -> list[dict[str, Any]]:
-        written = generate_examples(loaded, examples, options, batch_size=batch_size, seed=seed)
+        written = generate_examples(
+            loaded, examples, options, batch_size=batch_size, seed=seed, assistance=assistance
+        )
         return [asdict(each) for each in written]
 
     settings = {
@@ -94,6 +112,7 @@ def generate_examples(
     *,
     batch_size: int = 16,
     seed: int | None = None,
+    assistance: Assistance = NO_ASSISTANCE,
 ) -> list[Continuation]:
     """Return what a result writes after each row, in order. `options` replace the recipe's.
 
@@ -105,9 +124,29 @@ def generate_examples(
     prompts = task.prompts(examples, tokenizer)
     check_room(model, prompts, examples.locate)
     written = continue_prompts(
-        model, tokenizer, prompts, generation, batch_size=batch_size, seed=seed
+        model,
+        tokenizer,
+        prompts,
+        generation,
+        batch_size=batch_size,
+        seed=seed,
+        assistance=assistance,
     )
     return [replace(each, text=strip_reply(task, each.text)) for each in written]
+
+
+def load_assistance(
+    loaded: LoadedResult, assistant: str | None, prompt_lookup_num_tokens: int | None
+) -> Assistance:
+    """Load a smaller result that proposes tokens. Raise RecipeError for another tokenizer."""
+    if assistant is None:
+        return Assistance(prompt_lookup_num_tokens=prompt_lookup_num_tokens)
+    helper = load_to_infer(assistant)
+    helper.recipe.task.check_generates()
+    model = without_adapter_class(helper.model)
+    main = without_adapter_class(loaded.model)
+    check_assistant(main, loaded.tokenizer, model, helper.tokenizer)
+    return Assistance(model)
 
 
 class ReplyStreamer(TextStreamer):
