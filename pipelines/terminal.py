@@ -82,7 +82,7 @@ def unexpected(error: Exception) -> list[str]:
 def as_typed(problem: Problem) -> str:
     """Return a problem with its field as the command line names it: --a-flag, TEXT or a file."""
     name = problem.path
-    flag = name.isidentifier() or "." in name
+    flag = (name.isidentifier() or "." in name) and name not in sys.argv[1:]  # nor typed by itself
     file = Path(name).suffix in (".json", ".safetensors", ".jinja")
     if flag and not file and "/" not in name and not name.isupper():
         name = "--" + name.replace("_", "-")

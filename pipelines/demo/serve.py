@@ -12,7 +12,8 @@ from pipelines.console import say
 from pipelines.demo.address import taken, usable_port
 from pipelines.demo.examples import read_examples
 from pipelines.errors import Problem, RecipeError
-from pipelines.hub.load import LoadedResult, load_result
+from pipelines.hub.load import LoadedResult
+from pipelines.inference.loading import load_to_infer
 from pipelines.process import quiet_libraries
 from pipelines.recipe.values import Precision
 
@@ -35,7 +36,7 @@ def serve(
     Raise RecipeError for a host or a port that cannot be used.
     """
     port = usable_port(host, port)
-    loaded = load_result(repo, revision, base=base, precision=precision)
+    loaded = load_to_infer(repo, revision, base=base, precision=precision)
     stop = Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
