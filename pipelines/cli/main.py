@@ -56,6 +56,7 @@ FAMILIES: dict[str, dict[str, Verb]] = {
         "predict": results.predict,
         "generate": results.generate,
         "merge": results.merge,
+        "export": results.export,
         "publish": results.publish,
         "lm-eval": results.lm_eval,
     },
