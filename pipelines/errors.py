@@ -65,6 +65,12 @@ class PublishError(RunError):
         )
 
 
+class ExportError(RunError):
+    """An exported file that does not give what its model gives; it was deleted."""
+
+    exit_code = 1
+
+
 class DataError(RunError, ValueError):
     """Rows that cannot be used; the message names the file and the row."""
 

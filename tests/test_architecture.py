@@ -34,6 +34,7 @@ LAYERS = (
     "evaluation",
     "demo",
     "serving",
+    "exporting",
     "inference",
     "training",
     "hub",

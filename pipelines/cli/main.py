@@ -60,6 +60,7 @@ FAMILIES: dict[str, dict[str, Verb]] = {
         "serve": serving.serve,
         "merge": results.merge,
         "compress": results.compress,
+        "export": results.export,
         "publish": results.publish,
         "lm-eval": results.lm_eval,
     },

@@ -17,6 +17,7 @@ from pipelines.cli.checks import (
     column_names,
 )
 from pipelines.cli.generation_flags import NO_GENERATION_FLAGS, GenerationFlags, typed_options
+from pipelines.exporting.formats import FormatName, check_export
 from pipelines.recipe.values import Precision
 from pipelines.terminal import stop
 
@@ -326,6 +327,36 @@ def merge(
         public=public,
         rescore=rescore,
     )
+
+
+def export(
+    repo: Repo,
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")],
+    /,
+    *,
+    to: FormatName,
+    quantize: str | None = None,
+    revision: str | None = None,
+    base: str | None = None,
+) -> None:
+    """Write a result as GGUF for llama.cpp, as ONNX, or merged as safetensors.
+
+    The file is compared with the model before it is put into OUT.
+
+    Args:
+        repo: Folder of a run, or Hub id.
+        out: Folder to write to; empty or new.
+        to: Format. gguf holds language models; safetensors is what merge writes.
+        quantize: Precision of the weights: fp32 or int8 in ONNX; F32, F16, BF16, Q8_0, Q5_1, Q5_0,
+            Q4_1 or Q4_0 in GGUF. By default that of the model, float32.
+        revision: Commit, branch or tag on the Hub.
+        base: Folder or Hub id of the base, in place of the one that the adapter names.
+    """
+    check_export(out, to, quantize)
+    check_result(repo)
+    from pipelines.exporting.export import export as export_result
+
+    export_result(repo, out, to=to, quantize=quantize, revision=revision, base=base)
 
 
 def compress(

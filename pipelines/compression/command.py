@@ -26,6 +26,7 @@ from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import Distillation, Model
 from pipelines.results.files import write_manifest
 from pipelines.results.names import explicit, public_name
+from pipelines.results.new_folder import check_new
 from pipelines.results.sidecar import read_sidecar, stored_bits
 from pipelines.training.score import score_result
 
@@ -100,7 +101,7 @@ def compress(
     that leave nothing, and DataError where the rows of the run are not on this machine.
     """
     out = Path(out)
-    check_empty(out)
+    check_new(out)
     folder = result_folder(repo, revision)
     check_floats(folder, str(repo))
     loaded = load_result(folder, base=base, precision="fp32")
@@ -143,12 +144,6 @@ def whole_result(loaded: LoadedResult, folder: Path, stage: Path, repo: str) -> 
         return folder
     write_merged(loaded, whole_recipe(loaded.recipe, repo=repo), folder, stage, repo=repo)
     return stage
-
-
-def check_empty(out: Path) -> None:
-    """Raise RecipeError for a folder that is not empty."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RecipeError([Problem("OUT", f"{out} is not empty. Give another folder.")])
 
 
 def check_floats(folder: Path, repo: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from itertools import islice
@@ -29,6 +28,7 @@ from pipelines.recipe.schema import to_json_value
 from pipelines.reporting.report import print_score
 from pipelines.results.files import FILES, consistent_read, write_manifest
 from pipelines.results.names import explicit, public_name
+from pipelines.results.new_folder import check_new, new_folder
 from pipelines.results.sidecar import reported_rows_sha256
 from pipelines.training.score import score_result
 
@@ -70,8 +70,7 @@ def merge(
     a destination that cannot be published to, and PublishError when the Hub does not take it.
     """
     out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RecipeError([Problem("OUT", f"{out} is not empty. Give another folder.")])
+    check_new(out)
     folder = result_folder(repo, revision)
     recipe = Recipe.from_json((folder / "recipe.json").read_text(encoding="utf-8"))
     whole = whole_recipe(recipe, repo=str(repo))
@@ -81,15 +80,12 @@ def merge(
     rows = rows_of_run(loaded)
     batch = some_inputs(loaded, rows)
     logits = logits_of(loaded.model, batch)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".merge-") as name:
-        stage = Path(name) / "merged"
+    with new_folder(out) as stage:
         write_merged(loaded, whole, folder, stage, repo=str(repo))
         again = load_result(stage)
         moved = largest_difference(logits_of(again.model, batch), logits)
         if rows is not None and rescore:
             write_manifest(stage, with_own_score(again, rows))
-        stage.replace(out)
     quantized = None
     if recipe.quantization:
         trained = logits_of(load_result(folder, base=base).model, batch)

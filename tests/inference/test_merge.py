@@ -221,7 +221,7 @@ def test_what_cannot_be_merged_is_told_and_leaves_nothing(merged, tmp_path):
     with pytest.raises(RecipeError, match=r"OUT: .*text_classification-8bit is not empty"):
         merge(adapter, folder / "text_classification-8bit")
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(RecipeError, match=r"OUT: .*file is not empty"):
+    with pytest.raises(RecipeError, match=r"OUT: .*file is a file"):
         merge(adapter, tmp_path / "file")
     with pytest.raises(RecipeError, match="not a folder"):
         merge(adapter, tmp_path / "out", base="nowhere/at-all")
