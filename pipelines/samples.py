@@ -113,7 +113,7 @@ class Sampler:
         collate, was_training = task.collate(int(self.tokenizer.pad_token_id or 0)), model.training
         model.eval()
         with torch.no_grad():  # tensors of inference_mode that a layer keeps would break training
-            logits = logits_of_rows(task, model, features, collate)
+            logits = logits_of_rows(task, model, features.dataset, collate)
         model.train(was_training)
         targets = np.asarray([row["labels"] for row in features.dataset])
         untyped: Any = logits

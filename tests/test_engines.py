@@ -103,6 +103,16 @@ def test_results_of_fsdp2_load_and_score_equal(recipes, resumed):
         assert evaluation.equal, name
 
 
+def test_the_score_of_fsdp2_in_bfloat16_is_found_again_in_fp32(recipes, tmp_path):
+    names = ("causal_lm-full", "text_classification-4bit")
+    chosen = placed({name: recipes[name] for name in names}, tmp_path)
+    config = fsdp_config(tmp_path, "FULL_STATE_DICT", mixed_precision="bf16")
+    done = launch(config, [(recipe,) for recipe in chosen.values()], tmp_path / "launch")
+    assert done.returncode == 0, done.stderr[-3000:]
+    for recipe in chosen.values():
+        assert evaluate(recipe.folder).equal, recipe.name
+
+
 def test_tied_weights_are_saved_once(one_process, resumed):
     tensors = load_file(resumed["FULL_STATE_DICT"] / "causal_lm-full" / "model.safetensors")
     assert "lm_head.weight" not in tensors

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from pipelines.cli import machine, recipes, results, training
+from pipelines.cli import machine, recipes, results, serving, training
 from pipelines.flags import parse_words
 from pipelines.terminal import report_errors, stop
 
@@ -55,8 +55,12 @@ FAMILIES: dict[str, dict[str, Verb]] = {
         "report": results.report,
         "predict": results.predict,
         "generate": results.generate,
+        "chat": results.chat,
+        "demo": results.demo,
+        "serve": serving.serve,
         "merge": results.merge,
         "export": results.export,
+        "compress": results.compress,
         "publish": results.publish,
         "lm-eval": results.lm_eval,
     },

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
-from pipelines.cli.checks import at_least_one, check_result, column_names
+from pipelines.cli.checks import (
+    at_least_one,
+    check_assistance,
+    check_chats,
+    check_extra,
+    check_result,
+    column_names,
+    read_task,
+)
 from pipelines.cli.generation_flags import NO_GENERATION_FLAGS, GenerationFlags, typed_options
-from pipelines.exporting.formats import FormatName, check_export
+from pipelines.exporting.formats import FORMATS, FormatName, check_export, check_task
 from pipelines.recipe.values import Precision
 from pipelines.terminal import stop
 
@@ -98,6 +106,8 @@ def generate(
     out: Path | None = None,
     generation: Annotated[GenerationFlags, tyro.conf.arg(name="")] = NO_GENERATION_FLAGS,
     seed: int | None = None,
+    assistant: str | None = None,
+    prompt_lookup_num_tokens: int | None = None,
     revision: str | None = None,
     base: str | None = None,
     precision: Precision | None = None,
@@ -114,6 +124,8 @@ def generate(
         file: JSONL or CSV of texts to continue, in place of TEXT.
         out: File to write JSON lines to, one for each row of --file.
         seed: Seed of the sampling.
+        assistant: Folder or Hub id of a smaller result that proposes tokens, for speed.
+        prompt_lookup_num_tokens: Tokens to propose from the text before, for speed.
         revision: Commit, branch or tag on the Hub.
         base: Folder or Hub id of an adapter's base, in place of the one that it names.
         precision: Precision of the base, in place of the one that the adapter was trained on.
@@ -126,13 +138,89 @@ def generate(
         stop(["--out: goes with --file. A single text is printed."], 2)
     typed = typed_options(generation)
     check_result(repo)
+    helped: Any = {"assistant": assistant, "prompt_lookup_num_tokens": prompt_lookup_num_tokens}
+    check_assistance(repo, revision, typed, num_at_once=batch_size if file else 1, **helped)
     from pipelines.inference.generate import generate_file, generate_text
 
-    loading: Any = {"revision": revision, "base": base, "precision": precision}
+    loading: Any = {"revision": revision, "base": base, "precision": precision, **helped}
     if text is not None:
         generate_text(repo, text, typed, seed=seed, **loading)
     elif file is not None:
         generate_file(repo, file, typed, out=out, seed=seed, batch_size=batch_size, **loading)
+
+
+def chat(
+    repo: Repo,
+    /,
+    *,
+    generation: Annotated[GenerationFlags, tyro.conf.arg(name="")] = NO_GENERATION_FLAGS,
+    seed: int | None = None,
+    revision: str | None = None,
+    base: str | None = None,
+    precision: Precision | None = None,
+) -> None:
+    """Talk with a language model in the terminal.
+
+    Each line that you type, or that a pipe gives, is a message; /help lists the commands. Options
+    that are not given are those of the recipe. Ctrl-C stops a reply, Ctrl-D ends.
+
+    Args:
+        repo: Folder of a run, or Hub id.
+        seed: Seed of the sampling.
+        revision: Commit, branch or tag on the Hub.
+        base: Folder or Hub id of an adapter's base, in place of the one that it names.
+        precision: Precision of the base, in place of the one that the adapter was trained on.
+    """
+    typed = typed_options(generation)
+    check_result(repo)
+    check_chats(repo, revision, typed)
+    from pipelines.inference.chat_terminal import chat as talk
+
+    talk(repo, typed, seed=seed, revision=revision, base=base, precision=precision)
+
+
+def demo(
+    repo: Repo,
+    /,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    publish: str | None = None,
+    public: bool = False,
+    revision: str | None = None,
+    base: str | None = None,
+    precision: Precision | None = None,
+) -> None:
+    """Show a result on a page in the browser, or publish the page as a Space.
+
+    The page suits the task: labels with their probabilities, an answer in its context, a text or a
+    chat as it is written. It needs the extra `demo`, a Space does not.
+
+    Args:
+        repo: Folder of a run, or Hub id.
+        host: Address to listen on; 0.0.0.0 lets other machines use the page.
+        port: Port to listen on; 0 takes a free one.
+        publish: Hub id, as USER/NAME, of a Space to make or to update, in place of serving.
+        public: Publish the Space for everybody to see.
+        revision: Commit, branch or tag on the Hub.
+        base: Folder or Hub id of an adapter's base, in place of the one that it names.
+        precision: Precision of the base, in place of the one that the adapter was trained on.
+    """
+    check_result(repo)
+    if publish is not None:
+        if base is not None:
+            stop(["--base: does not go with --publish: a Space loads the base that REPO names."], 2)
+        from pipelines.demo.space import publish_space
+
+        publish_space(repo, publish, public=public, revision=revision, precision=precision)
+        return
+    check_extra("gradio", extra="demo", verb="demo")
+    from pipelines.demo.address import usable_port
+
+    port = usable_port(host, port)
+    from pipelines.demo.serve import serve
+
+    serve(repo, host=host, port=port, revision=revision, base=base, precision=precision)
 
 
 def report(
@@ -266,10 +354,60 @@ def export(
         base: Folder or Hub id of the base, in place of the one that the adapter names.
     """
     check_export(out, to, quantize)
-    check_result(repo)
+    for package in FORMATS[to].packages:
+        check_extra(package, extra=to, verb="export")
+    check_task(to, read_task(repo, revision))
     from pipelines.exporting.export import export as export_result
 
     export_result(repo, out, to=to, quantize=quantize, revision=revision, base=base)
+
+
+def compress(
+    repo: Repo,
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")],
+    /,
+    *,
+    prune_heads: float | None = None,
+    prune_neurons: float | None = None,
+    sparsity: float | None = None,
+    recover_steps: int | None = None,
+    recover_learning_rate: float | None = None,
+    distill: bool = False,
+    bits: Literal[8, 4] | None = None,
+    revision: str | None = None,
+    base: str | None = None,
+) -> None:
+    """Make a result smaller and faster, and show what it costs.
+
+    Fractions are of what weighs least in each layer. An adapter is merged first.
+
+    Args:
+        repo: Folder of a run, or Hub id.
+        out: Folder to write to; empty or new.
+        prune_heads: Fraction of the attention heads to remove, with as much of the width.
+        prune_neurons: Fraction of the neurons between the two layers of each MLP to remove.
+        sparsity: Fraction of the weights inside the blocks to set to zero; the size stays.
+        recover_steps: Steps to train what is left, on the training rows of the run.
+        recover_learning_rate: Peak learning rate of these steps; by default the recipe's.
+        distill: Train towards the result as it was, next to the labels.
+        bits: Store the weights inside the blocks in so many bits, by bitsandbytes, after the rest.
+        revision: Commit, branch or tag on the Hub.
+        base: Folder or Hub id of an adapter's base, in place of the one that it names.
+    """
+    check_result(repo)
+    from pipelines.compression.command import Compression
+    from pipelines.compression.command import compress as compress_result
+
+    compression = Compression(
+        prune_heads=prune_heads,
+        prune_neurons=prune_neurons,
+        sparsity=sparsity,
+        recover_steps=recover_steps,
+        recover_learning_rate=recover_learning_rate,
+        distill=distill,
+        bits=bits,
+    )
+    compress_result(repo, out, compression, revision=revision, base=base)
 
 
 def publish(

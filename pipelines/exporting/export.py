@@ -63,9 +63,9 @@ def export(
     An adapter is merged into its base in full precision. `quantize` is a precision of the weights
     that the format has; safetensors is what `merge` writes. Return what export.json has.
 
-    Raise RecipeError for what the format cannot hold, for an `out` that is not empty and for
-    packages that are missing; ExportError where what was written is not the model; and
-    CheckpointError for files that cannot be written. Then nothing is left in `out`.
+    Raise RecipeError for what the format cannot hold and for an `out` that is not empty;
+    ExportError where what was written is not the model; and CheckpointError for files that cannot
+    be written. Then nothing is left in `out`.
     """
     out = Path(out)
     precision = check_export(out, to, quantize)
@@ -83,11 +83,8 @@ def export(
         card = export_card(loaded, record, license_id=loaded.recipe.license)
         (stage / "README.md").write_text(card, encoding="utf-8")
         size = folder_size(stage)
-    for line in [
-        f"exported: {out}",
-        f"  {written.file}, {megabytes(size)} with what belongs to it",
-        *written.lines,
-    ]:
+    head = [f"exported: {out}", f"  {megabytes(size)}, the model in {written.file}"]
+    for line in [*head, *written.lines]:
         say(line)
     return record
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +12,16 @@ from transformers import TextStreamer
 
 from pipelines.data.rows import Examples
 from pipelines.errors import Problem, RecipeError
-from pipelines.hub.load import LoadedResult, load_result
+from pipelines.hub.load import LoadedResult
+from pipelines.inference.loading import load_to_infer
 from pipelines.inference.resumable_jsonl import map_file
-from pipelines.models.generation import check_room, continue_prompts
+from pipelines.models.assisted_decoding import NO_ASSISTANCE, Assistance, check_assistant
+from pipelines.models.generation import check_room, continue_prompts, without_adapter_class
 from pipelines.process import quiet_libraries
-from pipelines.recipe.schema import wrong_values
+from pipelines.recipe.generation import merge_options
 from pipelines.recipe.values import Precision
 from pipelines.tasks.base import Task
-from pipelines.tasks.generation import Continuation, Generation, GenerationOptions
+from pipelines.tasks.generation import Continuation, GenerationOptions
 
 
 @quiet_libraries()
@@ -30,6 +34,8 @@ def generate_text(
     revision: str | None = None,
     base: str | None = None,
     precision: Precision | None = None,
+    assistant: str | None = None,
+    prompt_lookup_num_tokens: int | None = None,
 ) -> None:
     """Print the continuation of a text: token by token, or after a beam search.
 
@@ -38,18 +44,28 @@ def generate_text(
     """
     if not text.strip():
         raise RecipeError([Problem("TEXT", "is empty. Give its beginning, or what to answer.")])
-    loaded = load_result(repo, revision, base=base, precision=precision)
+    loaded = load_to_infer(repo, revision, base=base, precision=precision)
     task, tokenizer = loaded.recipe.task, loaded.tokenizer
     generation = merge_options(task, options)
     task.check_generates()
+    assistance = load_assistance(loaded, assistant, prompt_lookup_num_tokens)
     prompts = task.prompts(Examples([task.row(text)], "TEXT"), tokenizer)
     check_room(loaded.model, prompts, lambda _: "TEXT")
     if generation.num_beams > 1:
         (written,) = continue_prompts(loaded.model, tokenizer, prompts, generation, seed=seed)
         print(strip_reply(task, written.text))
     else:
-        streamer = ReplyStreamer(task, tokenizer)
-        continue_prompts(loaded.model, tokenizer, prompts, generation, seed=seed, streamer=streamer)
+        streamer = ReplyStreamer(task, tokenizer, write=partial(print, end="", flush=True))
+        continue_prompts(
+            loaded.model,
+            tokenizer,
+            prompts,
+            generation,
+            seed=seed,
+            streamer=streamer,
+            assistance=assistance,
+        )
+        print()
 
 
 @quiet_libraries()
@@ -64,12 +80,17 @@ def generate_file(
     base: str | None = None,
     precision: Precision | None = None,
     batch_size: int = 16,
+    assistant: str | None = None,
+    prompt_lookup_num_tokens: int | None = None,
 ) -> None:
     """Continue each row of a file; see `resumable_jsonl.map_file` for `out` and errors."""
-    loaded = load_result(repo, revision, base=base, precision=precision)
+    loaded = load_to_infer(repo, revision, base=base, precision=precision)
+    assistance = load_assistance(loaded, assistant, prompt_lookup_num_tokens)
 
     def compute(examples: Examples) -> list[dict[str, Any]]:
-        written = generate_examples(loaded, examples, options, batch_size=batch_size, seed=seed)
+        written = generate_examples(
+            loaded, examples, options, batch_size=batch_size, seed=seed, assistance=assistance
+        )
         return [asdict(each) for each in written]
 
     settings = {
@@ -91,6 +112,7 @@ def generate_examples(
     *,
     batch_size: int = 16,
     seed: int | None = None,
+    assistance: Assistance = NO_ASSISTANCE,
 ) -> list[Continuation]:
     """Return what a result writes after each row, in order. `options` replace the recipe's.
 
@@ -102,38 +124,55 @@ def generate_examples(
     prompts = task.prompts(examples, tokenizer)
     check_room(model, prompts, examples.locate)
     written = continue_prompts(
-        model, tokenizer, prompts, generation, batch_size=batch_size, seed=seed
+        model,
+        tokenizer,
+        prompts,
+        generation,
+        batch_size=batch_size,
+        seed=seed,
+        assistance=assistance,
     )
     return [replace(each, text=strip_reply(task, each.text)) for each in written]
 
 
-class ReplyStreamer(TextStreamer):
-    """Print a text while it is written, a reply without the spaces before its first word."""
+def load_assistance(
+    loaded: LoadedResult, assistant: str | None, prompt_lookup_num_tokens: int | None
+) -> Assistance:
+    """Load a smaller result that proposes tokens. Raise RecipeError for another tokenizer."""
+    if assistant is None:
+        return Assistance(prompt_lookup_num_tokens=prompt_lookup_num_tokens)
+    helper = load_to_infer(assistant)
+    helper.recipe.task.check_generates()
+    model = without_adapter_class(helper.model)
+    main = without_adapter_class(loaded.model)
+    check_assistant(main, loaded.tokenizer, model, helper.tokenizer)
+    return Assistance(model)
 
-    def __init__(self, task: Task, tokenizer: Any):
+
+class ReplyStreamer(TextStreamer):
+    """Pass a text on while it is written, a reply without the spaces before its first word.
+
+    `write` is called after each token, with "" until a word is complete. What it raises ends the
+    generation.
+    """
+
+    def __init__(self, task: Task, tokenizer: Any, *, write: Callable[[str], None]):
         super().__init__(
             tokenizer,
             skip_prompt=True,
             skip_special_tokens=True,
             clean_up_tokenization_spaces=False,
         )
+        self.write = write
         self.at_start = task.writes_replies
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         if self.at_start:
             text = text.lstrip()
             self.at_start = not text
-        super().on_finalized_text(text, stream_end)
+        self.write(text)
 
 
 def strip_reply(task: Task, text: str) -> str:
     """Return a reply without the spaces around it, and the continuation of a text as it is."""
     return text.strip() if task.writes_replies else text
-
-
-def merge_options(task: Task, options: GenerationOptions) -> Generation:
-    """Return the task's generation with these options. Raise RecipeError if one is out of range."""
-    generation = replace(task.default_generation, **options)
-    if problems := list(wrong_values(generation, "")):
-        raise RecipeError(problems)
-    return generation

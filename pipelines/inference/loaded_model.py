@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
-from pipelines.hub.load import LoadedResult, load_result
+from pipelines.hub.load import LoadedResult
 from pipelines.inference.generate import generate_examples
 from pipelines.inference.input_rows import Rows, to_examples
+from pipelines.inference.loading import load_to_infer
 from pipelines.inference.predict import predict_examples
 from pipelines.recipe.values import Precision
 from pipelines.tasks.base import Task
@@ -76,12 +77,13 @@ def load(
 
     `repo` is the folder of a run or a Hub id, with a `revision`. `base` replaces the base that an
     adapter names, say by a copy on disk. The base is loaded as it was trained on, or in another
-    `precision`, on the first GPU or the CPU unless a `device` is given.
+    `precision`, on the first GPU or the CPU unless a `device` is given. An adapter on a base in
+    fp32 is merged into it, which is faster and changes nothing beyond rounding.
 
     Raise RecipeError for a repository that does not exist or is damaged and for another base than
     the adapter's, and NonFiniteError for weights that are not finite.
     """
-    loaded = load_result(repo, revision, base=base, precision=precision, device=device)
+    loaded = load_to_infer(repo, revision, base=base, precision=precision, device=device)
     return LoadedModel(**vars(loaded))
 
 

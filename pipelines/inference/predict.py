@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,11 @@ import torch
 from pipelines.data.padding import Collator
 from pipelines.data.rows import Examples
 from pipelines.errors import DataError
-from pipelines.hub.load import LoadedResult, load_result
+from pipelines.hub.load import LoadedResult
+from pipelines.inference.loading import load_to_infer
 from pipelines.inference.resumable_jsonl import map_file
+from pipelines.models.causal_attention import reading_rows
+from pipelines.models.generation import without_adapter_class
 from pipelines.process import quiet_libraries
 from pipelines.recipe.values import Precision
 from pipelines.tasks.base import Features, Task
@@ -23,32 +27,72 @@ def predict_examples(
     loaded: LoadedResult, examples: Examples, *, batch_size: int = 32
 ) -> list[dict[str, Any]]:
     """Return a prediction for each row, in order. Raise DataError for a language model."""
-    task = loaded.recipe.task
-    if task.head is None:
+    if not examples.rows:
+        check_predicts(loaded)
+        return []
+    (predictions,) = predict_encoded(loaded, [encode(loaded, examples)], batch_size=batch_size)
+    return predictions
+
+
+def check_predicts(loaded: LoadedResult) -> None:
+    """Raise DataError for a language model."""
+    if loaded.recipe.task.head is None:
         raise DataError(
             f"{loaded.recipe.name}: a language model has no labels to predict. Use "
             "`gpt2-recipes generate`."
         )
-    if not examples.rows:
-        return []
-    given = task.features(examples, loaded.tokenizer, loaded.labels, training=False, labelled=False)
+
+
+def encode(loaded: LoadedResult, examples: Examples) -> Features:
+    """Return rows as the model reads them. Raise DataError for a row that cannot be used."""
+    check_predicts(loaded)
+    return loaded.recipe.task.features(
+        examples, loaded.tokenizer, loaded.labels, training=False, labelled=False
+    )
+
+
+def predict_encoded(
+    loaded: LoadedResult, parts: Sequence[Features], *, batch_size: int = 32
+) -> list[list[dict[str, Any]]]:
+    """Return the predictions for each part, whose rows share batches with those of the others."""
+    task = loaded.recipe.task
     collate = task.collate(int(loaded.tokenizer.pad_token_id or 0))
+    rows = [row for part in parts for row in part.dataset]
     with torch.inference_mode():
-        logits = logits_of_rows(task, loaded.model, given, collate, batch_size=batch_size)
-    return task.predictions(logits, given, loaded.labels)
+        logits = iter(logits_of_rows(task, loaded.model, rows, collate, batch_size=batch_size))
+    return [
+        task.predictions(list(islice(logits, len(part.dataset))), part, loaded.labels)
+        for part in parts
+    ]
 
 
 def logits_of_rows(
-    task: Task, model: Any, given: Features, collate: Collator, *, batch_size: int = 32
+    task: Task,
+    model: Any,
+    encoded: Sequence[dict[str, Any]],
+    collate: Collator,
+    *,
+    batch_size: int = 32,
 ) -> list[Any]:
     """Return the logits of each encoded row, as `Task.predictions` takes them, in order."""
-    longest_first = sorted(
-        range(len(given.dataset)), key=lambda row: -len(given.dataset[row]["input_ids"])
-    )
+    with reading_rows(without_adapter_class(model)):
+        return logits_by_batches(task, model, encoded, collate, batch_size=batch_size)
+
+
+def logits_by_batches(
+    task: Task,
+    model: Any,
+    encoded: Sequence[dict[str, Any]],
+    collate: Collator,
+    *,
+    batch_size: int = 32,
+) -> list[Any]:
+    """Do what `logits_of_rows` does with anything that is called as a model, and has a `device`."""
+    longest_first = sorted(range(len(encoded)), key=lambda row: -len(encoded[row]["input_ids"]))
     logits: dict[int, Any] = {}  # by row
     for start in range(0, len(longest_first), batch_size):
         rows = longest_first[start : start + batch_size]
-        batch = collate([given.dataset[row] for row in rows])
+        batch = collate([encoded[row] for row in rows])
         inputs = {k: v.to(model.device) for k, v in batch.items() if k != "labels"}
         outputs = model(**inputs)
         heads = tuple(value for name, value in outputs.items() if name.endswith("logits"))
@@ -70,7 +114,7 @@ def predict_file(
     keep: Sequence[str] | None = None,
 ) -> None:
     """Predict for each row of a file; see `resumable_jsonl.map_file` for `out` and errors."""
-    loaded = load_result(repo, revision, base=base, precision=precision)
+    loaded = load_to_infer(repo, revision, base=base, precision=precision)
     settings = {
         "command": "predict",
         "result": loaded.sha256,

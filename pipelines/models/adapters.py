@@ -116,3 +116,20 @@ def load_adapter_weights(base: PreTrainedModel, folder: Path, *, path: str) -> A
     if problems:
         raise RecipeError([Problem(path, f"{text}. Use an undamaged copy.") for text in problems])
     return model
+
+
+def merge_where_exact(model: Any) -> Any:
+    """Merge an adapter into a base in fp32, which moves logits by rounding alone.
+
+    Other models are returned as they are: merging into 8 or 4 bits, or bfloat16, would change what
+    they predict.
+    """
+    import torch
+    from peft import PeftModel
+
+    if not isinstance(model, PeftModel):
+        return model
+    if any(each.dtype != torch.float32 for each in model.parameters()):
+        return model
+    unload: Any = model.merge_and_unload
+    return unload()

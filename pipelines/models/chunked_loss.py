@@ -1,4 +1,4 @@
-"""A language model's loss by fused linear cross-entropy: its logits never exist as a whole."""
+"""A language model whose loss is computed in chunks: its logits never exist as a whole."""
 
 from __future__ import annotations
 
@@ -12,10 +12,8 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
+from pipelines.models.linear_cross_entropy import each_loss, summed_loss
 from pipelines.models.upstream import replace_forward
-
-CHUNK = 2**25
-"""Most logits at once, 134 MB in fp32; a batch with fewer is not cut."""
 
 
 @dataclass
@@ -54,31 +52,18 @@ def chunked_losses(
 ) -> torch.Tensor:
     """Return the summed loss, or (batch, length) losses where no gradient is computed.
 
-    `hidden` is (batch, length, width), the input of the head.
+    `hidden` is (batch, length, width), the input of the head. Products are in autocast's type if it
+    is on, the softmax and all sums in fp32.
     """
-    weight: torch.Tensor = head.weight
-    bias: torch.Tensor | None = head.bias
-    if torch.is_autocast_enabled(hidden.device.type):  # which does not know the chunked loss
-        dtype = torch.get_autocast_dtype(hidden.device.type)
-        hidden, weight = hidden.to(dtype), weight.to(dtype)
-        bias = None if bias is None else bias.to(dtype)
+    device = hidden.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     # Labels are shifted rather than hidden states, a slice of which would be copied
     following = next_tokens(labels)
-    num_rows = max(1, CHUNK // len(weight))
-    options = None
-    if following.numel() > num_rows:
-        options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=num_rows)
-    in_training = torch.is_grad_enabled()
-    # In bfloat16 the chunked sum is rounded to it, by 0.2 % of the logged loss; no gradient is
-    losses = functional.linear_cross_entropy(
-        hidden.flatten(0, 1),
-        weight,
-        following.flatten(),
-        linear_bias=bias,
-        reduction="sum" if in_training else "none",
-        options=options,
-    )
-    return losses if in_training else losses.view(following.shape)
+    rows, targets = hidden.flatten(0, 1), following.flatten()
+    with torch.autocast(device, enabled=False):
+        if torch.is_grad_enabled():
+            return summed_loss(rows, head.weight, head.bias, targets, dtype)
+        return each_loss(rows, head.weight, head.bias, targets, dtype).view(following.shape)
 
 
 def next_tokens(labels: torch.Tensor) -> torch.Tensor:

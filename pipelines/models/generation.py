@@ -20,6 +20,7 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from pipelines.errors import DataError, Problem, RecipeError
+from pipelines.models.assisted_decoding import NO_ASSISTANCE, Assistance
 from pipelines.models.probes import num_embeddings, num_positions
 from pipelines.process import quiet_libraries
 from pipelines.tasks.generation import Continuation, Generation
@@ -35,16 +36,19 @@ def continue_prompts(
     batch_size: int = 16,
     seed: int | None = None,
     streamer: BaseStreamer | None = None,
+    assistance: Assistance = NO_ASSISTANCE,
 ) -> list[Continuation]:
     """Return what the model writes after each prompt, in the order of the prompts.
 
-    A prompt gives the same tokens in a batch as alone, but for the rounding of an 8-bit base, whose
-    outliers depend on the batch. With a `seed`, samples depend on it and on the prompt, not on the
-    other prompts: equal prompts have equal samples. Without a seed every sample differs. A prompt
-    and its continuation fill at most the model's positions. A `streamer` gets the tokens of a
-    single prompt as they come; a beam search has no tokens before its end.
+    A prompt gives the same tokens in a batch as alone, but for the rounding of bfloat16, and of an
+    8-bit base, whose outliers depend on the batch. With a `seed`, samples depend on it and on the
+    prompt, not on the other prompts: equal prompts have equal samples. Without a seed every sample
+    differs. A prompt and its continuation fill at most the model's positions. A `streamer` gets the
+    tokens of a single prompt as they come; a beam search has no tokens before its end. With
+    `assistance`, greedy search of one text at a time writes the same tokens.
 
-    Raise DataError for a prompt that leaves no room, RecipeError for sampling in a beam search.
+    Raise DataError for a prompt that leaves no room, RecipeError for sampling in a beam search and
+    for texts that are too long for the assistance.
     """
     if options.do_sample and options.num_beams > 1:
         text = "a beam search draws nothing. Use --num-beams 1, or do not sample."
@@ -52,9 +56,10 @@ def continue_prompts(
     base = without_adapter_class(model)
     check_room(base, prompts, "prompt {}".format)
     eos, positions = tokenizer.eos_token_id, num_positions(base.config)
+    assistance.check_room(prompts, options.max_new_tokens, positions)
     unknown = ids_without_token(base, tokenizer)
     continuations: dict[int, Continuation] = {}
-    with writing(base):
+    with writing(base), writing(assistance.assistant or base):
         for rows, room in batches(prompts, options, positions, batch_size):
             longest = len(prompts[rows[0]])
             ids = torch.tensor([[eos] * (longest - len(p)) + p for p in (prompts[r] for r in rows)])
@@ -63,19 +68,25 @@ def continue_prompts(
             written = base.generate(
                 ids.to(base.device),
                 attention_mask=mask.long().to(base.device),
-                generation_config=generation_config(options, room, eos, unknown),
+                generation_config=generation_config(options, room, eos, unknown, assistance),
                 logits_processor=draws(options, [prompts[row] for row in rows], seed),
                 streamer=streamer,
                 synced_gpus=False,  # this process has all weights; the others write other texts
+                assistant_model=assistance.assistant,
             )
             for row, tokens in zip(rows, written[:, longest:].tolist(), strict=True):
-                ended = eos in tokens
-                before_eos = tokens[: tokens.index(eos)] if ended else tokens
-                text = tokenizer.decode(
-                    before_eos, skip_special_tokens=True, clean_up_tokenization_spaces=False
-                )
-                continuations[row] = Continuation(text, ended)
+                continuations[row] = to_continuation(tokens, tokenizer)
     return [continuations[row] for row in range(len(prompts))]
+
+
+def to_continuation(tokens: list[int], tokenizer: Any) -> Continuation:
+    """Return generated tokens as a text, up to EOS."""
+    ended = tokenizer.eos_token_id in tokens
+    before_eos = tokens[: tokens.index(tokenizer.eos_token_id)] if ended else tokens
+    text = tokenizer.decode(
+        before_eos, skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+    return Continuation(text, ended)
 
 
 def without_adapter_class(model: Any) -> Any:
@@ -152,7 +163,11 @@ def ids_without_token(model: Any, tokenizer: Any) -> list[int]:
 
 
 def generation_config(
-    options: Generation, room: int, eos_token_id: int, unknown: list[int]
+    options: Generation,
+    room: int,
+    eos_token_id: int,
+    unknown: list[int],
+    assistance: Assistance,
 ) -> GenerationConfig:
     """Translate to transformers' terms; sampling is left to `draws`.
 
@@ -172,6 +187,7 @@ def generation_config(
         eos_token_id=eos_token_id,
         pad_token_id=eos_token_id,
         suppress_tokens=unknown or None,
+        prompt_lookup_num_tokens=assistance.prompt_lookup_num_tokens,
         **beams,
     )
     return config

@@ -116,6 +116,20 @@ class Lora:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Distillation:
+    """Train towards the outputs of a teacher, next to the labels (Hinton et al. 2015)."""
+
+    teacher: str
+    """Folder or Hub id of a result of the same task, labels and tokenizer."""
+    revision: str | None = None
+    """Commit, branch or tag of the teacher on the Hub."""
+    temperature: Annotated[float, Gt(0)] = 2.0
+    """Both models' logits are divided by this; higher values weigh unlikely labels more."""
+    weight: Annotated[float, Gt(0), Le(1)] = 0.5
+    """Part of the loss that is the teacher's; the rest is the task's own."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Train:
     """How to optimise. The Accelerate config sets the machine and the precision."""
 
@@ -163,8 +177,10 @@ class Train:
     """Stop after this many evaluations in a row that are not better than the best."""
     early_stopping_threshold: Annotated[float, Ge(0)] = 0.0
     """Least gain over the best for an evaluation to count as better."""
+    activation_checkpointing: bool = False
+    """Compute a layer's activations again in the backward pass, to keep only its input."""
     torch_compile: bool = False
-    """Compile the model; the first step, and each new row length, waits for the compiler."""
+    """Compile the model's blocks; the first steps, and a second length of rows, wait for it."""
     dataloader_num_workers: Annotated[int, Ge(0), Le(64)] = 0
     """DataLoader worker processes, which collate batches."""
     ddp_timeout: Annotated[int, Ge(20)] = 600

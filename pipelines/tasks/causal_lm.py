@@ -30,6 +30,8 @@ from pipelines.tasks.base import (
     token_ids,
 )
 from pipelines.tasks.encoding import encode_pieces
+from pipelines.tasks.generation import Turn
+from pipelines.tasks.interface import Interface
 
 if TYPE_CHECKING:
     import torch
@@ -82,6 +84,7 @@ class CausalLM(Task):
 
     objective: ClassVar[Objective] = "language_model"
     auto_class: ClassVar[str] = "AutoModelForCausalLM"
+    distils: ClassVar[bool] = True
     peft_task_type: ClassVar[str] = "CAUSAL_LM"
     length_field: ClassVar[str] = "block_size"
     grouped_by: ClassVar[str] = "document"
@@ -106,6 +109,10 @@ class CausalLM(Task):
     @property
     def isolates_rows(self) -> bool:
         return self.packing == "bfd_split"
+
+    @property
+    def rows_have_one_length(self) -> bool:
+        return self.packing == "wrapped"
 
     @property
     def document_column(self) -> str:
@@ -253,6 +260,21 @@ class CausalLM(Task):
         losses: torch.Tensor = outputs.logits  # a LossHead's
         return losses.sum() / num_items
 
+    def distillation_loss(
+        self,
+        outputs: Any,
+        teacher: Any,
+        labels: torch.Tensor,
+        num_items: torch.Tensor,
+        temperature: float,
+    ) -> torch.Tensor:
+        """Return the divergence of the probabilities of the next token, where one is learned."""
+        from pipelines.tasks.distances import divergence
+
+        due = labels[:, 1:] != -100
+        logits, expected = (each.logits[:, :-1][due].float() for each in (outputs, teacher))
+        return divergence(logits, expected, temperature).sum() / num_items
+
     def reduce_logits(self, logits: Any, labels: torch.Tensor | None) -> torch.Tensor:
         """Return (batch, 2), summed losses and predicted tokens, from a LossHead's losses."""
         import torch
@@ -331,6 +353,25 @@ class CausalLM(Task):
                     "to continue."
                 )
         return [[tokenizer.eos_token_id, *ids] for ids in token_ids(tokenizer, texts)]
+
+    @property
+    def interface(self) -> Interface:
+        return Interface((self.text_column,), "text")
+
+    @property
+    def keeps_turns(self) -> bool:
+        return True
+
+    @property
+    def chat_hint(self) -> str:
+        return "It continues texts: what you type, after all that was written before."
+
+    def conversation(
+        self, turns: Sequence[Turn], text: str, tokenizer: PreTrainedTokenizerBase
+    ) -> list[int]:
+        """Return the tokens of all texts and their continuations, each text on a new line."""
+        texts = [*(turn.message + turn.reply for turn in turns), text]
+        return self.prompts(Examples([self.row("\n".join(texts))], "text"), tokenizer)[0]
 
 
 class Documents:

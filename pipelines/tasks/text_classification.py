@@ -39,6 +39,7 @@ from pipelines.tasks.classification_scores import (
     score_numbers,
 )
 from pipelines.tasks.encoding import encode_texts
+from pipelines.tasks.interface import Interface
 from pipelines.tasks.label_reader import LabelReader, natural_order
 from pipelines.tasks.label_values import (
     balanced_class_weights,
@@ -110,6 +111,7 @@ class TextClassification(Task):
     auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
     encodes_to_disk: ClassVar[bool] = True
     head: ClassVar[str | None] = "score"
+    distils: ClassVar[bool] = True
     peft_task_type: ClassVar[str] = "SEQ_CLS"
 
     @property
@@ -364,6 +366,27 @@ class TextClassification(Task):
     def training_loss(self, train: Features, labels: tuple[str, ...]) -> Loss:
         return partial(self.loss, weights=self.loss_weights(train, labels))
 
+    def distillation_loss(
+        self,
+        outputs: Any,
+        teacher: Any,
+        labels: torch.Tensor,
+        num_items: torch.Tensor,
+        temperature: float,
+    ) -> torch.Tensor:
+        """Return the divergence of the labels' probabilities; squared differences of numbers."""
+        from torch.nn import functional
+
+        from pipelines.tasks.distances import divergence
+
+        logits, expected = outputs.logits.float(), teacher.logits.float()
+        if self.problem_type == "regression":
+            return functional.mse_loss(logits, expected, reduction="sum") / num_items
+        if self.several:  # of each label and its opposite, whose logit is 0
+            logits = functional.pad(logits.unsqueeze(-1), (0, 1))
+            expected = functional.pad(expected.unsqueeze(-1), (0, 1))
+        return divergence(logits, expected, temperature).sum() / num_items
+
     def loss_weights(self, train: Features, labels: tuple[str, ...]) -> list[float] | None:
         """Return the weight of each label in the training loss; None where all weigh the same."""
         import numpy as np
@@ -406,14 +429,14 @@ class TextClassification(Task):
         if self.problem_type == "regression":
             return score_numbers(logits[:, 0], truth)
         if self.several:
-            return score_label_sets(logits, truth, labels, self._thresholds_of(labels))
+            return score_label_sets(logits, truth, labels, [*self.thresholds_of(labels).values()])
         return score_classes(logits, truth, labels)
 
-    def _thresholds_of(self, labels: tuple[str, ...]) -> list[float]:
-        """Return the probability above which each label is predicted."""
-        if self.thresholds is None:
-            return [DEFAULT] * len(labels)
-        return [self.thresholds[name] for name in labels]
+    def thresholds_of(self, labels: tuple[str, ...]) -> dict[str, float]:
+        if not self.several:
+            return {}
+        given = self.thresholds
+        return {name: DEFAULT if given is None else given[name] for name in labels}
 
     @property
     def tunes(self) -> tuple[str, ...]:
@@ -443,7 +466,7 @@ class TextClassification(Task):
         if self.problem_type == "regression":
             return [{"value": float(row[0])} for row in logits]
         if self.several:
-            thresholds = self._thresholds_of(labels)
+            thresholds = [*self.thresholds_of(labels).values()]
             return [
                 {
                     "labels": [labels[i] for i in np.flatnonzero(row > thresholds)],
@@ -473,7 +496,7 @@ class TextClassification(Task):
         if self.problem_type == "regression":
             values, references = moments(logits[:, 0], truth), truth.tolist()
         elif self.several:
-            guess = sigmoid(logits) > self._thresholds_of(labels)
+            guess = sigmoid(logits) > [*self.thresholds_of(labels).values()]
             values = f1_counts(guess.astype(int), truth.astype(int))
             references = [[labels[i] for i in np.flatnonzero(row)] for row in truth]
         else:
@@ -556,6 +579,13 @@ class TextClassification(Task):
         majority = max(counts, key=lambda label: counts[label])
         hits = sum(row["labels"] == majority for row in held_out.dataset)
         return {"majority class": hits / held_out.num_rows}
+
+    @property
+    def interface(self) -> Interface:
+        columns = filter(None, (self.text_column, self.text_pair_column))
+        if self.problem_type == "regression":
+            return Interface(tuple(columns), "number")
+        return Interface(tuple(columns), "labels" if self.several else "label")
 
     def row(self, text: str) -> dict[str, Any]:
         if self.text_pair_column:

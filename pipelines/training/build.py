@@ -14,20 +14,22 @@ from transformers import (
 )
 
 from pipelines.errors import Problem, RecipeError
+from pipelines.models.causal_attention import leave_masks_out, takes_bounds
 from pipelines.models.chunked_loss import use_chunked_loss
-from pipelines.models.packing import WithPlan, accept_plans
+from pipelines.models.packing import WithBounds, WithPlan, accept_plans
 from pipelines.models.probes import (
     gives_logits_of_head,
     isolates_packed_rows,
     passes_keywords_to_body,
 )
-from pipelines.models.upstream import count_shifted_labels
+from pipelines.models.upstream import count_shifted_labels, skip_padding_check
 from pipelines.recipe.recipe import Recipe
 from pipelines.reporting.progress import RunProgress
 from pipelines.reporting.step_log import INTERVAL, StepLog
 from pipelines.tasks.base import Features, Objective, Task
 from pipelines.training.arguments import training_arguments
 from pipelines.training.best import choosing_callbacks
+from pipelines.training.distillation import DistillingTrainer, load_teacher
 from pipelines.training.language_model import LanguageModelTrainer
 from pipelines.training.loaders import numbered
 from pipelines.training.optimizers import muon_factory
@@ -67,6 +69,7 @@ def build_trainer(
     transformers' own losses are not normalised so: classification gradients grow with accumulation
     and with processes, and the language-model loss shrinks; `compute_loss_func` replaces them.
     """
+    teacher = load_teacher(recipe, tokenizer, labels) if train else None
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     prepare_base(recipe.task, base)
     splits = {name: ScoredSplit(recipe.task, rows, labels) for name, rows in scored.items()}
@@ -83,7 +86,7 @@ def build_trainer(
         options["optimizer_cls_and_kwargs"] = (muon_factory, {"train": recipe.train})
     translate = partial(training_arguments, recipe, **arguments)
     trainer = TRAINERS[recipe.task.objective](
-        TrainerParts(recipe.task, base, tokenizer, train, labels, translate, options)
+        TrainerParts(recipe.task, base, tokenizer, train, labels, translate, options, teacher)
     )
     trainer.remove_callback(PrinterCallback)
     interval = INTERVAL if recipe.train.logging_steps is None else 0.0
@@ -97,7 +100,9 @@ def prepare_base(task: Task, base: Any) -> None:
     """Set what training needs of a model. Raise RecipeError for one that would mix packed rows."""
     if task.learns_tokens:
         count_shifted_labels(base)
+    skip_padding_check(base)
     base.config.use_cache = False
+    leave_masks_out(base)
     if task.isolates_rows and not isolates_packed_rows(base.base_model):
         text = f"{base.config.model_type} does not isolate the documents of a row."
         raise RecipeError([Problem("task.packing", text)])
@@ -111,7 +116,7 @@ def head_trainer(parts: TrainerParts) -> RecipeTrainer:
     if packs and passes_keywords_to_body(base):
         accept_plans(base.base_model)
         collate = WithPlan(collate)
-    return RecipeTrainer(
+    return trainer_kind(parts)(
         args=parts.arguments(TrainingArguments, **task.trainer_options()),
         data_collator=collate,
         eval_collator=task.collate(parts.pad_token_id),
@@ -121,16 +126,26 @@ def head_trainer(parts: TrainerParts) -> RecipeTrainer:
     )
 
 
+def trainer_kind(parts: TrainerParts) -> Callable[..., RecipeTrainer]:
+    """Return RecipeTrainer, or one that trains towards a teacher."""
+    if parts.teacher is None:
+        return RecipeTrainer
+    return partial(DistillingTrainer, teacher=parts.teacher)
+
+
 def language_model_trainer(parts: TrainerParts) -> RecipeTrainer:
     """Return the trainer of next tokens, with a chunked loss where the model's head allows it."""
     task = parts.task
-    chunked = gives_logits_of_head(parts.base)
+    chunked = parts.teacher is None and gives_logits_of_head(parts.base)
     if chunked:
         use_chunked_loss(parts.base)
-    kind = LanguageModelTrainer if chunked else RecipeTrainer
+    collate = task.collate(parts.pad_token_id, task.pad_to_multiple_of)
+    if task.isolates_rows and takes_bounds(parts.base):
+        collate = WithBounds(collate)
+    kind = LanguageModelTrainer if chunked else trainer_kind(parts)
     return kind(
         args=parts.arguments(TrainingArguments, **task.trainer_options()),
-        data_collator=task.collate(parts.pad_token_id, task.pad_to_multiple_of),
+        data_collator=collate,
         eval_collator=task.collate(parts.pad_token_id),
         compute_loss_func=summed_losses if chunked else losses_from_logits,
         preprocess_logits_for_metrics=ReducedLosses(task, from_logits=not chunked),

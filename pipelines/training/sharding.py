@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 
-from pipelines.training.fsdp_upstream import reshards_after_forward
+from pipelines.training.fsdp_upstream import replace_policy, reshards_after_forward
 from pipelines.training.upstream import without_tied
 
 
@@ -20,7 +20,7 @@ def unsharded(model: torch.nn.Module) -> Iterator[None]:
 
     Every process must enter; nothing happens to a model that is not sharded.
     """
-    sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    sharded = sharded_modules(model)
     before = [reshards_after_forward(module) for module in sharded]
     for module in sharded:
         module.set_reshard_after_forward(False, recurse=False)
@@ -31,6 +31,26 @@ def unsharded(model: torch.nn.Module) -> Iterator[None]:
         for module, reshards in zip(sharded, before, strict=True):
             module.reshard()
             module.set_reshard_after_forward(reshards, recurse=False)
+
+
+@contextmanager
+def in_own_type(model: torch.nn.Module) -> Iterator[None]:
+    """Compute in the type of the sharded parameters inside, where training casts them to bfloat16.
+
+    Nothing happens to a model that is not sharded.
+    """
+    sharded = sharded_modules(model)
+    before = [(each, replace_policy(each, MixedPrecisionPolicy())) for each in sharded]
+    try:
+        yield
+    finally:
+        for module, policy in reversed(before):  # some modules share one policy
+            replace_policy(module, policy)
+
+
+def sharded_modules(model: torch.nn.Module) -> list[FSDPModule]:
+    """Return the modules that FSDP2 has sharded."""
+    return [module for module in model.modules() if isinstance(module, FSDPModule)]
 
 
 def gathered_state(model: Any, *, only_trained: bool) -> dict[str, torch.Tensor]:

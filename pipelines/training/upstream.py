@@ -7,12 +7,13 @@ where a library renames one of them, or calls it otherwise, which would silently
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from pipelines.models.generation import without_adapter_class
@@ -33,6 +34,31 @@ def without_tied(model: Any, state: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in state.items() if name not in tied}
 
 
+@contextmanager
+def scorable(model: Any) -> Iterator[None]:
+    """Let a Trainer take a model whose own weights are stored in few bits, to score it.
+
+    It refuses such a model without an adapter when it is made, though nothing is trained.
+    """
+    quantized = getattr(model, "is_quantized", False)
+    if quantized:
+        model.is_quantized = False
+    try:
+        yield
+    finally:
+        if quantized:
+            model.is_quantized = True
+
+
+def use_one_device(arguments: TrainingArguments) -> None:
+    """Let a process train on one device where it sees several.
+
+    transformers would wrap the model in DataParallel, which multiplies the batch and computes
+    neither our losses nor packed rows right. The number has no public setter.
+    """
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+
+
 def save_on_every_caller(model: Any) -> None:
     """Let `model.save_pretrained` write on any rank that asks for it, not on rank 0 alone.
 
@@ -40,6 +66,14 @@ def save_on_every_caller(model: Any) -> None:
     on those but rank 0: their checkpoints have no weights.
     """
     model.should_save_on_this_rank = lambda is_main_process: is_main_process
+
+
+def leaves_out_updates(optimizer: Any) -> bool:
+    """Tell whether an optimizer makes no update on a device where its `found_inf` is 1 there.
+
+    torch's gradient scaler asks its fused optimizers by this name.
+    """
+    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
 
 
 class HookedTrainer(Trainer):

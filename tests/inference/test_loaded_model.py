@@ -5,6 +5,7 @@ import typing
 
 import datasets
 import pytest
+from peft import PeftModel
 
 from helpers.factories import make_tasks
 from pipelines import (
@@ -22,7 +23,11 @@ from pipelines import (
     predict,
     run,
 )
+from pipelines.cli import console
+from pipelines.data.load import read_file
+from pipelines.hub.load import load_result
 from pipelines.inference.input_rows import to_examples
+from pipelines.inference.predict import predict_examples
 from pipelines.tasks.generation import GenerationOptions
 
 TEXTS = ["The hinge is broken.", "My parcel is late again.", "Refund me."]
@@ -146,3 +151,52 @@ def test_the_keyword_arguments_are_the_fields_of_generation():
     hints = typing.get_type_hints(Generation)
     assert typing.get_type_hints(GenerationOptions) == hints
     assert list(hints) == [field.name for field in dataclasses.fields(Generation)]
+
+
+@pytest.mark.parametrize("name", ["text_classification", "question_answering"])
+def test_an_adapter_on_fp32_is_merged_and_predicts_as_before(results, helpdesk, name):
+    data = {"text_classification": "classify", "question_answering": "answer"}[name]
+    rows = read_file(helpdesk / data / "test.jsonl")
+    apart = load_result(results / name)
+    assert isinstance(apart.model, PeftModel)
+    merged = load(results / name)
+    assert not isinstance(merged.model, PeftModel)
+    assert not any("lora" in each for each, _ in merged.model.named_parameters())
+    found = merged.predict(rows.rows)
+    for one, other in zip(found, predict_examples(apart, rows), strict=True):
+        assert one["score"] == pytest.approx(other["score"], abs=1e-5)
+        assert one.get("scores", {}) == pytest.approx(other.get("scores", {}), abs=1e-5)
+        assert (one.get("label"), one.get("answer")) == (other.get("label"), other.get("answer"))
+
+
+@pytest.mark.parametrize("precision", ["8bit", "4bit", "bf16"])
+def test_an_adapter_on_another_precision_is_not_merged(results, precision):
+    """Merging would round it, and change what it predicts."""
+    assert isinstance(load(results / "causal_lm", precision=precision).model, PeftModel)
+
+
+def test_assisted_generation_prints_the_same_text_or_says_why_not(results, monkeypatch, capsys):
+    def typed(*words):
+        monkeypatch.setattr("sys.argv", ["gpt2-recipes", "generate", *map(str, words)])
+        try:
+            console()
+        except SystemExit as stopped:
+            return stopped.code, capsys.readouterr().err
+        return 0, capsys.readouterr().out
+
+    folder, text = results / "causal_lm", "My order is late. My order"
+    words = [folder, text, "--max-new-tokens", "20"]
+    expected = typed(*words)
+    assert expected[0] == 0
+    assert typed(*words, "--assistant", folder) == expected
+    assert typed(*words, "--prompt-lookup-num-tokens", "5") == expected
+    lookup = [*words, "--prompt-lookup-num-tokens"]
+    for wrong, code, message in [
+        ([*lookup, "0"], 2, "--prompt-lookup-num-tokens: 0 is out of range"),
+        ([*lookup, "3", "--assistant", folder], 2, "--assistant: excludes --prompt-lookup"),
+        ([*lookup, "3", "--do-sample"], 2, "--prompt-lookup-num-tokens: --do-sample would draw"),
+        ([*words, "--assistant", results / "text_classification"], 3, "generates no text"),
+    ]:
+        stopped, printed = typed(*wrong)
+        assert stopped == code
+        assert message in printed

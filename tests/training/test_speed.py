@@ -14,7 +14,7 @@ from transformers import GPT2Config, GPT2ForQuestionAnswering, GPT2LMHeadModel
 
 from helpers.factories import ROOT
 from pipelines.flow import run
-from pipelines.models import chunked_loss
+from pipelines.models import linear_cross_entropy
 from pipelines.models.attention import SHORT, use_unfused_attention
 from pipelines.models.chunked_loss import use_chunked_loss
 from pipelines.process import prepare_process, slow_precision
@@ -73,11 +73,11 @@ class Largest(TorchDispatchMode):
         return made
 
 
-@pytest.mark.parametrize("chunk", [chunked_loss.CHUNK, 10 * VOCAB, 1])
+@pytest.mark.parametrize("chunk", [2**25, 10 * VOCAB, 1])
 def test_a_chunked_loss_has_the_gradients_of_plain_logits(chunk, monkeypatch):
     model = language_model()
     losses, gradients = by_hand(model)
-    monkeypatch.setattr(chunked_loss, "CHUNK", chunk)
+    monkeypatch.setitem(linear_cross_entropy.CHUNK, "cpu", chunk)
     use_chunked_loss(model)
     ids, labels = batch()
     model.zero_grad()
@@ -97,8 +97,8 @@ def test_a_chunked_loss_in_bfloat16_is_near(monkeypatch):
     losses, gradients = by_hand(model)
     use_chunked_loss(model)
     ids, labels = batch()
-    for chunk in (chunked_loss.CHUNK, 10 * VOCAB):
-        monkeypatch.setattr(chunked_loss, "CHUNK", chunk)
+    for chunk in (2**25, 10 * VOCAB):
+        monkeypatch.setitem(linear_cross_entropy.CHUNK, "cpu", chunk)
         model.zero_grad()
         with torch.autocast("cpu", dtype=torch.bfloat16):
             total = model(ids, targets=labels).losses
@@ -109,7 +109,7 @@ def test_a_chunked_loss_in_bfloat16_is_near(monkeypatch):
 
 
 def test_logits_of_a_whole_batch_never_exist(monkeypatch):
-    monkeypatch.setattr(chunked_loss, "CHUNK", 10 * VOCAB)
+    monkeypatch.setitem(linear_cross_entropy.CHUNK, "cpu", 10 * VOCAB)
     model = language_model()
     ids, labels = batch()
     with Largest() as plain:

@@ -13,6 +13,7 @@ from pipelines.training.upstream import (
     WithEncodedRows,
     WithoutTelemetry,
     save_on_every_caller,
+    use_one_device,
 )
 
 
@@ -192,3 +193,15 @@ def test_save_pretrained_asks_the_model_whether_a_rank_writes(checkpoint, tmp_pa
     save_on_every_caller(model)
     model.save_pretrained(tmp_path / "whole", is_main_process=True)
     assert list((tmp_path / "whole").glob("*.safetensors"))
+
+
+def test_a_process_that_sees_several_devices_takes_one(tmp_path):
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path), use_cpu=True, per_device_train_batch_size=4
+    )
+    use_one_device(arguments)
+    assert arguments.n_gpu == 0
+    arguments._n_gpu = 2  # as on a machine with two
+    assert arguments.train_batch_size == 8
+    use_one_device(arguments)
+    assert (arguments.n_gpu, arguments.train_batch_size) == (1, 4)

@@ -1,0 +1,1 @@
+"""An HTTP server that answers with the predictions of a result."""
