@@ -15,9 +15,10 @@ from pipelines.cli.checks import (
     check_extra,
     check_result,
     column_names,
+    read_task,
 )
 from pipelines.cli.generation_flags import NO_GENERATION_FLAGS, GenerationFlags, typed_options
-from pipelines.exporting.formats import FormatName, check_export
+from pipelines.exporting.formats import FORMATS, FormatName, check_export, check_task
 from pipelines.recipe.values import Precision
 from pipelines.terminal import stop
 
@@ -353,7 +354,9 @@ def export(
         base: Folder or Hub id of the base, in place of the one that the adapter names.
     """
     check_export(out, to, quantize)
-    check_result(repo)
+    for package in FORMATS[to].packages:
+        check_extra(package, extra=to, verb="export")
+    check_task(to, read_task(repo, revision))
     from pipelines.exporting.export import export as export_result
 
     export_result(repo, out, to=to, quantize=quantize, revision=revision, base=base)

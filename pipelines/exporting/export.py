@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -13,7 +14,7 @@ from pipelines.console import say
 from pipelines.exporting.card import example_prompt, export_card
 from pipelines.exporting.formats import FORMATS, FormatName, check_export, check_task
 from pipelines.exporting.gguf_file import Origin, write_gguf
-from pipelines.exporting.onnx_file import write_int8, write_onnx
+from pipelines.exporting.onnx_file import folder_size, write_int8, write_onnx
 from pipelines.exporting.onnx_model import (
     Difference,
     OnnxModel,
@@ -35,6 +36,7 @@ from pipelines.results.new_folder import new_folder
 from pipelines.results.sidecar import tuned_options
 
 RECORD = "export.json"
+ONNX = "model.onnx"
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,9 @@ def export(
     An adapter is merged into its base in full precision. `quantize` is a precision of the weights
     that the format has; safetensors is what `merge` writes. Return what export.json has.
 
-    Raise RecipeError for what the format cannot hold, for an `out` that is not empty and for
-    packages that are missing; ExportError where what was written is not the model; and
-    CheckpointError for files that cannot be written. Then nothing is left in `out`.
+    Raise RecipeError for what the format cannot hold and for an `out` that is not empty;
+    ExportError where what was written is not the model; and CheckpointError for files that cannot
+    be written. Then nothing is left in `out`.
     """
     out = Path(out)
     precision = check_export(out, to, quantize)
@@ -77,11 +79,12 @@ def export(
     with new_folder(out) as stage:
         written = WRITERS[to](loaded, stage, precision, name)
         record = describe(loaded, written, to=to, precision=precision, name=name)
-        (stage / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+        (stage / RECORD).write_text(json.dumps(record, indent=2) + "\n")
         card = export_card(loaded, record, license_id=loaded.recipe.license)
         (stage / "README.md").write_text(card, encoding="utf-8")
-        size = (stage / written.file).stat().st_size
-    for line in [f"exported: {out}", f"  {written.file}, {megabytes(size)}", *written.lines]:
+        size = folder_size(stage)
+    head = [f"exported: {out}", f"  {megabytes(size)}, the model in {written.file}"]
+    for line in [*head, *written.lines]:
         say(line)
     return record
 
@@ -104,21 +107,22 @@ def export_gguf(loaded: LoadedResult, stage: Path, precision: str, name: str) ->
 
 def export_onnx(loaded: LoadedResult, stage: Path, precision: str, name: str) -> Written:
     """Write a model as ONNX, with its tokenizer and its configuration."""
-    file, writes = stage / "model.onnx", loaded.recipe.task.head is None
+    writes = loaded.recipe.task.head is None
     rows = rows_of_run(loaded)
     reads = reads_of(loaded.model, some_inputs(loaded, rows))
     model = whole_model(loaded)
-    write_onnx(model, file, writes=writes)
-    exact = compare(OnnxModel(file), reads)
-    check_equal(exact)
-    lines = [f"  logits {differ(exact)}"]
-    checks: dict[str, Any] = {"largest_difference": exact.largest, "largest_logit": exact.of}
+    with tempfile.TemporaryDirectory(dir=stage) as unfinished:
+        fp32 = (stage if precision == "fp32" else Path(unfinished)) / ONNX
+        write_onnx(model, fp32, writes=writes)
+        exact = compare(OnnxModel(fp32), reads)
+        check_equal(exact)
+        checks: dict[str, Any] = {"largest_difference": exact.largest, "largest_logit": exact.of}
+        lines = [f"  logits {differ(exact)}"]
+        if precision == "int8":
+            write_int8(fp32, stage / ONNX)
+            lines[0] += f" in fp32, {megabytes(folder_size(fp32.parent))}"
     if precision == "int8":
-        fp32 = file.rename(stage / "fp32.onnx")
-        write_int8(fp32, file)
-        lines[0] += f" in fp32, {megabytes(fp32.stat().st_size)}"
-        fp32.unlink()
-        rounded = OnnxModel(file)
+        rounded = OnnxModel(stage / ONNX)
         found = compare(rounded, reads)
         lines.append(f"  logits {differ(found)} in int8")
         checks["largest_difference_int8"] = found.largest
@@ -129,7 +133,7 @@ def export_onnx(loaded: LoadedResult, stage: Path, precision: str, name: str) ->
     model.config.save_pretrained(stage)
     if writes:
         model.generation_config.save_pretrained(stage)
-    return Written(file.name, checks, lines)
+    return Written(ONNX, checks, lines)
 
 
 def differ(difference: Difference) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -55,15 +54,6 @@ def check_precision(to: FormatName, quantize: str | None) -> str:
     raise RecipeError([Problem("quantize", text)])
 
 
-def check_packages(to: FormatName) -> None:
-    """Raise RecipeError where a package that writes the format is not installed."""
-    missing = [each for each in FORMATS[to].packages if importlib.util.find_spec(each) is None]
-    if missing:
-        text = f"{to} needs {' and '.join(missing)}, not installed here. "
-        text += f'Use `pip install -c constraints.txt -e ".[{to}]"`.'
-        raise RecipeError([Problem("to", text)])
-
-
 def check_task(to: FormatName, task: Task) -> None:
     """Raise RecipeError for a task whose model the format cannot hold."""
     if FORMATS[to].language_models_only and task.head is not None:
@@ -72,11 +62,10 @@ def check_task(to: FormatName, task: Task) -> None:
 
 
 def check_export(out: Path, to: FormatName, quantize: str | None) -> str:
-    """Return the precision of the weights, where the format, the packages and OUT allow it."""
+    """Return the precision of the weights, where the format and OUT allow it."""
     precision = check_precision(to, quantize)
     if out.suffix in SUFFIXES:
         text = f"{out} is named like a file, and a folder is written. Give the name of a folder."
         raise RecipeError([Problem("OUT", text)])
     check_new(out)
-    check_packages(to)
     return precision

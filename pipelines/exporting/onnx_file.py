@@ -125,8 +125,13 @@ def write_int8(fp32: Path, file: Path) -> None:
             file,
             per_channel=True,
             weight_type=QuantType.QInt8,
-            use_external_data_format=fp32.stat().st_size > 1 << 30,
+            use_external_data_format=folder_size(fp32.parent) > 1 << 30,
         )
+
+
+def folder_size(folder: Path) -> int:
+    """Return the bytes of the files in a folder. Of a graph above 2 GB, weights are in others."""
+    return sum(each.stat().st_size for each in folder.iterdir() if each.is_file())
 
 
 @contextmanager

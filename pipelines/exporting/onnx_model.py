@@ -15,7 +15,7 @@ from pipelines.data.rows import Examples
 from pipelines.errors import ExportError
 from pipelines.hub.load import LoadedResult
 from pipelines.inference.merge import logits_of
-from pipelines.inference.predict import logits_of_rows
+from pipelines.inference.predict import logits_by_batches
 from pipelines.models.probes import num_positions
 from pipelines.tasks.base import Score
 
@@ -139,7 +139,7 @@ def score_head(loaded: LoadedResult, file: OnnxModel, rows: Examples) -> Score:
     task, tokenizer = loaded.recipe.task, loaded.tokenizer
     held_out = task.features(rows, tokenizer, loaded.labels, training=False)
     collate = task.collate(int(tokenizer.pad_token_id or 0))
-    logits: Any = logits_of_rows(task, file, held_out.dataset, collate)
+    logits: Any = logits_by_batches(task, file, held_out.dataset, collate)
     if len({each.shape for each in logits}) == 1:
         logits = np.stack(logits)
     truth = np.asarray([row["labels"] for row in held_out.dataset if "labels" in row])

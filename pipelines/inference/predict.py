@@ -75,17 +75,29 @@ def logits_of_rows(
     batch_size: int = 32,
 ) -> list[Any]:
     """Return the logits of each encoded row, as `Task.predictions` takes them, in order."""
+    with reading_rows(without_adapter_class(model)):
+        return logits_by_batches(task, model, encoded, collate, batch_size=batch_size)
+
+
+def logits_by_batches(
+    task: Task,
+    model: Any,
+    encoded: Sequence[dict[str, Any]],
+    collate: Collator,
+    *,
+    batch_size: int = 32,
+) -> list[Any]:
+    """Do what `logits_of_rows` does with anything that is called as a model, and has a `device`."""
     longest_first = sorted(range(len(encoded)), key=lambda row: -len(encoded[row]["input_ids"]))
     logits: dict[int, Any] = {}  # by row
-    with reading_rows(without_adapter_class(model)):
-        for start in range(0, len(longest_first), batch_size):
-            rows = longest_first[start : start + batch_size]
-            batch = collate([encoded[row] for row in rows])
-            inputs = {k: v.to(model.device) for k, v in batch.items() if k != "labels"}
-            outputs = model(**inputs)
-            heads = tuple(value for name, value in outputs.items() if name.endswith("logits"))
-            reduced = task.reduce_logits(heads if len(heads) > 1 else heads[0], None)
-            logits |= zip(rows, reduced.float().cpu().numpy(), strict=True)
+    for start in range(0, len(longest_first), batch_size):
+        rows = longest_first[start : start + batch_size]
+        batch = collate([encoded[row] for row in rows])
+        inputs = {k: v.to(model.device) for k, v in batch.items() if k != "labels"}
+        outputs = model(**inputs)
+        heads = tuple(value for name, value in outputs.items() if name.endswith("logits"))
+        reduced = task.reduce_logits(heads if len(heads) > 1 else heads[0], None)
+        logits |= zip(rows, reduced.float().cpu().numpy(), strict=True)
     return [logits[row] for row in sorted(logits)]
 
 

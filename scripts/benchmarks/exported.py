@@ -29,7 +29,7 @@ from pipelines.exporting.export import export, whole_model
 from pipelines.exporting.onnx_model import OnnxModel
 from pipelines.hub.load import load_result
 from pipelines.inference.merge import rows_of_run
-from pipelines.inference.predict import logits_of_rows
+from pipelines.inference.predict import logits_by_batches, logits_of_rows
 from pipelines.results.disk import megabytes
 
 Variant = Callable[[], int]
@@ -81,8 +81,9 @@ def classifiers(options: argparse.Namespace, work: Path) -> tuple[dict[str, Vari
         models[name] = OnnxModel(folder / "model.onnx")
 
     def classify(model: Any) -> int:
+        read = logits_by_batches if isinstance(model, OnnxModel) else logits_of_rows
         with torch.inference_mode():
-            return len(logits_of_rows(task, model, given, collate))
+            return len(read(task, model, given.dataset, collate))
 
     return {name: (lambda m=model: classify(m)) for name, model in models.items()}, notes
 

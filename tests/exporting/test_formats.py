@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.cli.results import export as verb_export
 from pipelines.errors import CheckpointError, Preempted, RecipeError
 from pipelines.exporting.formats import FORMATS, check_export, check_task
 from pipelines.results.new_folder import new_folder
@@ -24,8 +25,6 @@ from pipelines.results.new_folder import new_folder
     ],
 )
 def test_a_precision_is_spelt_as_its_format_does(tmp_path, to, quantize, precision):
-    pytest.importorskip("gguf")
-    pytest.importorskip("onnxruntime")
     assert check_export(tmp_path / "out", to, quantize) == precision
 
 
@@ -46,10 +45,15 @@ def test_a_precision_of_another_format_is_refused_with_the_list(tmp_path, to, qu
     assert error.value.problems[0].path == "quantize"
 
 
-def test_a_missing_package_names_the_command_that_installs_it(tmp_path, monkeypatch):
+def test_a_missing_package_names_the_command_that_installs_it(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(FORMATS, "gguf", replace(FORMATS["gguf"], packages=("not_installed",)))
-    with pytest.raises(RecipeError, match=r"gguf needs not_installed.*pip install .*\[gguf\]"):
-        check_export(tmp_path / "out", "gguf", None)
+    with pytest.raises(SystemExit) as error:
+        verb_export(str(tmp_path), tmp_path / "out", to="gguf")
+    assert error.value.code == 2
+    assert capsys.readouterr().err == (
+        "gpt2-recipes export: needs not_installed, which is not installed. "
+        'Use `pip install -c constraints.txt -e ".[gguf]"`.\n'
+    )
 
 
 @pytest.mark.parametrize("task", ["text_classification", "question_answering"])

@@ -1,6 +1,7 @@
 """A GGUF file holds exactly the model, and llama.cpp continues texts with the same tokens."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from transformers import (
 from helpers.exported import run_snippet
 from pipelines.data.rows import Examples
 from pipelines.errors import ExportError, RecipeError
+from pipelines.exporting.card import export_card
 from pipelines.exporting.export import export
 from pipelines.exporting.formats import FORMATS
 from pipelines.exporting.gguf_file import Origin, largest_error, write_gguf
@@ -249,3 +251,21 @@ def test_the_prompt_of_a_readme_is_what_the_task_reads(exported, results):
         assert [loaded.tokenizer(record["prompt"])["input_ids"]] == task.prompts(
             rows, loaded.tokenizer
         )
+
+
+def test_the_snippet_of_a_chat_uses_the_template_in_the_file(exported, results, tmp_path):
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    loaded = load_result(results / "reply")
+    task = replace(loaded.recipe.task, chat=True)
+    chat = replace(loaded, recipe=replace(loaded.recipe, task=task))
+    record = json.loads((exported / "reply" / "export.json").read_text())
+    (tmp_path / "README.md").write_text(export_card(chat, record, license_id=None))
+    (tmp_path / record["file"]).symlink_to(exported / "reply" / record["file"])
+    messages = [{"role": "user", "content": "Good morning"}]
+    inputs = loaded.tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+    )
+    written = loaded.model.generate(**inputs, max_new_tokens=8, do_sample=False)
+    reply = written[0, inputs["input_ids"].shape[1] :]
+    expected = loaded.tokenizer.decode(reply, skip_special_tokens=True)
+    assert run_snippet(tmp_path).strip() == expected.replace("\ufffd", "").strip()

@@ -162,30 +162,53 @@ def test_int8_is_smaller_and_says_how_far_and_how_well(exported):
     assert "int8" not in reply  # a language model's score is not computed
 
 
-def test_thresholds_of_labels_are_in_the_snippet(exported, results):
-    loaded = load_result(results / "classifier")
-    thresholds = {label: 0.25 + i / 100 for i, label in enumerate(loaded.labels)}
-    options = {"problem_type": "multi_label_classification", "thresholds": thresholds}
-    task = replace(loaded.recipe.task, **options)
-    several = replace(loaded, recipe=replace(loaded.recipe, task=task))
-    record = json.loads((exported / "classifier" / "export.json").read_text())
-    card = export_card(several, record, license_id=None)
-    assert json.dumps(thresholds) in card
-    (exported / "several").mkdir()
-    for file in (exported / "classifier").iterdir():
-        (exported / "several" / file.name).write_bytes(file.read_bytes())
-    (exported / "several" / "README.md").write_text(card)
-    inputs = padded(loaded.tokenizer, TEXTS, "right")
-    (logits,) = session_of(exported / "classifier").run(["logits"], inputs)
+@pytest.fixture
+def described_as(exported, results, tmp_path):
+    """Return the classifier's folder as one of a task with other options, and the file's logits."""
+
+    def describe(**options):
+        loaded = load_result(results / "classifier")
+        task = replace(loaded.recipe.task, **options)
+        other = replace(loaded, recipe=replace(loaded.recipe, task=task))
+        record = json.loads((exported / "classifier" / "export.json").read_text())
+        for file in (exported / "classifier").iterdir():
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+        (tmp_path / "README.md").write_text(export_card(other, record, license_id=None))
+        inputs = padded(loaded.tokenizer, TEXTS, "right")
+        return tmp_path, loaded.labels, session_of(tmp_path).run(["logits"], inputs)[0]
+
+    return describe
+
+
+@pytest.mark.parametrize("thresholds", [None, [0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6]])
+def test_a_snippet_of_several_labels_has_their_thresholds(described_as, results, thresholds):
+    labels = load_result(results / "classifier").labels
+    above = dict(zip(labels, thresholds or [0.5] * len(labels), strict=True))
+    folder, _, logits = described_as(
+        problem_type="multi_label_classification", thresholds=above if thresholds else None
+    )
     expected = [
         [
             label
-            for label, x in zip(loaded.labels, row, strict=True)
-            if 1 / (1 + np.exp(-x)) > thresholds[label]
+            for label, logit in zip(labels, row, strict=True)
+            if 1 / (1 + np.exp(-logit)) > above[label]
         ]
         for row in logits
     ]
-    assert run_snippet(exported / "several").strip() == str(expected)
+    assert run_snippet(folder).strip() == str(expected)
+
+
+def test_a_snippet_of_a_regression_prints_numbers(described_as):
+    folder, _, logits = described_as(problem_type="regression", label_column="stars")
+    assert run_snippet(folder).strip() == str(logits[:, 0].tolist())
+
+
+def test_a_snippet_of_pairs_joins_the_texts_as_in_training(described_as, results):
+    folder, labels, _ = described_as(text_pair_column="second")
+    tokenizer = load_result(results / "classifier").tokenizer
+    text = "A text" + tokenizer.eos_token + "and its second part."
+    (logits,) = session_of(folder).run(["logits"], padded(tokenizer, [text], "right"))
+    assert run_snippet(folder).strip() == str([labels[logits[0].argmax()]])
 
 
 def test_another_model_is_noticed(exported, results):
