@@ -103,39 +103,51 @@ def compress(
     out = Path(out)
     check_new(out)
     folder = result_folder(repo, revision)
-    check_floats(folder, str(repo))
-    loaded = load_result(folder, base=base, precision="fp32")
-    if compression.shrinks:
-        fractions = {"heads": compression.prune_heads, "neurons": compression.prune_neurons}
-        check_prunable(loaded.model.config, **fractions)
-    if rows_of_run(loaded) is None:
-        raise DataError(rows_missing(loaded))
+    loaded = load_compressible(folder, str(repo), base, compression)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".compress-") as name:
-        source, small = (
-            whole_result(loaded, folder, Path(name) / "whole", str(repo)),
-            Path(name) / "small",
-        )
+        source = whole_result(loaded, folder, Path(name) / "whole", str(repo))
+        small = Path(name) / "small"
         write_pruned(load_result(source), source, small, compression)
         before = measure(source)
         with removed_on_error(out):
             finish(small, source, out, compression)
             origin = public_name(explicit(str(repo)))
             name_source(out, origin)
-            record: dict[str, Any] = {
-                "source": origin,
-                "source_sha256": loaded.sha256,
-                **asdict(compression),
-            }
-            add_record(out, record | {"before": asdict(before), "after": asdict(before)})
-            if compression.bits is not None:
-                store_in_bits(out, compression.bits)
-            after = measure(out)
-            add_record(out, record | {"before": asdict(before), "after": asdict(after)})
-    found = {"before": before, "after": after}
+            record = {"source": origin, "source_sha256": loaded.sha256, **asdict(compression)}
+            after = measure_and_record(out, record, before)
     say(f"compressed: {out}")
+    found = {"before": before, "after": after}
     print_table(found)
     return found
+
+
+def load_compressible(
+    folder: Path, repo: str, base: str | None, compression: Compression
+) -> LoadedResult:
+    """Load a result in full precision.
+
+    Raise RecipeError for one that cannot be compressed so, DataError where its rows are not here.
+    """
+    check_floats(folder, repo)
+    loaded = load_result(folder, base=base, precision="fp32")
+    if compression.shrinks:
+        fractions = {"heads": compression.prune_heads, "neurons": compression.prune_neurons}
+        check_prunable(loaded.model.config, **fractions)
+    if rows_of_run(loaded) is None:
+        raise DataError(rows_missing(loaded))
+    return loaded
+
+
+def measure_and_record(out: Path, record: dict[str, Any], before: Measured) -> Measured:
+    """Store the weights in few bits if asked, and measure; write to task.json what was done."""
+    record = record | {"before": asdict(before), "after": asdict(before)}
+    add_record(out, record)
+    if record["bits"] is not None:
+        store_in_bits(out, record["bits"])
+    after = measure(out)
+    add_record(out, record | {"after": asdict(after)})
+    return after
 
 
 def whole_result(loaded: LoadedResult, folder: Path, stage: Path, repo: str) -> Path:
