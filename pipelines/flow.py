@@ -31,6 +31,7 @@ from pipelines.hub.publish import check_reload, publish_finished
 from pipelines.inputs import Encoded, encode, pin_and_check, read_rows
 from pipelines.log import log_to_folder
 from pipelines.models.build import build_model
+from pipelines.models.compiling import compile_blocks
 from pipelines.preparing.splits import check_prepared
 from pipelines.preparing.store import Store
 from pipelines.process import prepare_process, returning_freed_memory
@@ -278,6 +279,8 @@ def prepare(
         save_on_each_node=not shared,
         callbacks=(MetricsFile(recipe.folder), *callbacks),
     )
+    if recipe.train.torch_compile:
+        compile_blocks(model, one_length=recipe.task.rows_have_one_length)
     return Prepared(trainer, encoded, checkpoint, baseline)
 
 

@@ -25,6 +25,8 @@ KERNEL_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "192", "LRU_CACHE_CAPACITY":
 FALSE_ALARMS = (
     "fan_in_fan_out is set to False but",
     "`is_gradient_checkpointing` is deprecated",
+    "`gradient_checkpointing_disable` is deprecated",
+    "`gradient_checkpointing_enable` is deprecated",
     "`label_smoothing_factor` is deprecated",
     "`torch.distributed.all_gather_into_tensor` is deprecated",
     "`torch.distributed.reduce_scatter_tensor` is deprecated",
@@ -34,7 +36,6 @@ them, as it does those below."""
 FALSE_ALARMS_LOGGED = (
     "We strongly recommend passing in an `attention_mask`",
     "LOAD REPORT",
-    "The speedups for torchdynamo mostly come with GPU Ampere or higher",
     "return_assistant_tokens_mask==True but chat template does not contain",
     "Token indices sequence length is longer than the specified maximum sequence length",
     "The tokenizer has new PAD/BOS/EOS tokens that differ from the model config",
@@ -134,9 +135,26 @@ def slow_precision() -> Iterator[str]:
     """Yield a warning if bfloat16 is requested of a processor that has no units for it."""
     able = torch.cpu.get_capabilities()
     units = able.get("avx512_bf16") or able.get("amx_bf16")
-    wanted = os.environ.get("ACCELERATE_MIXED_PRECISION") == "bf16"
-    if wanted and able.get("architecture") == "x86_64" and not units:
+    if bf16_requested() and able.get("architecture") == "x86_64" and not units:
         yield "bfloat16 is slow on this processor, which has no units for it; --mixed_precision no"
+
+
+def bf16_requested() -> bool:
+    """Tell whether the launcher has requested bfloat16."""
+    return os.environ.get("ACCELERATE_MIXED_PRECISION") == "bf16"
+
+
+@contextmanager
+def tf32_products() -> Iterator[None]:
+    """Let a GPU round the factors of fp32 products to TF32 inside.
+
+    For these, bfloat16 layers with inputs in fp32 would otherwise be several times slower.
+    """
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision("highest")  # the default
 
 
 def disable_malloc_trim() -> None:

@@ -6,7 +6,8 @@
 Each variant of a case is a process of its own; they take turns, once to warm up and then for
 `--rounds`. FOLDER holds shakespeare/input.txt (any text), sst2/train.csv and validation.csv
 (sentence, label), xquad/xquad.en.json (SQuAD's JSON) and gpt2_tokenizer/. The suite `gpu` takes one
-GPU; where there is none its rows are "not measured".
+GPU; where there is none its rows are "not measured". With `--device cpu --little` its flow is tried
+on a CPU, with small shapes that measure nothing.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks.cases import CURVES, SUITES, Case, Curve, Variant
 
@@ -36,6 +38,12 @@ NEEDED = (
 PEERS = {"nanogpt": "train.py"}
 """Whom a checkout can be given of, and the script that it must hold."""
 SMALLER_IS_BETTER = ("seconds", "MB", "share", "positions")
+ROUNDS = {"cpu": (5, 1), "gpu": (1, 0)}
+"""Repetitions of a suite, and those before them that are not counted."""
+
+
+class VariantError(Exception):
+    """A variant that failed, or that had no time left."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +57,17 @@ class Bench:
     warmups: int
     clock: str
     device: str
+    little: bool = False
+    deadline: float = float("inf")
+    """Time, as of time.monotonic, after which nothing runs."""
 
-    def run(self, variant: Variant, quantity: str) -> dict[str, float]:
-        """Run one variant in a process of its own; return its value, peak memory and more."""
-        config = variant.launched or f"{'cpu' if self.device == 'cpu' else 'single_gpu'}.yaml"
-        launch = ["-m", "accelerate.commands.launch", "--config_file"]
-        launch.append(str(HERE.parent / "accelerate_configs" / config))
-        launch += ["--mixed_precision", variant.precision]
-        command = [sys.executable, *launch, str(HERE / "benchmarks" / f"{variant.script}.py")]
+    def run(self, variant: Variant, quantity: str) -> dict[str, Any]:
+        """Run one variant in a process of its own; return its value, peak memory and more.
+
+        Raise VariantError where it fails.
+        """
+        command = [sys.executable, *self.launcher(variant)]
+        command.append(str(HERE / "benchmarks" / f"{variant.script}.py"))
         command += [variant.case, str(self.data.resolve()), str(self.work), *variant.flags]
         if variant.script in self.peers:
             command.append(f"checkout={self.peers[variant.script].resolve()}")
@@ -64,34 +75,69 @@ class Bench:
             "BENCHMARK_CLOCK": self.clock,
             "BENCHMARK_START": str(time.time()),
             "BENCHMARK_DEVICE": self.device,
+            "ACCELERATE_MIXED_PRECISION": variant.precision,
+            "ACCELERATE_USE_CPU": str(self.device == "cpu").lower(),
+            **({"BENCHMARK_LITTLE": "1"} if self.little else {}),
             **variant.environment,
         }
+        found = self.output_of(command, os.environ | settings)
+        value = {"MB": "memory", "seconds": "first_step"}.get(quantity, "rate")
+        return found | {"value": found[value]}
+
+    def launcher(self, variant: Variant) -> list[str]:
+        """Return the arguments that launch a variant.
+
+        Those of a GPU have none: what the launcher hands to one process is set, and it takes
+        seconds.
+        """
+        if self.little or self.device == "cuda":
+            return []
+        config = HERE.parent / "accelerate_configs" / (variant.launched or "cpu.yaml")
+        launch = ["-m", "accelerate.commands.launch", "--config_file", str(config)]
+        return [*launch, "--mixed_precision", variant.precision]
+
+    def output_of(self, command: list[str], environment: dict[str, str]) -> dict[str, Any]:
+        """Run a command and return the JSON of its last line. Raise VariantError if it fails."""
+        left = None if self.deadline == float("inf") else self.deadline - time.monotonic()
+        if left is not None and left <= 0:
+            raise VariantError("no time left")
         with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
             process = subprocess.Popen(
-                command, stdout=out, stderr=errors, env=os.environ | settings, cwd=self.work
+                command, stdout=out, stderr=errors, env=environment, cwd=self.work
             )
-            _, status, _ = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
+            try:
+                process.wait(left)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                raise VariantError("no time left") from None
             out.seek(0)
             errors.seek(0)
             if process.returncode:
-                raise SystemExit(f"{' '.join(command)} failed:\n{errors.read()[-3000:]}")
-            found = json.loads(out.read().strip().splitlines()[-1])
-        value = {"MB": "memory", "seconds": "first_step"}.get(quantity, "rate")
-        return found | {"value": found[value]}
+                text = errors.read().strip()
+                print(f"{' '.join(command)} failed:\n{text[-3000:]}", file=sys.stderr, flush=True)
+                raise VariantError(f"failed: {(text.splitlines() or ['no message'])[-1][:200]}")
+            return dict(json.loads(out.read().strip().splitlines()[-1]))
 
 
 def alternate(
     variants: dict[str, Variant], quantity: str, bench: Bench
-) -> dict[str, list[dict[str, float]]]:
-    """Let variants take turns; return the rounds of each that count."""
+) -> tuple[dict[str, list[dict[str, float]]], dict[str, str]]:
+    """Let variants take turns; return the rounds of each that count, and why others failed."""
     found: dict[str, list[dict[str, float]]] = {name: [] for name in variants}
+    failed: dict[str, str] = {}
     for number in range(bench.warmups + bench.rounds):
         for name, variant in variants.items():
-            one = bench.run(variant, quantity)
+            if name in failed:
+                continue
+            try:
+                one = bench.run(variant, quantity)
+            except VariantError as error:
+                failed[name] = str(error)
+                continue
             if number >= bench.warmups:
                 found[name].append(one)
-    return found
+    return {name: rounds for name, rounds in found.items() if name not in failed}, failed
 
 
 def compare(case: Case, bench: Bench, matrix_rate: float | None) -> Iterator[dict]:
@@ -104,10 +150,13 @@ def compare(case: Case, bench: Bench, matrix_rate: float | None) -> Iterator[dic
     variants = {"ours": case.ours} | {
         name: variant for name, (variant, _) in peers.items() if variant
     }
-    found = alternate(variants, case.quantity, bench)
+    found, failed = alternate(variants, case.quantity, bench)
     summaries = {name: summary(case, rounds, matrix_rate) for name, rounds in found.items()}
-    ours = [one["value"] for one in found["ours"]]
+    ours = [one["value"] for one in found.get("ours", ())]
     for name, (variant, bar) in peers.items():
+        if why := failed.get("ours") or failed.get(name):
+            yield case.not_measured(name, why) | {"ours": summaries.get("ours")}
+            continue
         theirs = [one["value"] for one in found[name]] if variant else [1.0] * len(ours)
         ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
         ratio = statistics.median(ratios)
@@ -119,7 +168,9 @@ def compare(case: Case, bench: Bench, matrix_rate: float | None) -> Iterator[dic
             "ratio": ratio,
             "spread": [min(ratios), max(ratios)],
             "bar": bar,
-            "met": None if bar is None else (ratio <= bar if smaller else ratio >= bar),
+            "met": None
+            if bar is None or bench.little
+            else (ratio <= bar if smaller else ratio >= bar),
             "ours": summaries["ours"],
             "theirs": summaries.get(name),
         }
@@ -146,7 +197,8 @@ def summary(
 def row_of(row: dict) -> str:
     """Return a row as a line of a Markdown table."""
     if row["ratio"] is None:
-        return f"| {row['case']} | {row['peer']} | | | not measured | {bar_of(row)} | | | |"
+        why = f"not measured: {row['not_measured']}".replace("|", "/")
+        return f"| {row['case']} | {row['peer']} | | | {why} | {bar_of(row)} | | | |"
     ours, theirs = row["ours"], row["theirs"]
     unit = "" if row["quantity"] == "share" else f" {row['quantity']}"
     low, high = row["spread"]
@@ -162,10 +214,8 @@ def row_of(row: dict) -> str:
         " / ".join(
             f"{variant['utilisation']:.0%}"
             for variant in (ours, theirs)
-            if "utilisation" in variant
-        )
-        if theirs
-        else "",
+            if variant and "utilisation" in variant
+        ),
     ]
     return "| " + " | ".join(cells) + " |"
 
@@ -191,13 +241,11 @@ def prepare(need: str, bench: Bench) -> None:
         prepare("small", bench)
         bench.run(Variant("ours", "make-generate"), "rows/s")
         return
+    if (bench.work / need).is_dir():
+        return
     sizes = {"large": (36, 20, 1280), "xl": (48, 25, 1600), "small": (12, 12, 768)}[need]
-    folder, tokenizer = str(bench.work / need), str((bench.data / "gpt2_tokenizer").resolve())
-    code = "import transformers as t; "
-    code += "c = t.GPT2Config(n_layer={}, n_head={}, n_embd={}); ".format(*sizes)
-    code += f"t.GPT2LMHeadModel(c).save_pretrained({folder!r}); "
-    code += f"t.AutoTokenizer.from_pretrained({tokenizer!r}).save_pretrained({folder!r})"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    flags = tuple(f"{n}={v}" for n, v in zip(("layers", "heads", "width"), sizes, strict=True))
+    bench.run(Variant("checkpoint", need, flags), "rows/s")
 
 
 def grow(curve: Curve, bench: Bench) -> list[dict]:
@@ -206,7 +254,10 @@ def grow(curve: Curve, bench: Bench) -> list[dict]:
     print(f"\n| {curve.name} | variant | {curve.quantity} (spread) | MB |\n|---|---|---|---|")
     for x in curve.values:
         variants = {name: curve.at(variant, x) for name, variant in curve.variants.items()}
-        for name, rounds in alternate(variants, curve.quantity, bench).items():
+        found, failed = alternate(variants, curve.quantity, bench)
+        if failed:
+            raise SystemExit(f"{curve.name}, {x}: {failed}")
+        for name, rounds in found.items():
             values = [one["value"] * curve.scale(x) for one in rounds]
             low, middle, high = min(values), statistics.median(values), max(values)
             memory = statistics.median(one["memory"] for one in rounds)
@@ -265,17 +316,22 @@ def checkout(given: str) -> tuple[str, Path]:
     return name, Path(path)
 
 
-def main() -> None:
-    """Run the cases or the curves, print their table and write their rows."""
+def parse() -> argparse.Namespace:
+    """Return the options, or end with a message about them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=folder_of_data, required=True, help="folder of the data")
     parser.add_argument("--suite", choices=SUITES, default="cpu")
     parser.add_argument(
+        "--device", choices=("cpu", "cuda"), help="by default that of the suite's name"
+    )
+    parser.add_argument("--little", action="store_true", help="small shapes, to try the suite gpu")
+    parser.add_argument(
         "--peer", type=checkout, action="append", default=[], help="nanogpt=PATH of a checkout"
     )
     parser.add_argument("--case", action="append", help="only these cases, or curves")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--warmups", type=int, default=1, help="rounds that are not counted")
+    parser.add_argument("--rounds", type=int, help="5; of the suite gpu 1")
+    parser.add_argument("--warmups", type=int, help="rounds that are not counted: 1; suite gpu 0")
+    parser.add_argument("--seconds", type=float, help="after which no further variant runs")
     parser.add_argument("--curves", type=Path, help="measure growth; file for the picture")
     parser.add_argument(
         "--clock",
@@ -285,11 +341,42 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path, help="file for the rows")
     options = parser.parse_args()
+    options.device = options.device or {"cpu": "cpu", "gpu": "cuda"}[options.suite]
+    rounds, warmups = ROUNDS[options.suite]
+    options.rounds = rounds if options.rounds is None else options.rounds
+    options.warmups = warmups if options.warmups is None else options.warmups
     known = [each.name for each in (CURVES if options.curves else SUITES[options.suite])]
     if unknown := set(options.case or ()) - set(known):
         parser.error(f"--case: {', '.join(sorted(unknown))} is none of: {'; '.join(known)}")
     if options.rounds < 1 or options.warmups < 0:
         parser.error("--rounds: at least 1; --warmups: at least 0")
+    if options.suite == "cpu" and (options.little or options.device == "cuda"):
+        parser.error("--little and --device cuda are of --suite gpu")
+    if options.suite == "gpu" and options.device == "cpu" and not options.little:
+        parser.error("--suite gpu --device cpu takes hours: add --little, which measures nothing")
+    return options
+
+
+def run_case(case: Case, bench: Bench, measured: dict[str, Any]) -> list[dict]:
+    """Return the rows of a case, also where it cannot be measured; each names the machine."""
+    if bench.device == "cuda" and not measured["gpus"]:
+        rows = [case.not_measured(name, "no GPU") for name in case.peers]
+    else:
+        try:
+            if case.needs:
+                prepare(case.needs, bench)
+            rows = list(compare(case, bench, None if bench.little else measured["rate"]))
+        except VariantError as error:
+            rows = [case.not_measured(name, str(error)) for name in case.peers]
+    return [row | {"machine": measured["machine"], "little": bench.little} for row in rows]
+
+
+def main() -> None:
+    """Run the cases or the curves, print their table and write their rows.
+
+    The exit code is 1 where a variant failed.
+    """
+    options = parse()
     rows: list[dict] = []
 
     def add(more: list[dict]) -> None:
@@ -298,7 +385,6 @@ def main() -> None:
             options.json.write_text(json.dumps(rows, indent=2) + "\n")
 
     with tempfile.TemporaryDirectory() as work:
-        device = {"cpu": "cpu", "gpu": "cuda"}[options.suite]
         bench = Bench(
             options.data,
             Path(work),
@@ -306,7 +392,9 @@ def main() -> None:
             options.rounds,
             options.warmups,
             options.clock,
-            device,
+            options.device,
+            options.little,
+            time.monotonic() + options.seconds if options.seconds else float("inf"),
         )
         if options.curves:
             for curve in CURVES:
@@ -316,19 +404,16 @@ def main() -> None:
                     add(grow(curve, bench))
                     draw(rows, options.curves)
             return
-        machine = bench.run(Variant("machine", "machine"), "rows/s")
+        measured = bench.run(Variant("machine", "machine"), "rows/s")
+        print(", ".join(f"{name}: {value}" for name, value in measured["machine"].items()))
         for case in SUITES[options.suite]:
-            if options.case and case.name not in options.case:
-                continue
-            if device == "cuda" and not machine["gpus"]:
-                add([case.not_measured(name) for name in case.peers])
-                continue
-            if case.needs:
-                prepare(case.needs, bench)
-            before = len(rows)
-            add(list(compare(case, bench, machine["rate"])))
-            print(table(rows[before:]), flush=True)
-    print(f"\nmatrix rate {machine['rate'] / 1e9:,.0f} GFLOP/s\n\n{table(rows)}")
+            if not options.case or case.name in options.case:
+                before = len(rows)
+                add(run_case(case, bench, measured))
+                print(table(rows[before:]), flush=True)
+    print(f"\nmatrix rate {measured['rate'] / 1e9:,.0f} GFLOP/s\n\n{table(rows)}")
+    if any(str(row.get("not_measured")).startswith("failed") for row in rows):
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

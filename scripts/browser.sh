@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Install what the tests of report.html in a browser need: Chromium, and tests/browser/node_modules.
+# Install what the tests of pages in a browser need: Chromium, and tests/browser/node_modules.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 command -v chromium > /dev/null || {

@@ -10,6 +10,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest  # noqa: E402
 
+from helpers.devices import DEVICE  # noqa: E402
 from helpers.factories import ROOT, load_module, make_tasks  # noqa: E402
 from helpers.hub_process import SECRET  # noqa: E402
 
@@ -17,15 +18,23 @@ from helpers.hub_process import SECRET  # noqa: E402
 def pytest_configure(config) -> None:
     """Hide GPUs, unless the tests that need one are asked for, before anything imports torch."""
     asked = config.option.markexpr
-    if "gpu" not in asked or "not gpu" in asked:
+    if "gpu" not in asked or "not gpu" in asked or DEVICE == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = (
             ""  # and not ACCELERATE_USE_CPU, which users do not set
         )
 
 
 def pytest_collection_modifyitems(items) -> None:
-    """Skip tests that need a GPU where there is none, or where it is hidden."""
-    marked = [item for item in items if item.get_closest_marker("gpu")]
+    """Skip tests that need a GPU where there is none, or where it is hidden.
+
+    Those that take the fixture `device` run on a CPU where they are told to.
+    """
+    marked = [
+        item
+        for item in items
+        if item.get_closest_marker("gpu")
+        and not (DEVICE == "cpu" and "device" in item.fixturenames)
+    ]
     if not marked:
         return
     import torch

@@ -31,6 +31,7 @@ LAYERS = (
     "samples",
     "html_report",
     "evaluation",
+    "demo",
     "serving",
     "inference",
     "training",

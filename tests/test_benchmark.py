@@ -66,8 +66,11 @@ def test_rows_of_a_gpu_are_not_measured_without_one(data, tmp_path):
     assert {(row["case"], row["bar"]) for row in rows if row["bar"]} == {
         ("gpt2-124m, block 1024", 1.0),
         ("sst2, LoRA", 3.0),
+        ("generate, one GPU", 3.0),
         ("xl-lora-8bit", 0.35),
     }
+    assert {row["not_measured"] for row in rows} == {"no GPU"}
+    assert all(row["machine"]["torch"] for row in rows)
     assert done.stdout.count("not measured") >= len(rows)
 
 
@@ -79,6 +82,8 @@ def test_rows_of_a_gpu_are_not_measured_without_one(data, tmp_path):
         (["--data", "DATA", "--peer", "nanogpt=nowhere"], "'nowhere' has no train.py"),
         (["--data", "DATA", "--case", "sst"], "sst is none of: shakespeare; "),
         (["--data", "DATA", "--rounds", "0"], "--rounds: at least 1"),
+        (["--data", "DATA", "--suite", "gpu", "--device", "cpu"], "takes hours: add --little"),
+        (["--data", "DATA", "--little"], "--little and --device cuda are of --suite gpu"),
     ],
 )
 def test_wrong_arguments_are_refused(data, arguments, said):
@@ -105,3 +110,48 @@ def test_a_ratio_is_the_median_of_the_rounds_ratios(benchmark, quantity, bar, me
     (row,) = benchmark.compare(case, bench, None)
     assert (row["ratio"], row["spread"], row["met"]) == (2.0, [1.0, 4.0], met)
     assert (row["ours"]["median"], row["theirs"]["median"]) == (6.0, 6.0)
+
+
+def test_a_variant_that_fails_leaves_a_row_and_the_other_peers(benchmark):
+    class Failing(benchmark.Bench):
+        def run(self, variant, quantity):
+            if variant.script == "bad":
+                raise benchmark.VariantError("failed: out of memory")
+            return {"value": 3.0, "memory": 100.0}
+
+    variants = {name: benchmark.Variant(name, "") for name in ("ours", "bad", "good")}
+    peers = {name: (variants[name], 1.0) for name in ("bad", "good")}
+    case = benchmark.Case("case", variants["ours"], peers)
+    bad, good = benchmark.compare(case, Failing(ROOT, ROOT, {}, 2, 0, "wall", "cpu"), None)
+    assert (bad["ratio"], bad["not_measured"]) == (None, "failed: out of memory")
+    assert bad["ours"]["median"] == 3.0
+    assert (good["ratio"], good["met"]) == (1.0, True)
+    assert "not measured: failed: out of memory" in benchmark.row_of(bad)
+    failed = benchmark.Case("case", variants["bad"], {"good": (variants["good"], 1.0)})
+    (row,) = benchmark.compare(failed, Failing(ROOT, ROOT, {}, 1, 0, "wall", "cpu"), None)
+    assert row["not_measured"] == "failed: out of memory"
+
+
+def test_nothing_runs_after_the_deadline(benchmark, data, tmp_path):
+    bench = benchmark.Bench(data, tmp_path, {}, 1, 0, "wall", "cpu", deadline=0.0)
+    case = benchmark.SUITES["gpu"][1]
+    rows = benchmark.run_case(case, bench, {"rate": 1.0, "gpus": 0, "machine": {}})
+    assert [row["not_measured"] for row in rows] == ["no time left"]
+
+
+def test_a_command_that_fails_is_named_by_the_last_line_of_its_error(benchmark, tmp_path, capfd):
+    bench = benchmark.Bench(ROOT, tmp_path, {}, 1, 0, "wall", "cpu")
+    code = "import sys; sys.exit('first\\nno such case')"
+    with pytest.raises(benchmark.VariantError, match="^failed: no such case$"):
+        bench.output_of([sys.executable, "-c", code], {})
+    assert "first" in capfd.readouterr().err
+
+
+def test_a_little_case_of_the_suite_gpu_runs_on_a_cpu(data, tmp_path):
+    found = tmp_path / "results.json"
+    little = ("--suite", "gpu", "--device", "cpu", "--little")
+    done = run("--data", data, *little, "--case", "xl-lora-8bit", "--json", found)
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads(found.read_text())
+    assert row["ratio"] == pytest.approx(row["ours"]["median"] / row["theirs"]["median"])
+    assert (row["met"], row["little"]) == (None, True)  # small shapes say nothing about the bar

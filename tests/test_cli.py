@@ -25,7 +25,7 @@ CLASSIFY = TextClassification(dataset=ANYWHERE)
 VERBS = ("train", "evaluate", "predict", "generate", "merge", "publish", "lm-eval", "hub")
 VERBS += ("selftest", "compare", "repeat", "train helpdesk_pretrain", "repeat helpdesk_pretrain")
 VERBS += ("search", "search helpdesk_pretrain", "new", "list", "show", "run", "completion")
-VERBS += ("doctor", "run helpdesk_pretrain", "show helpdesk_pretrain")
+VERBS += ("doctor", "chat", "demo", "run helpdesk_pretrain", "show helpdesk_pretrain")
 
 
 def help_in_a_second(*words):

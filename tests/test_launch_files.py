@@ -22,7 +22,7 @@ from pipelines.train import Launcher, load_recipe
 
 SCRIPTS = ROOT / "scripts"
 SLURM = sorted((SCRIPTS / "slurm").glob("*.sbatch"))
-SHELL = (*SLURM, *sorted(SCRIPTS.glob("*.sh")))
+SHELL = (*SLURM, *sorted(SCRIPTS.glob("*.sh")), *sorted((SCRIPTS / "gpu").glob("*.sh")))
 JOB = SCRIPTS / "kubernetes" / "job.yaml"
 SKYPILOT = SCRIPTS / "skypilot" / "train.yaml"
 HF_JOB = SCRIPTS / "hf_jobs" / "train.py"

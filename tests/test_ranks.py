@@ -7,12 +7,14 @@ import socket
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 from torch.distributed import TCPStore
 
 from helpers.factories import ROOT
 from pipelines.training.ranks import Ranks, named, shown
+from pipelines.training.shared_gpus import own_gpu
 
 MEETING = ROOT / "tests" / "helpers" / "meeting_ranks.py"
 AGAIN = "Run the same command again to resume from the last checkpoint."
@@ -66,6 +68,8 @@ def test_ranks_end_meetings_together_and_can_meet_again():
         "error_of_one",
         "bug_of_one",
         "error_of_all",
+        "shared_gpu",
+        "own_gpus",
         "busy",
         "blocked",
     ]
@@ -82,6 +86,10 @@ def test_ranks_end_meetings_together_and_can_meet_again():
     bug = [1, ["rank 0 on node-0: ZeroDivisionError: division by zero"]]
     assert heard["bug_of_one"] == ["division by zero", bug, bug]
     assert heard["error_of_all"] == [[2, ["--train.seed: is odd."]]] * 3  # and not three times
+    shared = "ranks 1, 2 would share the GPU GPU-1. Start one process a GPU: lower "
+    shared += "--num_processes, or show each rank a GPU of its own by CUDA_VISIBLE_DEVICES."
+    assert heard["shared_gpu"] == [[2, [f"accelerate launch: {shared}"]]] * 3
+    assert heard["own_gpus"] == ["allowed"] * 3
     assert heard["busy"] == ["waited"] * 3  # 6 s, where a rank is lost after 4.8 s of silence
     for code, values, errors in ends:
         assert code == 3
@@ -128,6 +136,20 @@ def test_a_port_in_use_is_told_by_rank_0():
         [(code, _, errors)] = meet("agree", ranks=(0,), sizes=(2,), port=port)
     assert code == 2
     assert errors[0].startswith(f"port {port} of 127.0.0.1 cannot be opened on node-0: ")
+
+
+@pytest.mark.parametrize(
+    ("visible", "local_rank", "gpu"), [(2, "0", "GPU-0"), (2, "1", "GPU-1"), (1, "1", "GPU-0")]
+)
+def test_a_rank_knows_the_gpu_that_accelerate_gives_it(visible, local_rank, gpu, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: visible)
+    properties = "torch.cuda.get_device_properties"
+    monkeypatch.setattr(properties, lambda index: SimpleNamespace(uuid=f"GPU-{index}"))
+    monkeypatch.setenv("LOCAL_RANK", local_rank)
+    assert own_gpu() == gpu
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert own_gpu() is None
 
 
 def test_a_single_process_agrees_with_itself():

@@ -29,6 +29,13 @@ def check_extra(module: str, *, extra: str, verb: str) -> None:
         stop([f"gpt2-recipes {verb}: needs {module}, which is not installed. Use {command}."], 2)
 
 
+def check_chats(repo: str, revision: str | None, options: GenerationOptions) -> None:
+    """Raise DataError for a result that writes no text, RecipeError for options out of range."""
+    task = read_task(repo, revision)
+    task.check_generates()
+    merge_options(task, options)
+
+
 def check_served(repo: str, revision: str | None, limits: Limits) -> None:
     """Raise RecipeError for limits out of range, DataError for a result that predicts nothing."""
     if problems := list(wrong_values(limits, "")):
@@ -37,7 +44,8 @@ def check_served(repo: str, revision: str | None, limits: Limits) -> None:
     if task.head is None:
         raise DataError(
             f"{repo}: {type(task).__name__} writes texts, which transformers serves: "
-            f"`gpt2-recipes merge {repo} OUT` if it is an adapter, then `transformers serve OUT`."
+            f"`gpt2-recipes merge {repo} OUT` if it is an adapter, then `transformers serve OUT`. "
+            f"To talk with it here, `gpt2-recipes chat {repo}`."
         )
 
 

@@ -55,6 +55,8 @@ FAMILIES: dict[str, dict[str, Verb]] = {
         "report": results.report,
         "predict": results.predict,
         "generate": results.generate,
+        "chat": results.chat,
+        "demo": results.demo,
         "serve": serving.serve,
         "merge": results.merge,
         "publish": results.publish,

@@ -8,7 +8,14 @@ from typing import Annotated, Any
 
 import tyro
 
-from pipelines.cli.checks import at_least_one, check_assistance, check_result, column_names
+from pipelines.cli.checks import (
+    at_least_one,
+    check_assistance,
+    check_chats,
+    check_extra,
+    check_result,
+    column_names,
+)
 from pipelines.cli.generation_flags import NO_GENERATION_FLAGS, GenerationFlags, typed_options
 from pipelines.recipe.values import Precision
 from pipelines.terminal import stop
@@ -138,6 +145,80 @@ def generate(
         generate_text(repo, text, typed, seed=seed, **loading)
     elif file is not None:
         generate_file(repo, file, typed, out=out, seed=seed, batch_size=batch_size, **loading)
+
+
+def chat(
+    repo: Repo,
+    /,
+    *,
+    generation: Annotated[GenerationFlags, tyro.conf.arg(name="")] = NO_GENERATION_FLAGS,
+    seed: int | None = None,
+    revision: str | None = None,
+    base: str | None = None,
+    precision: Precision | None = None,
+) -> None:
+    """Talk with a language model in the terminal.
+
+    Each line that you type, or that a pipe gives, is a message; /help lists the commands. Options
+    that are not given are those of the recipe. Ctrl-C stops a reply, Ctrl-D ends.
+
+    Args:
+        repo: Folder of a run, or Hub id.
+        seed: Seed of the sampling.
+        revision: Commit, branch or tag on the Hub.
+        base: Folder or Hub id of an adapter's base, in place of the one that it names.
+        precision: Precision of the base, in place of the one that the adapter was trained on.
+    """
+    typed = typed_options(generation)
+    check_result(repo)
+    check_chats(repo, revision, typed)
+    from pipelines.inference.chat_terminal import chat as talk
+
+    talk(repo, typed, seed=seed, revision=revision, base=base, precision=precision)
+
+
+def demo(
+    repo: Repo,
+    /,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    publish: str | None = None,
+    public: bool = False,
+    revision: str | None = None,
+    base: str | None = None,
+    precision: Precision | None = None,
+) -> None:
+    """Show a result on a page in the browser, or publish the page as a Space.
+
+    The page suits the task: labels with their probabilities, an answer in its context, a text or a
+    chat as it is written. It needs the extra `demo`, a Space does not.
+
+    Args:
+        repo: Folder of a run, or Hub id.
+        host: Address to listen on; 0.0.0.0 lets other machines use the page.
+        port: Port to listen on; 0 takes a free one.
+        publish: Hub id, as USER/NAME, of a Space to make or to update, in place of serving.
+        public: Publish the Space for everybody to see.
+        revision: Commit, branch or tag on the Hub.
+        base: Folder or Hub id of an adapter's base, in place of the one that it names.
+        precision: Precision of the base, in place of the one that the adapter was trained on.
+    """
+    check_result(repo)
+    if publish is not None:
+        if base is not None:
+            stop(["--base: does not go with --publish: a Space loads the base that REPO names."], 2)
+        from pipelines.demo.space import publish_space
+
+        publish_space(repo, publish, public=public, revision=revision, precision=precision)
+        return
+    check_extra("gradio", extra="demo", verb="demo")
+    from pipelines.demo.address import usable_port
+
+    port = usable_port(host, port)
+    from pipelines.demo.serve import serve
+
+    serve(repo, host=host, port=port, revision=revision, base=base, precision=precision)
 
 
 def report(

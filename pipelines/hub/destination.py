@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any, Literal
 
 from huggingface_hub import HfApi, constants, hf_hub_url, is_offline_mode
 from huggingface_hub.errors import (
@@ -129,17 +130,21 @@ def base_problems(hub: Hub, recipe: Recipe, *, public: bool) -> Iterator[Problem
         yield Problem("public", f"the base {name} is private, so others cannot load it.")
 
 
-def ensure_repository(hub: Hub, repo: str, *, public: bool) -> Iterator[Problem]:
+def ensure_repository(
+    hub: Hub, repo: str, *, public: bool, kind: Literal["model", "space"] = "model"
+) -> Iterator[Problem]:
     """Create `repo` if it is missing; yield why it cannot be, or is not as private as requested."""
+    options: dict[str, Any] = {"space_sdk": "gradio"} if kind == "space" else {}
+    options |= {"repo_type": kind, "private": not public, "exist_ok": True}
     try:
-        info = hub.ask(lambda api: api.model_info(repo))
+        info = hub.ask(lambda api: api.repo_info(repo, repo_type=kind))
     except RepositoryNotFoundError:
         try:
-            hub.ask(lambda api: api.create_repo(repo, private=not public, exist_ok=True))
+            hub.ask(lambda api: api.create_repo(repo, **options))
         except HfHubHTTPError as error:
             yield Problem("push_to", f"{repo} cannot be created: {reason(error)}")
             return
-        info = hub.ask(lambda api: api.model_info(repo))
+        info = hub.ask(lambda api: api.repo_info(repo, repo_type=kind))
     if info.id.lower() != repo.lower():
         yield Problem("push_to", f"{repo} is now called {info.id}. Publish to that.")
     elif info.private and public:

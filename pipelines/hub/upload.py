@@ -6,6 +6,7 @@ import hashlib
 import json
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Literal
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import RepositoryNotFoundError
@@ -40,9 +41,11 @@ def upload(api: HfApi, contents: Contents, repo: str) -> str:
     return commit.oid
 
 
-def list_files(api: HfApi, repo: str, revision: str | None) -> dict[str, RepoFile]:
+def list_files(
+    api: HfApi, repo: str, revision: str | None, *, kind: Literal["model", "space"] = "model"
+) -> dict[str, RepoFile]:
     """Return the files of a repository by their paths."""
-    items = api.list_repo_tree(repo, recursive=True, revision=revision)
+    items = api.list_repo_tree(repo, recursive=True, revision=revision, repo_type=kind)
     return {item.path: item for item in items if isinstance(item, RepoFile)}
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +55,7 @@ def generate_text(
         (written,) = continue_prompts(loaded.model, tokenizer, prompts, generation, seed=seed)
         print(strip_reply(task, written.text))
     else:
-        streamer = ReplyStreamer(task, tokenizer)
+        streamer = ReplyStreamer(task, tokenizer, write=partial(print, end="", flush=True))
         continue_prompts(
             loaded.model,
             tokenizer,
@@ -63,6 +65,7 @@ def generate_text(
             streamer=streamer,
             assistance=assistance,
         )
+        print()
 
 
 @quiet_libraries()
@@ -147,22 +150,27 @@ def load_assistance(
 
 
 class ReplyStreamer(TextStreamer):
-    """Print a text while it is written, a reply without the spaces before its first word."""
+    """Pass a text on while it is written, a reply without the spaces before its first word.
 
-    def __init__(self, task: Task, tokenizer: Any):
+    `write` is called after each token, with "" until a word is complete. What it raises ends the
+    generation.
+    """
+
+    def __init__(self, task: Task, tokenizer: Any, *, write: Callable[[str], None]):
         super().__init__(
             tokenizer,
             skip_prompt=True,
             skip_special_tokens=True,
             clean_up_tokenization_spaces=False,
         )
+        self.write = write
         self.at_start = task.writes_replies
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         if self.at_start:
             text = text.lstrip()
             self.at_start = not text
-        super().on_finalized_text(text, stream_end)
+        self.write(text)
 
 
 def strip_reply(task: Task, text: str) -> str:

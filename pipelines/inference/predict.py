@@ -15,6 +15,8 @@ from pipelines.errors import DataError
 from pipelines.hub.load import LoadedResult
 from pipelines.inference.loading import load_to_infer
 from pipelines.inference.resumable_jsonl import map_file
+from pipelines.models.causal_attention import reading_rows
+from pipelines.models.generation import without_adapter_class
 from pipelines.process import quiet_libraries
 from pipelines.recipe.values import Precision
 from pipelines.tasks.base import Features, Task
@@ -75,14 +77,15 @@ def logits_of_rows(
     """Return the logits of each encoded row, as `Task.predictions` takes them, in order."""
     longest_first = sorted(range(len(encoded)), key=lambda row: -len(encoded[row]["input_ids"]))
     logits: dict[int, Any] = {}  # by row
-    for start in range(0, len(longest_first), batch_size):
-        rows = longest_first[start : start + batch_size]
-        batch = collate([encoded[row] for row in rows])
-        inputs = {k: v.to(model.device) for k, v in batch.items() if k != "labels"}
-        outputs = model(**inputs)
-        heads = tuple(value for name, value in outputs.items() if name.endswith("logits"))
-        reduced = task.reduce_logits(heads if len(heads) > 1 else heads[0], None)
-        logits |= zip(rows, reduced.float().cpu().numpy(), strict=True)
+    with reading_rows(without_adapter_class(model)):
+        for start in range(0, len(longest_first), batch_size):
+            rows = longest_first[start : start + batch_size]
+            batch = collate([encoded[row] for row in rows])
+            inputs = {k: v.to(model.device) for k, v in batch.items() if k != "labels"}
+            outputs = model(**inputs)
+            heads = tuple(value for name, value in outputs.items() if name.endswith("logits"))
+            reduced = task.reduce_logits(heads if len(heads) > 1 else heads[0], None)
+            logits |= zip(rows, reduced.float().cpu().numpy(), strict=True)
     return [logits[row] for row in sorted(logits)]
 
 

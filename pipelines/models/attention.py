@@ -1,4 +1,4 @@
-"""Unfused attention, the fastest for short rows where oneDNN multiplies.
+"""The attention of a model, and the unfused one: the fastest for short rows with oneDNN.
 
 torch's fused attention multiplies tiles, each at oneDNN's cost of a call; its unfused one converts
 the mask in each layer, and then looks for rows that attend to nothing.
@@ -9,11 +9,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import eager_mask
 
+from pipelines.models.causal_attention import use_causal_attention
 from pipelines.models.upstream import attention_of
 from pipelines.process import onednn_fp32_is_exact
 
@@ -22,6 +24,22 @@ SHORT = 384
 """Tokens of the longest row that takes it; on longer ones torch's is faster, or smaller."""
 UNSUPPORTED = ("position_bias", "softcap", "cache")
 """Arguments of some models that `attend` does not implement."""
+
+
+def choose_attention(model: PreTrainedModel, num_tokens: int) -> None:
+    """Choose the attention of a model that has torch's, for rows of `num_tokens`.
+
+    | device | rows | attention |
+    |---|---|---|
+    | CPU with exact products by oneDNN | up to `SHORT` tokens | unfused, with a mask |
+    | CUDA | any | fused; without a mask where a batch is read, see `leave_masks_out` |
+    | other | any | torch's, with a mask |
+    """
+    device = PartialState().device.type
+    if device == "cpu":
+        use_unfused_attention(model, num_tokens)
+    elif device == "cuda":
+        use_causal_attention(model)
 
 
 def use_unfused_attention(model: PreTrainedModel, num_tokens: int) -> None:

@@ -14,7 +14,7 @@ from transformers import GPT2Config, PreTrainedModel, PreTrainedTokenizerBase
 from pipelines.console import console
 from pipelines.errors import Problem, RecipeError
 from pipelines.models.adapters import add_adapter
-from pipelines.models.attention import use_unfused_attention
+from pipelines.models.attention import choose_attention
 from pipelines.models.checkpoint_checks import (
     check_finite,
     check_weights,
@@ -82,8 +82,7 @@ def from_scratch(
         **task.model_kwargs(labels),
     )
     base: PreTrainedModel = getattr(transformers, task.auto_class).from_config(config)
-    if PartialState().device.type == "cpu":
-        use_unfused_attention(base, task.length)
+    choose_attention(base, task.length)
     return base
 
 
@@ -123,10 +122,9 @@ def load_base(
     check_finite(base, name=name, path=path)
     check_special_tokens(tokenizer, num_embeddings(base), path=path)
     check_length(task, base)
-    if PartialState().device.type == "cpu":
-        use_unfused_attention(base, task.length)
     keep_4bit_layout(base)
     try_model(base, causal=task.head is None, name=name, path=path)
+    choose_attention(base, task.length)
     guard_embeddings(base, tokenizer)
     if head == "new":
         for note in loading_notes(base, loading, config, labels):

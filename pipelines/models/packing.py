@@ -11,17 +11,19 @@ import torch
 
 from pipelines.data.bin_packing import best_fit
 from pipelines.data.padding import round_up
+from pipelines.models.segments import segment_bounds
 from pipelines.tasks.base import MULTIPLE
 
 MAX_RELATIVE_COST = 0.9  # a batch is packed if its cost falls to this fraction or below
 CAPACITIES = (1, 1.25, 1.5, 2, 3)  # of bins, in lengths of the longest row
 LONG = 2048  # tokens of a row at which attention costs about as much as all the rest
 
-Plan = tuple[torch.Tensor, torch.Tensor]
+Plan = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """How to pack a batch, padded on the right to (rows, width), and how to unpack it.
 
 The first tensor, (packed rows, packed length), has the position in the flat padded batch of each
 token; padding has position 0. The second, (rows, width), has positions in the flat packed batch.
+The third has the bounds of the packed rows' segments.
 """
 
 
@@ -54,7 +56,8 @@ def plan(lengths: Sequence[int], width: int) -> Plan | None:
             packed[number, start : start + lengths[row]] = row * width + positions
             unpacked[row, : lengths[row]] = number * packed_length + start + positions
             start += lengths[row]
-    return torch.from_numpy(packed), torch.from_numpy(unpacked)
+    bounds = segment_bounds([[lengths[row] for row in rows] for rows in bins], packed_length)
+    return torch.from_numpy(packed), torch.from_numpy(unpacked), bounds
 
 
 def accept_plans(body: torch.nn.Module) -> None:
@@ -63,7 +66,8 @@ def accept_plans(body: torch.nn.Module) -> None:
     transformers' heads pass keywords that they do not know on to the body. Heads, labels and losses
     see the padded batch, whose states at padding are meaningless.
     """
-    body.register_forward_pre_hook(_pack, with_kwargs=True)
+    # Before the hook that leaves masks out, which then sees the packed rows
+    body.register_forward_pre_hook(_pack, with_kwargs=True, prepend=True)
     body.register_forward_hook(_unpack, with_kwargs=True)
 
 
@@ -73,24 +77,31 @@ def _pack(
     """Pack the tokens; positions that begin again isolate rows from each other."""
     if kwargs.get("plan") is None:
         return None
-    packed, _ = kwargs["plan"]
+    packed, _, bounds = kwargs["plan"]
     padded = args[0] if args else kwargs["input_ids"]
     inputs = {
         "input_ids": padded.flatten()[packed],
         "position_ids": packed % padded.shape[1],
         "attention_mask": None,
     }
-    return (), kwargs | inputs
+    # Padding is a segment, too; its states are not used
+    return (), kwargs | inputs | flash_options(bounds, packed.shape[1])
 
 
 def _unpack(body: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
     """Unpack the last hidden states."""
     if kwargs.get("plan") is None:
         return None
-    _, unpacked = kwargs["plan"]
+    _, unpacked, _ = kwargs["plan"]
     states = output.last_hidden_state.flatten(0, 1).index_select(0, unpacked.flatten())
     output.last_hidden_state = states.unflatten(0, unpacked.shape)
     return output
+
+
+def flash_options(bounds: torch.Tensor, longest: int) -> dict[str, Any]:
+    """Return the bounds of segments by transformers' names; no segment is longer than `longest`."""
+    lengths = {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds}
+    return lengths | {"max_length_q": longest, "max_length_k": longest}
 
 
 @dataclass(frozen=True)
@@ -104,3 +115,17 @@ class WithPlan:
         inputs = self.collate(rows)
         how = plan([len(row["input_ids"]) for row in rows], inputs["input_ids"].shape[1])
         return inputs if how is None else inputs | {"plan": how}
+
+
+@dataclass(frozen=True)
+class WithBounds:
+    """A collator that adds the bounds of the documents of packed blocks."""
+
+    collate: Callable[[list[dict[str, Any]]], dict[str, Any]]
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return a batch of blocks, with the bounds of their documents."""
+        inputs = self.collate(rows)
+        width = inputs["input_ids"].shape[1]
+        bounds = segment_bounds([row["seq_lengths"] for row in rows], width)
+        return inputs | flash_options(bounds, width)

@@ -105,6 +105,23 @@ def isolates_packed_rows(body: Any) -> bool:
     return bool((packed - alone).abs().max() < 0.1 * (mixed - alone).abs().max())
 
 
+def needs_no_mask(body: Any, no_mask: torch.Tensor) -> bool:
+    """Try whether a body with `no_mask` gives a row what it does with the mask of its padding.
+
+    The row is padded on the right. A body that computes with its mask may raise, or differ.
+    """
+    ids = torch.arange(8, device=body.device) % body.get_input_embeddings().num_embeddings
+    ids = ids.view(2, 4)
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]], device=body.device)
+    with evaluating(body), without_8bit_outliers(body):
+        masked = body(ids, attention_mask=mask, use_cache=False).last_hidden_state[1, :2]
+        try:
+            bare = body(ids, attention_mask=no_mask, use_cache=False).last_hidden_state[1, :2]
+        except (IndexError, RuntimeError):
+            return False
+    return bool((bare - masked).abs().max() <= 0.02 * masked.abs().max())
+
+
 def try_model(model: PreTrainedModel, *, causal: bool, name: str, path: str) -> None:
     """Run a model on a few tokens.
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 import transformers
 from transformers import PreTrainedModel, modeling_utils
 
@@ -31,6 +32,30 @@ def attention_of(model: PreTrainedModel) -> str:
     return str(model.config._attn_implementation)
 
 
+def flash_attention_of_segments(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    bounds: torch.Tensor,
+    longest: int,
+    *,
+    scaling: float | None,
+    dropout: float,
+) -> torch.Tensor:
+    """Return the output of causal attention inside of segments, (tokens, heads, width of a head).
+
+    Queries, keys and values have that shape, too. Segments begin at `bounds`, (segments + 1,)
+    int32, and have at most `longest` tokens. On CUDA in half precision only. The public
+    `varlen_attn` is the same kernel without dropout, with which GPT-2's checkpoints are trained.
+    """
+    kernel = torch.ops.aten._flash_attention_forward
+    options = {"scale": scaling}
+    outputs: tuple[torch.Tensor, ...] = kernel(
+        query, key, value, bounds, bounds, longest, longest, dropout, True, False, **options
+    )
+    return outputs[0]
+
+
 def count_shifted_labels(model: PreTrainedModel) -> None:
     """Let the Trainer count the labels of a language model that have a token before them.
 
@@ -48,6 +73,22 @@ def replace_forward(model: PreTrainedModel, forward: Callable[..., Any]) -> None
     """
     module: Any = model
     module.forward = types.MethodType(forward, model)
+
+
+def skip_padding_check(model: PreTrainedModel) -> None:
+    """Let a model not look whether rows without a mask begin or end with padding.
+
+    transformers reads tokens for that in each forward pass, for which a host waits for its GPU. The
+    batches of training need no mask: padding is on the right, and has no labels.
+    """
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            unchecked: Any = module
+            unchecked.warn_if_padding_and_no_attention_mask = _no_check
+
+
+def _no_check(*_: Any, **__: Any) -> None:
+    """Do nothing."""
 
 
 @contextmanager

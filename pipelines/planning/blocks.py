@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -62,6 +63,11 @@ class Watch:
     """Bytes of converted weights, by block."""
     growth: int | None = None
     """Bytes by which the process grew in the last block of the first pass."""
+    input_bytes: int = 0
+    """Of the last block's input."""
+    checkpointed: bool = False
+    """Whether training keeps the inputs of blocks alone. The last block keeps all, as if it were
+    the one that is computed again."""
     forward_seconds: float = 0.0
     backward_seconds: float = 0.0
 
@@ -72,7 +78,8 @@ class Watch:
         self.seen: set[int] = set()
         self.current, self.last = -1, len(blocks_of(self.model)) - 1
         self.resident, self.started = 0, 0.0
-        self.unpacked: dict[int, float] = {}
+        self.reached: dict[int, float] = {}
+        """When the backward pass came to a block."""
 
     @contextmanager
     def watching(self) -> Iterator[Watch]:
@@ -83,58 +90,63 @@ class Watch:
             hooks.append(block.register_forward_pre_hook(self.enter(number)))
             hooks.append(block.register_forward_hook(self.leave))
         try:
-            with torch.autograd.graph.saved_tensors_hooks(self.pack, self.unpack):
+            with torch.autograd.graph.saved_tensors_hooks(self.pack, lambda tensor: tensor):
                 yield self
         finally:
             for hook in hooks:
                 hook.remove()
-        if {self.last, self.last - 1} <= self.unpacked.keys():
-            self.backward_seconds = self.unpacked[self.last - 1] - self.unpacked[self.last]
+        if {self.last, self.last - 1} <= self.reached.keys():
+            self.backward_seconds = self.reached[self.last - 1] - self.reached[self.last]
 
     def begin(self, *_: Any) -> None:
         """Forget the pass before."""
         if torch.is_grad_enabled():
             if self.growth is None:
                 memory_at_rest()  # no block uses what was freed before
-            self.saved, self.casts, self.unpacked = {}, {}, {}
+            self.saved, self.casts, self.reached = {}, {}, {}
             self.seen, self.current = set(), -1
+            last: Any = blocks_of(self.model)[self.last]
+            if self.last > 0 and getattr(last, "gradient_checkpointing", False):
+                self.checkpointed, last.gradient_checkpointing = True, False
 
     def enter(self, number: int) -> Any:
         """Return a hook that begins a block."""
 
-        def hook(*_: Any) -> None:
+        def hook(block: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+            self.input_bytes = inputs[0].nbytes
             self.current, self.resident, self.started = number, resident_memory(), now()
 
         return hook
 
-    def leave(self, *_: Any) -> None:
+    def leave(self, block: Any, inputs: Any, output: Any) -> None:
         """End a block."""
         if torch.is_grad_enabled():
             self.forward_seconds = now() - self.started
             if self.current == self.last and self.growth is None:
                 self.growth = resident_memory() - self.resident
+            states = output[0] if isinstance(output, tuple) else output
+            if states.requires_grad:
+                states.register_hook(partial(self.reach, self.current))
         self.current = -1
 
-    def pack(self, tensor: torch.Tensor) -> tuple[int, torch.Tensor]:
+    def reach(self, number: int, gradient: torch.Tensor) -> None:
+        """Note that the backward pass comes to a block."""
+        self.reached[number] = now()
+
+    def pack(self, tensor: torch.Tensor) -> torch.Tensor:
         """Count a tensor that is saved."""
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in self.known | self.seen:
             self.seen.add(storage.data_ptr())
             kind = self.casts if tensor.numel() in self.sizes else self.saved
             kind[self.current] = kind.get(self.current, 0) + storage.nbytes()
-        return self.current, tensor
-
-    def unpack(self, packed: tuple[int, torch.Tensor]) -> torch.Tensor:
-        """Note when the backward pass comes to a block."""
-        number, tensor = packed
-        if number not in self.unpacked:
-            self.unpacked[number] = now()
         return tensor
 
     @property
     def block_seconds(self) -> float:
         """Return the seconds of a block's forward and backward pass."""
-        return self.forward_seconds + self.backward_seconds
+        num_forward = 2 if self.checkpointed else 1
+        return num_forward * self.forward_seconds + self.backward_seconds
 
 
 def now() -> float:

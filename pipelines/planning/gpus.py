@@ -73,6 +73,8 @@ class Anatomy:
     """Weights in bfloat16, which are kept from the forward to the backward pass."""
     block_per_token: float
     """Activations that a token saves in a block."""
+    input_per_token: float
+    """What of them is the block's input."""
     outside_trained: int
     """Trainable parameters outside of the blocks, without the embeddings."""
     outside_per_token: float
@@ -155,6 +157,7 @@ def dissect(recipe: Recipe, labels: tuple[str, ...]) -> Anatomy:
         block_trained=block_trained,
         block_casts=watch.casts.get(last, 0),
         block_per_token=watch.saved.get(last, 0) / num_tokens,
+        input_per_token=watch.input_bytes / num_tokens,
         outside_trained=num_trained(model) - len(blocks) * block_trained - embeddings,
         outside_per_token=watch.saved.get(-1, 0) / num_tokens,
     )
@@ -250,18 +253,31 @@ def gpu_bytes(
         gradients=4 * trained,
         optimizer=(2 if recipe.train.optim == "adamw_bnb_8bit" else 8) * trained,
         loss=loss,
-        per_row=longest * (layers * anatomy.block_per_token + anatomy.outside_per_token),
+        per_row=longest * activations_per_token(recipe, anatomy, layers),
     )
+
+
+def activations_per_token(recipe: Recipe, anatomy: Anatomy, layers: int) -> float:
+    """Return the bytes that a token of a training step saves, with `layers` blocks."""
+    in_blocks = layers * anatomy.block_per_token
+    if recipe.train.activation_checkpointing:  # one block at a time is computed again
+        in_blocks = layers * anatomy.input_per_token + anatomy.block_per_token
+    return in_blocks + anatomy.outside_per_token
 
 
 def flops_per_token(recipe: Recipe, parameters: Parameters, length: int) -> float:
     """Return the operations of a token's training step.
 
     They are 6 for each parameter that multiplies: 2 forward, 2 for the gradient of its input, 2 for
-    its own, which a frozen one has not; and those of attention.
+    its own, which a frozen one has not; and those of attention. With activation checkpointing the
+    blocks have 2 more.
     """
     multiplying = parameters.in_blocks
     if recipe.task.learns_tokens:
         multiplying += parameters.vocabulary * parameters.width
     each = 6 if recipe.lora is None else 4
-    return each * multiplying + 12 * parameters.num_layers * parameters.width * length
+    attention = parameters.num_layers * parameters.width * length
+    flops = each * multiplying + 12 * attention
+    if recipe.train.activation_checkpointing:
+        flops += 2 * parameters.in_blocks + 4 * attention
+    return flops

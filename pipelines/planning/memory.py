@@ -23,7 +23,8 @@ def predict_peaks(
     factor = max_tokens / rehearsal.tokens
     loading = peaks["loading"] + more * block.weights
     kept = block.weights + block.gradients + block.optimizer
-    activations = rehearsal.num_layers * block.activations + rehearsal.activations_outside
+    activations = rehearsal.num_layers * block.activations + block.recomputed
+    activations += rehearsal.activations_outside
     training = peaks["training"] + more * kept
     freed = int(more * factor * block.activations + (factor - 1) * activations)
     training += freed

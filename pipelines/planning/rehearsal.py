@@ -66,6 +66,8 @@ class Block:
     optimizer: int
     activations: int
     """Saved for the backward pass of the rehearsal's batch, with the gaps between them."""
+    recomputed: int = 0
+    """Saved, in place of its input alone, in the one block that is computed again at a time."""
 
 
 @dataclass(frozen=True)
@@ -265,6 +267,7 @@ def block_of(trainer: RecipeTrainer, watch: Watch, optimizer: Any) -> Block:
     block = blocks_of(watch.model)[last]
     trained = trained_parameters(block)
     saved = watch.saved.get(last, 0) + watch.casts.get(last, 0)
+    activations = max(saved, min(watch.growth or 0, MAX_GAPS * saved))
     inner = getattr(optimizer, "optimizer", optimizer)  # Accelerate's wraps it
     state = [
         each.nbytes
@@ -276,7 +279,8 @@ def block_of(trainer: RecipeTrainer, watch: Watch, optimizer: Any) -> Block:
         weights=module_bytes(block),
         gradients=sum(each.nbytes for each in trained),
         optimizer=sum(state),
-        activations=max(saved, min(watch.growth or 0, MAX_GAPS * saved)),
+        activations=watch.input_bytes if watch.checkpointed else activations,
+        recomputed=activations if watch.checkpointed else 0,
     )
 
 

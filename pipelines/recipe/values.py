@@ -163,8 +163,10 @@ class Train:
     """Stop after this many evaluations in a row that are not better than the best."""
     early_stopping_threshold: Annotated[float, Ge(0)] = 0.0
     """Least gain over the best for an evaluation to count as better."""
+    activation_checkpointing: bool = False
+    """Compute a layer's activations again in the backward pass, to keep only its input."""
     torch_compile: bool = False
-    """Compile the model; the first step, and each new row length, waits for the compiler."""
+    """Compile the model's blocks; the first steps, and a second length of rows, wait for it."""
     dataloader_num_workers: Annotated[int, Ge(0), Le(64)] = 0
     """DataLoader worker processes, which collate batches."""
     ddp_timeout: Annotated[int, Ge(20)] = 600

@@ -21,7 +21,7 @@ from pipelines.data.padding import Collator, PaddingCollator
 from pipelines.data.rows import Examples
 from pipelines.data.source import DatasetSource
 from pipelines.errors import DataError
-from pipelines.tasks.generation import Continuation, Generation
+from pipelines.tasks.generation import Continuation, Generation, Turn
 from pipelines.tasks.interface import Interface
 
 if TYPE_CHECKING:
@@ -186,6 +186,11 @@ class Task:
     @property
     def isolates_rows(self) -> bool:
         """Tell whether several texts share a row whose attention mask isolates them."""
+        return False
+
+    @property
+    def rows_have_one_length(self) -> bool:
+        """Tell whether all training rows have `length` tokens."""
         return False
 
     def trainer_options(self) -> dict[str, Any]:
@@ -433,6 +438,15 @@ class Task:
         """Return what a person gives a model of this task, and what comes back."""
         raise NotImplementedError
 
+    def texts_of_input(self, text: str) -> tuple[str, ...]:
+        """Return the texts of `interface.columns` that a model reads as a text, on a line each.
+
+        Return () if they cannot be told apart.
+        """
+        num_columns = len(self.interface.columns)
+        texts = tuple(text.split("\n")) if num_columns > 1 else (text,)
+        return texts if len(texts) == num_columns else ()
+
     def thresholds_of(self, labels: tuple[str, ...]) -> dict[str, float]:
         """Return the probability above which each label is given; {} if the likeliest one is."""
         return {}
@@ -447,6 +461,28 @@ class Task:
 
         Raise DataError with file and line for a row without a prompt, and for a task that
         generates no text.
+        """
+        self.check_generates()
+        raise NotImplementedError
+
+    @property
+    def keeps_turns(self) -> bool:
+        """Tell whether a model reads the earlier turns of a conversation before a message."""
+        return False
+
+    @property
+    def chat_hint(self) -> str:
+        """Return what a user has to know who talks with a model, in a sentence or two."""
+        self.check_generates()
+        raise NotImplementedError
+
+    def conversation(
+        self, turns: Sequence[Turn], text: str, tokenizer: PreTrainedTokenizerBase
+    ) -> list[int]:
+        """Return the token ids that end where the reply to a message begins.
+
+        `turns` are the earlier ones, none unless `keeps_turns`. Raise DataError for an empty
+        message, and for a task that generates no text.
         """
         self.check_generates()
         raise NotImplementedError

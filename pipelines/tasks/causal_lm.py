@@ -30,6 +30,8 @@ from pipelines.tasks.base import (
     token_ids,
 )
 from pipelines.tasks.encoding import encode_pieces
+from pipelines.tasks.generation import Turn
+from pipelines.tasks.interface import Interface
 
 if TYPE_CHECKING:
     import torch
@@ -106,6 +108,10 @@ class CausalLM(Task):
     @property
     def isolates_rows(self) -> bool:
         return self.packing == "bfd_split"
+
+    @property
+    def rows_have_one_length(self) -> bool:
+        return self.packing == "wrapped"
 
     @property
     def document_column(self) -> str:
@@ -331,6 +337,25 @@ class CausalLM(Task):
                     "to continue."
                 )
         return [[tokenizer.eos_token_id, *ids] for ids in token_ids(tokenizer, texts)]
+
+    @property
+    def interface(self) -> Interface:
+        return Interface((self.text_column,), "text")
+
+    @property
+    def keeps_turns(self) -> bool:
+        return True
+
+    @property
+    def chat_hint(self) -> str:
+        return "It continues texts: what you type, after all that was written before."
+
+    def conversation(
+        self, turns: Sequence[Turn], text: str, tokenizer: PreTrainedTokenizerBase
+    ) -> list[int]:
+        """Return the tokens of all texts and their continuations, each text on a new line."""
+        texts = [*(turn.message + turn.reply for turn in turns), text]
+        return self.prompts(Examples([self.row("\n".join(texts))], "text"), tokenizer)[0]
 
 
 class Documents:

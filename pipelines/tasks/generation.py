@@ -1,4 +1,4 @@
-"""Options of generation, and a generated text."""
+"""Options of generation, a generated text, and the turns of a conversation."""
 
 from __future__ import annotations
 
@@ -17,6 +17,14 @@ class Continuation:
 
     text: str
     ended: bool
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A message of a conversation, and what the model wrote after it."""
+
+    message: str
+    reply: str
 
 
 @dataclass(frozen=True, kw_only=True)

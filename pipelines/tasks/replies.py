@@ -7,7 +7,7 @@ It ends in EOS, which is learned although it is the pad token too.
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from string import Formatter
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -17,7 +17,8 @@ from annotated_types import Ge, Le
 from pipelines.errors import DataError
 from pipelines.tasks.base import Task, token_ids
 from pipelines.tasks.chat_forms import begins_with_turn, looks_like_turns, read_turns
-from pipelines.tasks.generation import Generation
+from pipelines.tasks.generation import Generation, Turn
+from pipelines.tasks.interface import Interface
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -220,6 +221,49 @@ class ReplyTask(Task):
     def prompts(self, examples: Examples, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
         prompts = [self.prompt(row, examples.locate(i)) for i, row in enumerate(examples.rows)]
         return [encode_prompt(tokenizer, prompt) for prompt in prompts]
+
+    @property
+    def interface(self) -> Interface:
+        if self.chat:
+            return Interface((), "chat")
+        return Interface(tuple(columns_of(self.prompt_format)), "text")
+
+    def texts_of_input(self, text: str) -> tuple[str, ...]:
+        """Return the text of the prompt's only column."""
+        if len(self.interface.columns) != 1:
+            return ()
+        before, _, after = self.prompt_format.format_map(
+            dict.fromkeys(self.interface.columns, "\0")
+        ).partition("\0")
+        after = after.rstrip(" ")
+        fits = text.startswith(before) and text.endswith(after)
+        return (text.removeprefix(before).removesuffix(after),) if fits else ()
+
+    @property
+    def keeps_turns(self) -> bool:
+        """Tell whether the model was trained on chats, and not on single prompts."""
+        return self.chat
+
+    @property
+    def chat_hint(self) -> str:
+        if self.chat:
+            return "It reads the whole conversation."
+        first, *others = columns_of(self.prompt_format)
+        empty = f" What you type is its {first}; {', '.join(others)} stays empty." if others else ""
+        return f"It was trained on single prompts: earlier messages are not read.{empty}"
+
+    def conversation(
+        self, turns: Sequence[Turn], text: str, tokenizer: PreTrainedTokenizerBase
+    ) -> list[int]:
+        if not self.chat:
+            first, *others = columns_of(self.prompt_format)
+            row = {first: text} | dict.fromkeys(others, "")
+            return encode_prompt(tokenizer, fill_format(self.prompt_format, row, "message"))
+        messages = []
+        for turn in turns:
+            messages.append({"role": "user", "content": turn.message})
+            messages.append({"role": "assistant", "content": turn.reply})
+        return encode_prompt(tokenizer, [*messages, {"role": "user", "content": text}])
 
 
 def format_problems(prompt_format: str) -> Iterator[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
-import torch
 from accelerate import PartialState
 from transformers import TrainingArguments
 
@@ -36,6 +35,7 @@ def training_arguments(recipe: Recipe, kind: type[Arguments], **options: Any) ->
         max_steps=train.max_steps or -1,
         warmup_steps=train.warmup_steps,
         **schedule(train),
+        **device_options(),
         optim="adamw_torch_fused" if train.optim == "muon" else train.optim,
         weight_decay=train.weight_decay,
         adam_beta1=train.adam_beta1,
@@ -53,13 +53,11 @@ def training_arguments(recipe: Recipe, kind: type[Arguments], **options: Any) ->
         seed=train.seed,
         ddp_timeout=train.ddp_timeout,
         ignore_data_skip=recipe.task.dataset.streaming,  # StreamBatches continues by itself
-        use_cpu=PartialState().device.type == "cpu",
         dataloader_num_workers=train.dataloader_num_workers,
-        dataloader_pin_memory=torch.cuda.is_available(),
         ddp_find_unused_parameters=False,
         ddp_broadcast_buffers=False,  # a decoder's are constants
         logging_nan_inf_filter=False,
-        torch_compile=train.torch_compile,
+        activation_checkpointing=train.activation_checkpointing,
         remove_unused_columns=False,
         label_names=["labels"],
         disable_tqdm=True,
@@ -68,6 +66,21 @@ def training_arguments(recipe: Recipe, kind: type[Arguments], **options: Any) ->
     )
     use_one_device(arguments)
     return arguments
+
+
+def device_options() -> dict[str, Any]:
+    """Return what depends on the device of this process.
+
+    Fp32 stays fp32, which `torch_compile` would round to TF32; `precision_of_training` decides.
+    """
+    device = PartialState().device.type
+    on_gpu = device == "cuda"
+    return {
+        "use_cpu": device == "cpu",
+        "dataloader_pin_memory": on_gpu,
+        "accelerator_config": {"non_blocking": on_gpu},
+        "tf32": False if on_gpu else None,
+    }
 
 
 def metric_for_best(recipe: Recipe) -> str | None:

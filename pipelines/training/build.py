@@ -14,14 +14,15 @@ from transformers import (
 )
 
 from pipelines.errors import Problem, RecipeError
+from pipelines.models.causal_attention import leave_masks_out, takes_bounds
 from pipelines.models.chunked_loss import use_chunked_loss
-from pipelines.models.packing import WithPlan, accept_plans
+from pipelines.models.packing import WithBounds, WithPlan, accept_plans
 from pipelines.models.probes import (
     gives_logits_of_head,
     isolates_packed_rows,
     passes_keywords_to_body,
 )
-from pipelines.models.upstream import count_shifted_labels
+from pipelines.models.upstream import count_shifted_labels, skip_padding_check
 from pipelines.recipe.recipe import Recipe
 from pipelines.reporting.progress import RunProgress
 from pipelines.reporting.step_log import INTERVAL, StepLog
@@ -97,7 +98,9 @@ def prepare_base(task: Task, base: Any) -> None:
     """Set what training needs of a model. Raise RecipeError for one that would mix packed rows."""
     if task.learns_tokens:
         count_shifted_labels(base)
+    skip_padding_check(base)
     base.config.use_cache = False
+    leave_masks_out(base)
     if task.isolates_rows and not isolates_packed_rows(base.base_model):
         text = f"{base.config.model_type} does not isolate the documents of a row."
         raise RecipeError([Problem("task.packing", text)])
@@ -127,10 +130,13 @@ def language_model_trainer(parts: TrainerParts) -> RecipeTrainer:
     chunked = gives_logits_of_head(parts.base)
     if chunked:
         use_chunked_loss(parts.base)
+    collate = task.collate(parts.pad_token_id, task.pad_to_multiple_of)
+    if task.isolates_rows and takes_bounds(parts.base):
+        collate = WithBounds(collate)
     kind = LanguageModelTrainer if chunked else RecipeTrainer
     return kind(
         args=parts.arguments(TrainingArguments, **task.trainer_options()),
-        data_collator=task.collate(parts.pad_token_id, task.pad_to_multiple_of),
+        data_collator=collate,
         eval_collator=task.collate(parts.pad_token_id),
         compute_loss_func=summed_losses if chunked else losses_from_logits,
         preprocess_logits_for_metrics=ReducedLosses(task, from_logits=not chunked),

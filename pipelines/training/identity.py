@@ -53,6 +53,7 @@ RESUMABLE: dict[str, str | None] = {
     "train.per_device_train_batch_size": None,
     "train.per_device_eval_batch_size": None,
     "train.dataloader_num_workers": None,
+    "train.activation_checkpointing": None,
     "train.torch_compile": None,
     "world_size": None,
     "checkpoint_format": "it is the form in which another engine wrote the checkpoint",

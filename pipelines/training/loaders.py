@@ -76,3 +76,15 @@ def data_loader(
         multiprocessing_context=worker_context() if num_workers else None,
         pin_memory=arguments.dataloader_pin_memory,
     )
+
+
+def sent(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """Return a batch with its tensors on a device; the host does not wait for them on a GPU."""
+    on_gpu = device.type == "cuda"
+
+    def send(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        return (value.pin_memory() if on_gpu else value).to(device, non_blocking=on_gpu)
+
+    return {name: send(value) for name, value in batch.items()}

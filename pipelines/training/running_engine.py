@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from pipelines.console import say
 from pipelines.errors import Problem, RecipeError
+from pipelines.process import bf16_requested
 from pipelines.training.engines import (
     DDP,
     FSDP2,
@@ -32,8 +32,7 @@ def packed_storage() -> torch.dtype:
     """
     if requested_engine() is not FSDP2:
         return torch.uint8
-    in_bf16 = os.environ.get("ACCELERATE_MIXED_PRECISION") == "bf16"
-    return torch.bfloat16 if in_bf16 else torch.float32
+    return torch.bfloat16 if bf16_requested() else torch.float32
 
 
 def engine_of(model: Any) -> Engine:

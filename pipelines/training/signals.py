@@ -15,6 +15,7 @@ from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from pipelines.errors import Preempted
+from pipelines.training.host_copy import HostCopy
 from pipelines.training.workers import STOP_SIGNALS
 
 AGAIN = "run the same command again to resume."
@@ -107,9 +108,25 @@ def is_terminal(fd: int) -> bool:
         return False
 
 
+class Question:
+    """Has a signal reached any rank? Every rank asks, and does something else until the answer."""
+
+    def __init__(self, asked: bool):
+        """Ask; `asked` tells whether a signal has reached this rank."""
+        self.any = torch.full((), int(asked), device=PartialState().device)
+        maximum = torch.distributed.ReduceOp.MAX
+        self.work = torch.distributed.all_reduce(self.any, op=maximum, async_op=True)
+
+    def answer(self) -> HostCopy:
+        """Return the answer, not 0 for yes; a host with a GPU does not wait for it."""
+        self.work.wait()
+        return HostCopy(self.any)
+
+
 class StopAtSignal(TrainerCallback):
     """Finish the step, write a checkpoint and stop, on every rank, when a signal asks for it.
 
+    Several ranks on GPUs make one step more: by then they have heard of each other without a wait.
     Before the first step nothing would be lost: there, a signal ends the process at once.
     """
 
@@ -117,15 +134,22 @@ class StopAtSignal(TrainerCallback):
         self.signals = signals
         self.stopped = False
         self.ended = False
+        self.question: Question | None = None
+        self.answers: list[HostCopy] = []
 
     def asked(self) -> bool:
         """Tell whether a signal has reached any rank; every rank must ask."""
-        process = PartialState()
-        if process.num_processes == 1:
+        if PartialState().num_processes == 1:
             return self.signals.asked
-        every = torch.tensor(int(self.signals.asked), device=process.device)
-        torch.distributed.all_reduce(every, op=torch.distributed.ReduceOp.MAX)
-        return bool(every.item())
+        return bool(Question(self.signals.asked).answer().read())
+
+    def asked_in_step(self) -> bool:
+        """Tell whether a signal has reached any rank; on GPUs, whether it had a step ago."""
+        if self.question is None:
+            return self.signals.asked
+        self.answers.append(self.question.answer())
+        num_late = 1 if PartialState().device.type == "cuda" else 0
+        return len(self.answers) > num_late and bool(self.answers.pop(0).read())
 
     def check(self) -> None:
         """Raise Stopped on every rank if a signal has reached any."""
@@ -144,10 +168,17 @@ class StopAtSignal(TrainerCallback):
     ) -> None:
         self.signals.immediate = False
 
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Ask the other ranks while the update is made."""
+        if PartialState().num_processes > 1:
+            self.question = Question(self.signals.asked)
+
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self.asked() and state.global_step < state.max_steps:
+        if self.asked_in_step() and state.global_step < state.max_steps:
             self.stopped = control.should_save = control.should_training_stop = True
 
     def on_prediction_step(

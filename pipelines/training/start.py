@@ -16,6 +16,7 @@ from pipelines.recipe.schema import to_json_value
 from pipelines.training.engines import requested_engine
 from pipelines.training.identity import comparable
 from pipelines.training.ranks import Ranks
+from pipelines.training.shared_gpus import own_gpu, refuse_shared_gpus
 from pipelines.training.world_size import check_world_size, choose_interface
 
 LIBRARIES = ("torch", "transformers", "datasets", "accelerate", "peft", "trl", "bitsandbytes")
@@ -35,6 +36,7 @@ def start_together(ranks: Ranks, recipe: Recipe, **others: Any) -> int:
     if ranks.board is not None:
         own = ranks.board.own.address
         choose_interface(own, [own, *(s.address for s in ranks.board.states.values())])
+        refuse_shared_gpus(ranks, own_gpu())
     return check_world_size(recipe.train.ddp_timeout)
 
 

@@ -16,6 +16,7 @@ from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import (
@@ -33,7 +34,7 @@ from pipelines.data.source import DatasetSource
 from pipelines.data.stream import BlockStream
 from pipelines.errors import DataError, Problem, RecipeError
 from pipelines.results.files import write_whole
-from pipelines.training.loaders import Collate
+from pipelines.training.loaders import Collate, sent
 from pipelines.training.workers import worker_context
 
 FILE = "stream.json"  # of a checkpoint
@@ -83,7 +84,8 @@ class StreamBatches:
                 if isinstance(block, DataError):
                     raise block
                 taken.append(block)
-            yield {**self.collate([block.row for _, block in taken]), BLOCKS: taken}
+            batch = self.collate([block.row for _, block in taken])
+            yield sent(batch, PartialState().device) | {BLOCKS: taken}
 
     def trained_on(self, blocks: list[tuple[int, Block]]) -> None:
         """Note that the blocks of a batch are used up."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 from peft import PeftModel
 from transformers import EvalPrediction
 from transformers.trainer_utils import EvalLoopOutput
 
-from pipelines.errors import CheckpointError, NonFiniteError
+from pipelines.errors import CheckpointError
+from pipelines.models.compiling import not_compiled
 from pipelines.reporting.progress import RunProgress
 from pipelines.results.disk import explain_disk_errors
 from pipelines.tasks.base import RowResult
@@ -24,17 +23,17 @@ from pipelines.training.checkpoints import MARKER, find_damage, mark_complete, n
 from pipelines.training.hyperparameters import RecipeOnResume
 from pipelines.training.loaders import ROW, TOKENS, Collate, WithRowNumbers, data_loader
 from pipelines.training.parts import ScoredSplit, no_metrics
+from pipelines.training.precision import precision_of_training
 from pipelines.training.row_order import RowOrder
 from pipelines.training.running_engine import NameEngine, engine_of, is_zero
 from pipelines.training.sharding import gathered_state, in_own_type, unsharded
 from pipelines.training.stream_batches import BLOCKS, StreamBatches, StreamEpochs
 from pipelines.training.throughput import Throughput
-from pipelines.training.upstream import WithZero, save_on_every_caller
+from pipelines.training.updates import FiniteUpdates
+from pipelines.training.upstream import save_on_every_caller
 
-MAX_NAMED = 16  # rows of a failed step that a message names
 
-
-class RecipeTrainer(WithZero):
+class RecipeTrainer(FiniteUpdates):
     """A Trainer that marks checkpoints complete, and stops at what is not finite.
 
     On resume the recipe decides on every hyper-parameter, not the checkpoint.
@@ -56,7 +55,7 @@ class RecipeTrainer(WithZero):
         counts their time. `data_collator` makes the batches of training, and of evaluation without
         `eval_collator`.
         """
-        super().__init__(compute_metrics=no_metrics, **options)
+        super().__init__(describe_row=describe_row, compute_metrics=no_metrics, **options)
         self.own_forward = vars(self.model).get("forward")
         if self.args.save_on_each_node:
             save_on_every_caller(self.model)
@@ -64,13 +63,10 @@ class RecipeTrainer(WithZero):
             self.accelerator.ddp_handler.gradient_as_bucket_view = True
         self.identity = identity
         self.splits = splits
-        self.describe_row = describe_row
         self.progress = progress
         self.throughput = Throughput(progress)
         self.eval_collator = eval_collator
         self.recipe_on_resume = RecipeOnResume()
-        self.step_rows: list[torch.Tensor] = []
-        self.step_losses: list[torch.Tensor] = []
         self.add_callback(NameEngine(lambda: self.model_wrapped))
         self.add_callback(self.recipe_on_resume)
         self.add_callback(self.throughput)
@@ -85,8 +81,9 @@ class RecipeTrainer(WithZero):
         if self.stream and (checkpoint := options.get("resume_from_checkpoint")):
             self.stream.load(Path(checkpoint))
         phase = self.progress.phase("training", "training", has_lines=True)
-        with phase, self.engine_running():
+        with phase, self.engine_running(), precision_of_training(self.model):
             output = super().train(*arguments, **options)
+            self.check_last_update()
         if self.stream:
             self.stream.gather()
         return output
@@ -126,6 +123,7 @@ class RecipeTrainer(WithZero):
 
     def evaluation_loop(self, *arguments: Any, **options: Any) -> EvalLoopOutput:
         """Add the metrics of the split that the prefix of the metrics names."""
+        self.check_last_update()
         prefix = options["metric_key_prefix"]
         rows = self.splits[prefix]
         text = f"evaluating {len(rows.dataset):,} rows"
@@ -175,21 +173,16 @@ class RecipeTrainer(WithZero):
         if self.control.should_training_stop:
             return [], None
         batches, num_items = super().get_batch_samples(*arguments)
-        self.step_rows = [batch.pop(ROW) for batch in batches if ROW in batch]
+        self.begin_step([batch.pop(ROW) for batch in batches if ROW in batch])
         self.throughput.tokens += [batch.pop(TOKENS) for batch in batches]
         if self.stream:
             for batch in batches:
                 self.stream.trained_on(batch.pop(BLOCKS))
-        self.step_losses = []
         return batches, num_items
-
-    def training_step(self, *arguments: Any, **options: Any) -> torch.Tensor:
-        loss: torch.Tensor = super().training_step(*arguments, **options)
-        self.step_losses.append(loss)
-        return loss
 
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
         """Log values, with the seconds of the training; those of steps with speed and memory."""
+        self.check_last_update()
         if "grad_norm" in logs:
             logs |= self.throughput.of_steps(self.accelerator.reduce)
         super().log(logs | self.throughput.seconds(), start_time)
@@ -206,6 +199,7 @@ class RecipeTrainer(WithZero):
     @contextmanager
     def writing_checkpoint(self) -> Iterator[None]:
         """Mark a checkpoint complete once it is; delete the oldest only then."""
+        self.check_last_update()
         folder, checkpoint = self.checkpoints_folder, self.last_checkpoint
         num_bytes = 3 * 4 * num_trained(self.model)
         message = "The checkpoint before it is whole; run the same command again to resume from it."
@@ -241,7 +235,7 @@ class RecipeTrainer(WithZero):
         """
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         engine: Any = self.model_wrapped
-        with zero.unsharded(engine) if is_zero(engine) else unsharded(model):
+        with zero.unsharded(engine) if is_zero(engine) else unsharded(model), not_compiled():
             yield model
 
     def whole_state(self) -> dict[str, torch.Tensor] | None:
@@ -301,25 +295,6 @@ class RecipeTrainer(WithZero):
                 "back, or give --train.keep last and another --output-dir."
             )
         self.load_weights(checkpoint)
-
-    def check_gradients(self, norm: Any) -> None:
-        """Raise NonFiniteError on every rank, before an update that would not be finite."""
-        # (ranks) summed, so that all ranks stop at the same step
-        loss = float(self.accelerator.reduce(torch.stack(self.step_losses).sum()))
-        scaled = self.accelerator.scaler is not None  # then a gradient may overflow now and then
-        if math.isfinite(loss) and (scaled or math.isfinite(float(norm))):
-            return
-        assert self.optimizer is not None
-        rate = self.optimizer.param_groups[0]["lr"]
-        rows = gather_object([int(row) for rows in self.step_rows for row in rows])
-        named = ", ".join(self.describe_row(row) for row in rows[:MAX_NAMED])
-        more = f" and {len(rows) - MAX_NAMED} more" if len(rows) > MAX_NAMED else ""
-        raise NonFiniteError(
-            f"step {self.state.global_step + 1}: the gradient norm is {float(norm)}, at a "
-            f"learning rate of {rate:.3g}, and the loss {loss}; the update was not made. Lower "
-            "--train.learning-rate, or warm up for longer."
-            + (f"\nIt was the step of {named}{more}." if rows else "")
-        )
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from pipelines.training.parts import TrainerParts
 from pipelines.training.trainer import RecipeTrainer, Scored, with_metrics
 from pipelines.training.upstream import WithEncodedRows, WithoutTelemetry
 
-OWN_DEFAULTS = {"bf16": False, "activation_checkpointing": False}
+OWN_DEFAULTS = {"bf16": False}
 """What trl switches on by itself; the Accelerate config owns the precision."""
 
 
@@ -46,7 +46,68 @@ class TrlTrainer(WithoutTelemetry, RecipeTrainer):
         """Write none: `publish` writes the card of a result."""
 
 
-class InstructionTrainer(TrlTrainer, SFTTrainer):
+class WithSftLoss:
+    """A base of trl's SFTTrainer whose loss is trl's without the metrics of each batch.
+
+    For these the host waits for the device five times a batch, and the ranks for each other.
+    """
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **options: Any
+    ) -> Any:
+        """Return the loss of the learned tokens, divided by those of the global batch."""
+        trainer: Any = self
+        num_items = options["num_items_in_batch"]
+        if trainer.label_smoother is None:
+            outputs = model(**inputs, use_cache=False, fused_lm_head=True)
+            loss = -outputs.log_probs.sum() / num_items.clamp(min=1)
+        else:
+            labels = inputs["labels"]
+            tokens = {name: value for name, value in inputs.items() if name != "labels"}
+            outputs = model(**tokens, use_cache=False)
+            loss = trainer.label_smoother(
+                outputs, labels, shift_labels=True, num_items_in_batch=num_items
+            )
+        loss = loss * trainer.accelerator.num_processes  # over which DDP takes the mean
+        return (loss, outputs) if return_outputs else loss
+
+
+class WithDpoLoss:
+    """A base of trl's DPOTrainer whose loss is trl's without the metrics of each batch.
+
+    For these the host waits for the device 30 times a batch, and the ranks for each other.
+    """
+
+    def pair_log_probs(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        """Return the log-probabilities of pairs, (pairs, 4).
+
+        They are of the chosen and of the rejected reply, then of both under the reference.
+        """
+        trainer: Any = self
+        labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
+        tokens = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        log_probs = model(**tokens, labels=labels, use_cache=False, fused_lm_head=True).log_probs
+        policy = log_probs.float().sum(1).chunk(2)
+        reference = trainer.compute_ref_log_probs(model, inputs)
+        return torch.stack([*policy, *(half.float() for half in reference)], dim=1)
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **options: Any
+    ) -> Any:
+        """Return the mean loss of the pairs."""
+        trainer: Any = self
+        pairs = self.pair_log_probs(model, inputs)
+        loss = dpo_loss(pairs, trainer.beta)
+        return (loss, pairs) if return_outputs else loss
+
+
+def dpo_loss(pairs: torch.Tensor, beta: float) -> torch.Tensor:
+    """Return the mean loss of (pairs, 4) log-probabilities."""
+    margins = (pairs[:, 0] - pairs[:, 2]) - (pairs[:, 1] - pairs[:, 3])
+    return -functional.logsigmoid(beta * margins).mean()
+
+
+class InstructionTrainer(TrlTrainer, WithSftLoss, SFTTrainer):
     """trl's SFTTrainer on rows that the task has encoded, scored by the replies it writes."""
 
     def __init__(self, *, task: Task, **options: Any):
@@ -100,7 +161,7 @@ class InstructionTrainer(TrlTrainer, SFTTrainer):
         return [of_each[i % count][i // count] for i in range(len(prompts))]
 
 
-class PreferenceTrainer(WithEncodedRows, TrlTrainer, DPOTrainer):
+class PreferenceTrainer(WithEncodedRows, TrlTrainer, WithDpoLoss, DPOTrainer):
     """trl's DPOTrainer on pairs that the task has encoded; the bare base is the reference."""
 
     def __init__(self, *, model: Any, **options: Any):
@@ -115,21 +176,11 @@ class PreferenceTrainer(WithEncodedRows, TrlTrainer, DPOTrainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Any, Any, Any]:
-        """Return the loss and, as predictions, (pairs, 4) log-probabilities.
-
-        They are of the chosen and of the rejected reply, then of both under the reference.
-        """
+        """Return the loss and, as predictions, the log-probabilities of pairs."""
         inputs = self.prepare_inputs(inputs)
-        labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
-        tokens = {name: inputs[name] for name in ("input_ids", "attention_mask")}
         with torch.no_grad(), self.compute_loss_context_manager():
-            log_probs = model(**tokens, labels=labels, fused_lm_head=True).log_probs
-        policy = log_probs.float().sum(1).chunk(2)
-        untyped: Any = self
-        reference = untyped.compute_ref_log_probs(model, inputs)
-        pairs = torch.stack([*policy, *(half.float() for half in reference)], dim=1)
-        margins = (pairs[:, 0] - pairs[:, 2]) - (pairs[:, 1] - pairs[:, 3])
-        return -functional.logsigmoid(self.beta * margins).mean(), pairs, pairs[:, 0]
+            pairs = self.pair_log_probs(model, inputs)
+        return dpo_loss(pairs, self.beta), pairs, pairs[:, 0]
 
 
 def instruction_trainer(parts: TrainerParts) -> RecipeTrainer:

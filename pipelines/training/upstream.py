@@ -51,6 +51,14 @@ def save_on_every_caller(model: Any) -> None:
     model.should_save_on_this_rank = lambda is_main_process: is_main_process
 
 
+def leaves_out_updates(optimizer: Any) -> bool:
+    """Tell whether an optimizer makes no update on a device where its `found_inf` is 1 there.
+
+    torch's gradient scaler asks its fused optimizers by this name.
+    """
+    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+
+
 class HookedTrainer(Trainer):
     """A Trainer with a hook around each checkpoint and one before each update."""
 

@@ -9,7 +9,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from variant import Clock, arguments, now, report, rows_to_predict, texts_to_continue
+from variant import (
+    LITTLE,
+    NEW_TOKENS,
+    Clock,
+    arguments,
+    long_text,
+    now,
+    report,
+    rows_to_predict,
+    texts_to_continue,
+)
 
 import pipelines.flow
 import pipelines.inputs
@@ -47,6 +57,7 @@ OWN_CALLBACKS = {
 }
 """Methods that show and log the progress of a run."""
 WARMUPS = {"shakespeare": 20, "gpt2-124m-full": 5}
+IN_LITTLE = {"n_layer": 2, "n_head": 2, "n_embd": 64}
 
 
 def recipe_for(case: str, data: Path, work: Path, flags: dict[str, str]) -> Recipe:
@@ -80,8 +91,10 @@ def recipe_for(case: str, data: Path, work: Path, flags: dict[str, str]) -> Reci
             task, model = CausalLM(dataset=text, block_size=256), Scratch(tokenizer=gpt2)
             steps, batch = 6, 2
         case "gpt2-124m-full":
-            task, model = CausalLM(dataset=text), Scratch(tokenizer=gpt2)
-            steps, batch = 30, 16
+            text = replace(text, path=str(long_text(data, work)))
+            task = CausalLM(dataset=text, block_size=64 if LITTLE else 1024)
+            model = Scratch(tokenizer=gpt2, **(IN_LITTLE if LITTLE else {}))
+            steps, batch = (7, 2) if LITTLE else (25, 16)
         case "documents":
             task = CausalLM(
                 dataset=sst2,
@@ -108,7 +121,8 @@ def recipe_for(case: str, data: Path, work: Path, flags: dict[str, str]) -> Reci
             task = QuestionAnswering(dataset=source, max_length=384, stride=128)
             model, steps, batch = Scratch(size="mini", tokenizer=gpt2), 41, 8
         case "sst2-lora":
-            task, model, steps, batch = classify, Model(name_or_path=str(work / "small")), 41, 64
+            task, model = classify, Model(name_or_path=str(work / "small"))
+            steps, batch = (5, 8) if LITTLE else (41, 64)
             base = {"8bit": Int8(), "4bit": NF4()}.get(flags.get("base", ""))
             options |= {"lora": Lora(), "quantization": base}
         case "make-generate":
@@ -169,7 +183,7 @@ def predict(data: Path, work: Path, flags: dict[str, str]) -> None:
 
 
 def generate(data: Path, work: Path, flags: dict[str, str]) -> None:
-    """Report the texts per second that are continued by 64 tokens each, the second time."""
+    """Report the texts per second that are continued by NEW_TOKENS each, the second time."""
     from pipelines.hub.load import load_result
     from pipelines.tasks.generation import Generation
 
@@ -185,7 +199,7 @@ def generate(data: Path, work: Path, flags: dict[str, str]) -> None:
             return found
 
         pipelines.models.generation.generation_config = static
-    options = Generation(max_new_tokens=64)
+    options = Generation(max_new_tokens=NEW_TOKENS)
     for _ in range(2):  # the first time compiles, where decoding is compiled
         start = now()
         pipelines.models.generation.continue_prompts(
@@ -231,7 +245,7 @@ def main() -> None:
     if "attention" in flags:
         pipelines.models.attention.SHORT = 2**62 if flags["attention"] == "plain" else 0
         torch.backends.cuda.enable_flash_sdp(flags["attention"] == "fused")  # CPUs obey it too
-    clock = Clock(WARMUPS.get(case, 1))
+    clock = Clock(WARMUPS.get(case, 1), whole_batches=case == "gpt2-124m-full")
     spent = seconds_of_own_work() if case == "overhead" else {}
     start = now()
     pipelines.flow.run(recipe, [clock])

@@ -21,7 +21,16 @@ from transformers import (
     default_data_collator,
     pipeline,
 )
-from variant import Clock, arguments, now, report, rows_to_predict, texts_to_continue
+from variant import (
+    LITTLE,
+    NEW_TOKENS,
+    Clock,
+    arguments,
+    now,
+    report,
+    rows_to_predict,
+    texts_to_continue,
+)
 
 NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 
@@ -131,7 +140,7 @@ def use(case: str, data: Path, work: Path, flags: dict[str, str]) -> None:
         rows = texts_to_continue(data)
         dtype = {"bf16": "bfloat16"}.get(flags.get("base", ""), "float32")
         write = pipeline("text-generation", model=str(work / "merged"), device=device, dtype=dtype)
-        call = partial(write, max_new_tokens=64, do_sample=False)
+        call = partial(write, max_new_tokens=NEW_TOKENS, do_sample=False)
     call(list(rows[:2]))
     start = now()
     call(list(rows))
@@ -153,10 +162,11 @@ def main() -> None:
         "xquad": 41,
         "xquad-padded": 41,
         "sst2-padded": 6,
-        "sst2-lora": 41,
+        "sst2-lora": 5 if LITTLE else 41,
     }
     batches = {"shakespeare": 12, "gpt2-124m": 2, "grow": 8, "xquad": 8, "xquad-padded": 8}
-    batch = batches.get(case, 64 if case == "sst2-lora" else 16)
+    batches["sst2-lora"] = 8 if LITTLE else 64
+    batch = batches.get(case, 16)
     if case in ("shakespeare", "gpt2-124m", "grow"):
         model, rows, collator = language_model(case, data, tokenizer, flags)
     elif case.startswith("xquad"):

@@ -13,6 +13,12 @@ import torch
 from transformers import TrainerCallback
 
 CPU = os.environ.get("BENCHMARK_CLOCK") == "cpu"
+LITTLE = "BENCHMARK_LITTLE" in os.environ
+"""Whether a case runs with small shapes, which try its flow and measure nothing."""
+NEW_TOKENS = 8 if LITTLE else 64
+"""Tokens by which each text is continued."""
+NUM_CHARACTERS = 2_500_000
+"""Of `long_text`: 25 batches of 16 blocks of 1,024 tokens, of 5 characters each or fewer."""
 now = time.process_time if CPU else time.perf_counter
 
 
@@ -32,26 +38,48 @@ def rows_to_predict(data: Path, work: Path, flags: dict[str, str]) -> tuple[Path
     return file, num_rows
 
 
+def long_text(data: Path, work: Path) -> Path:
+    """Return a file with the text, repeated so that no timed batch is a shorter, last one.
+
+    A compiled model would be compiled again for that.
+    """
+    text = (data / "shakespeare/input.txt").read_text()
+    length = NUM_CHARACTERS // (100 if LITTLE else 1)
+    file = work / "long.txt"
+    file.write_text((text * (length // len(text) + 1))[:length])
+    return file
+
+
 def texts_to_continue(data: Path) -> list[str]:
     """Return 32 sentences."""
     with (data / "sst2/validation.csv").open() as file:
-        return [row["sentence"] for row in islice(csv.DictReader(file), 32)]
+        return [row["sentence"] for row in islice(csv.DictReader(file), 4 if LITTLE else 32)]
 
 
 class Clock(TrainerCallback):
-    """Time the steps after the first `num_warmup`, and the seconds until the first one began."""
+    """Time the steps after the first `num_warmup`, and the seconds until the first one began.
 
-    def __init__(self, num_warmup: int):
+    With `whole_batches`, a run that has shorter ones is refused.
+    """
+
+    def __init__(self, num_warmup: int, *, whole_batches: bool = False):
         self.num_warmup = num_warmup
+        self.whole_batches = whole_batches
         self.first = 0.0
         self.ends: list[float] = []
+
+    def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        if self.whole_batches and state.max_steps >= len(train_dataloader):
+            raise SystemExit(f"the text has {len(train_dataloader)} batches, the last one shorter")
 
     def on_step_begin(self, args, state, control, **kwargs):
         started = 0 if CPU else float(os.environ["BENCHMARK_START"])
         self.first = self.first or (now() if CPU else time.time()) - started
 
     def on_step_end(self, args, state, control, **kwargs):
-        if torch.cuda.is_available():
+        # Between the first and the last timed step nothing waits for the device but the run
+        is_end = state.global_step in (self.num_warmup, state.max_steps)
+        if is_end and torch.cuda.is_initialized():
             torch.cuda.synchronize()
         self.ends.append(now())
 
@@ -62,7 +90,7 @@ class Clock(TrainerCallback):
         report(rate=rate * num_rows, first_step=self.first)
 
 
-def report(**numbers: float) -> None:
+def report(**numbers: object) -> None:
     """Print what the runner reads, with the peak of memory in MB: of a GPU, where there is one."""
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
     if torch.cuda.is_initialized():

@@ -27,6 +27,21 @@ class AtStep(TrainerCallback):
         raise NotImplementedError
 
 
+class KeepGradients(TrainerCallback):
+    """Keep the gradients of the first step, by the name of the parameter, on the CPU."""
+
+    def __init__(self):
+        self.kept: dict[str, torch.Tensor] = {}
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        if state.global_step == 0:
+            self.kept = {
+                name: parameter.grad.to("cpu", torch.float32, copy=True)
+                for name, parameter in model.named_parameters()
+                if parameter.grad is not None
+            }
+
+
 class SignalAt(AtStep):
     """The process gets a real signal, or several."""
 

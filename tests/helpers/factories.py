@@ -1,7 +1,9 @@
 """Tasks, rows and recipes for tests."""
 
 import importlib.util
+import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -86,6 +88,18 @@ def answered(i: int) -> dict:
     found = {"text": ["desk"], "answer_start": [len(context) - 4]}
     answers = found if i % 3 else {"text": [], "answer_start": []}
     return {"id": str(i), "question": "What?", "context": context, "answers": answers}
+
+
+def make_tasks_worth_packing(helpdesk: Path, folder: Path) -> dict:
+    """Return one task of each kind; rows to classify and to answer are of all lengths."""
+    tasks = make_tasks(helpdesk)
+    for name, row in (("text_classification", classified), ("question_answering", answered)):
+        file = folder / f"{name}.jsonl"
+        file.write_text("\n".join(json.dumps(row(i)) for i in range(40)))
+        source = replace(tasks[name].dataset, path=str(file), eval_split=None)
+        tasks[name] = replace(tasks[name], dataset=source)
+    tasks["text_classification"] = replace(tasks["text_classification"], label_column="label")
+    return tasks
 
 
 def first_logits(task, model, tokenizer, rows):

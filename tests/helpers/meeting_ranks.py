@@ -22,6 +22,7 @@ from pipelines.errors import DataError, Problem, RecipeError, RunError  # noqa: 
 from pipelines.terminal import message_of, report_errors  # noqa: E402
 from pipelines.training import ranks as module  # noqa: E402
 from pipelines.training.ranks import Ranks, joined_ranks  # noqa: E402
+from pipelines.training.shared_gpus import refuse_shared_gpus  # noqa: E402
 
 RANK = int(os.environ["RANK"])
 
@@ -56,6 +57,17 @@ def error_of_all(ranks: Ranks) -> None:
     """Fail on every rank, one after the other."""
     time.sleep(0.3 * RANK)
     raise RecipeError([Problem("train.seed", "is odd.")])
+
+
+def shared_gpu(ranks: Ranks) -> None:
+    """See a GPU of its own on rank 0, and one for two on the others."""
+    refuse_shared_gpus(ranks, "GPU-0" if RANK == 0 else "GPU-1")
+
+
+def own_gpus(ranks: Ranks) -> str:
+    """See a GPU on rank 0, and none on the others."""
+    refuse_shared_gpus(ranks, "GPU-0" if RANK == 0 else None)
+    return "allowed"
 
 
 def busy(ranks: Ranks) -> str:

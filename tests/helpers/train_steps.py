@@ -7,9 +7,10 @@ RECIPES.json maps names to recipes; OUT.json gets, for each, the logged steps.
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from transformers import set_seed
+from transformers import TrainerCallback, set_seed
 
 import pipelines.models.packing
 from pipelines.data.load import load_splits
@@ -22,7 +23,7 @@ from pipelines.training.world_size import check_world_size
 PLAN = pipelines.models.packing.plan
 
 
-def steps(recipe: Recipe) -> list[dict]:
+def steps(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> list[dict]:
     """Return loss and gradient norm of each step, and how many batches were packed."""
     plans = []
     pipelines.models.packing.plan = lambda *batch: plans.append(PLAN(*batch)) or plans[-1]
@@ -33,7 +34,13 @@ def steps(recipe: Recipe) -> list[dict]:
     train = recipe.task.features(splits.train, tokenizer, labels, training=True)
     model = build_model(recipe, tokenizer, labels)
     trainer = build_trainer(
-        recipe, model, tokenizer, train=train, scored={"eval": train}, labels=labels
+        recipe,
+        model,
+        tokenizer,
+        train=train,
+        scored={"eval": train},
+        labels=labels,
+        callbacks=callbacks,
     )
     trainer.train()
     same = {"world_size": check_world_size(), "packed": sum(each is not None for each in plans)}

@@ -1,40 +1,18 @@
 """Reports in Chromium: nothing overflows, nothing is loaded, and axe-core has no complaint."""
 
-import json
-import shutil
-import subprocess
-
 import pytest
 
-from helpers.factories import ROOT
+from helpers.browser import MISSING, REASON, run_in_browser
 from helpers.reported_runs import write_run
 from pipelines.html_report.write import write_comparison, write_report
 
-FOLDER = ROOT / "tests" / "browser"
-NAMES = ("chromium", "chromium-browser", "google-chrome")
-BROWSER = next(filter(None, map(shutil.which, NAMES)), None)
-MISSING = [
-    name
-    for name, found in {
-        "Chromium": BROWSER,
-        "node": shutil.which("node"),
-        "tests/browser/node_modules": (FOLDER / "node_modules").is_dir(),
-    }.items()
-    if not found
-]
-pytestmark = pytest.mark.skipif(
-    bool(MISSING), reason=f"no {', no '.join(MISSING)}: see scripts/browser.sh"
-)
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=REASON)
 LONG = "</script><img src=x onerror=alert(1)> \u202eשלום 👍🏽 " + "unbroken" * 2000
 
 
 def views_of(page, screenshots=None):
     """Return what Chromium finds in a page, at two widths in light and dark."""
-    command = ["node", FOLDER / "check_page.mjs", BROWSER, page]
-    command += [screenshots] if screenshots else []
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return run_in_browser("check_page.mjs", page, *([screenshots] if screenshots else []))
 
 
 @pytest.mark.parametrize(

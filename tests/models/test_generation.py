@@ -416,7 +416,7 @@ def test_every_option_of_generation_is_a_flag(command):
 
 
 def test_a_task_may_have_options_of_its_own():
-    from pipelines.inference.generate import merge_options
+    from pipelines.recipe.generation import merge_options
 
     class Terse(CausalLM):
         @property

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from dataclasses import replace
 from functools import partial
 
@@ -54,10 +55,13 @@ def test_a_plan_leads_every_token_there_and_back(lengths, more):
     found = plan(lengths, width)
     if found is None:
         return
-    packed, back = found
+    packed, back, bounds = found
     assert packed.numel() < len(lengths) * width
     assert packed.shape[1] % 8 == 0
     assert back.shape == (len(lengths), width)
+    segments = Counter(bounds.diff().tolist())
+    assert segments.total() <= len(lengths) + len(packed)  # and the padding of each packed row
+    assert not Counter(lengths) - segments
     padded = torch.arange(len(lengths) * width).view(-1, width)
     returned = padded.flatten()[packed].flatten()[back]
     for row, length in enumerate(lengths):
@@ -236,6 +240,7 @@ def test_a_run_learns_the_same_with_and_without_packing(kind, row, plans, tmp_pa
     assert packed["loss"] == pytest.approx(padded["loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_a_compiled_run_learns_the_same_from_packed_rows(plans, tmp_path):
     recipe = recipe_of(TextClassification, classified, tmp_path)

@@ -36,6 +36,26 @@ def test_auto_classes_say_which_families_they_have():
         AutoModelForCausalLM.from_config(ViTConfig())
 
 
+def test_flash_attention_takes_segments_and_dropout_and_has_gradients():
+    """On the meta device: the kernel itself needs a GPU."""
+    options = {"dtype": torch.bfloat16, "device": "meta", "requires_grad": True}
+    tensors = [torch.empty(32, 3, 16, **options) for _ in range(3)]
+    bounds = torch.tensor([0, 5, 16, 32], dtype=torch.int32, device="meta")
+    found = upstream.flash_attention_of_segments(*tensors, bounds, 16, scaling=0.3, dropout=0.1)
+    assert (found.shape, found.dtype) == ((32, 3, 16), torch.bfloat16)
+    gradients = torch.autograd.grad(found.sum(), tensors)
+    assert [each.shape for each in gradients] == [(32, 3, 16)] * 3
+
+
+def test_flash_attention_has_its_arguments_in_this_order():
+    kernel = torch.ops.aten._flash_attention_forward.default
+    names = [argument.name for argument in kernel._schema.arguments]
+    assert names[:10] == [
+        *("query", "key", "value", "cum_seq_q", "cum_seq_k", "max_q", "max_k"),
+        *("dropout_p", "is_causal", "return_debug_mask"),
+    ]
+
+
 def test_the_name_of_the_attention_follows_what_is_set(model):
     for name in ("eager", "sdpa"):
         model.set_attn_implementation(name)

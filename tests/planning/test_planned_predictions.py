@@ -47,6 +47,16 @@ def test_longer_batches_add_activations():
     assert peaks["training"] == 1500 + (10 + 5 + 7) + 3 * 20 + 2 * (2 * 20 + 4)
 
 
+def test_with_activation_checkpointing_one_block_is_computed_again_whatever_their_number():
+    block = replace(REHEARSAL.block, activations=3, recomputed=20)
+    rehearsal = replace(REHEARSAL, block=block)
+    peaks = predict_peaks(rehearsal, num_layers=12, max_tokens=100, eval_tokens=200)
+    assert peaks["training"] == 1500 + 10 * (10 + 5 + 7 + 3)
+    peaks = predict_peaks(rehearsal, num_layers=12, max_tokens=300, eval_tokens=400)
+    # twice the rehearsal's two inputs, its block and what is outside once more
+    assert peaks["training"] == 1500 + 10 * (10 + 5 + 7 + 3 * 3) + 2 * (2 * 3 + 20 + 4)
+
+
 def test_evaluation_and_saving_add_what_they_added_in_the_rehearsal():
     peaks = predict_peaks(REHEARSAL, num_layers=12, max_tokens=100, eval_tokens=200)
     assert peaks["evaluation"] == peaks["training"] + 100

@@ -8,7 +8,14 @@ from dataclasses import replace
 import pytest
 
 from helpers import engine_runs
-from helpers.factories import CASES, ROOT, answered, classified, make_tasks, method
+from helpers.factories import (
+    CASES,
+    ROOT,
+    classified,
+    make_tasks,
+    make_tasks_worth_packing,
+    method,
+)
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import Model, Train
 
@@ -79,14 +86,8 @@ def weighted_tasks(tasks, folder):
 @pytest.fixture(scope="module")
 def logs(tmp_path_factory, checkpoint, scaled, helpdesk):
     """The logs of every task and method in the three layouts."""
-    tasks = make_tasks(helpdesk)
     folder = tmp_path_factory.mktemp("equivalence")
-    for name, row in (("text_classification", classified), ("question_answering", answered)):
-        file = folder / f"{name}.jsonl"  # rows of all lengths, to be packed
-        file.write_text("\n".join(json.dumps(row(i)) for i in range(40)))
-        source = replace(tasks[name].dataset, path=str(file), eval_split=None)
-        tasks[name] = replace(tasks[name], dataset=source)
-    tasks["text_classification"] = replace(tasks["text_classification"], label_column="label")
+    tasks = make_tasks_worth_packing(helpdesk, folder)
     tasks |= weighted_tasks(tasks, folder)
     tasks[APART[0]] = replace(tasks["causal_lm"], packing="bfd_split")
     base = {

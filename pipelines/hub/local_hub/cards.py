@@ -8,6 +8,12 @@ from typing import Any
 import yaml
 
 CARD_BYTES = 100 * 1024  # of a card's metadata
+SPACE_COLOURS = ("red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray")
+SPACE_CHOICES = {
+    "sdk": ("gradio", "docker", "static"),
+    "colorFrom": SPACE_COLOURS,
+    "colorTo": SPACE_COLOURS,
+}
 REPO_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
 
@@ -27,11 +33,16 @@ def card_metadata(content: bytes) -> dict[str, Any]:
     return data
 
 
-def card_errors(content: bytes) -> list[str]:
-    """Return what the Hub would refuse in the metadata of a README.md."""
+def card_errors(content: bytes, kind: str) -> list[str]:
+    """Return what the Hub would refuse in the metadata of a README.md, by the kind of repository.
+
+    `kind` is models, datasets or spaces.
+    """
     try:
         data = card_metadata(content)
         errors = _errors_of_ids(data)
+        if kind == "spaces":
+            errors += _errors_of_space(data)
         if not all(isinstance(tag, str) for tag in _items(data.get("tags"), "tags")):
             errors.append('"tags" must be an array of strings')
         return errors + _errors_of_scores(data)
@@ -56,12 +67,27 @@ def _items(value: Any, name: str) -> list[Any]:
 def _errors_of_ids(data: dict[str, Any]) -> list[str]:
     """Return the fields that must name repositories and do not."""
     errors = []
-    for key in ("base_model", "datasets"):
+    for key in ("base_model", "datasets", "models"):
         values = data.get(key)
         for value in [values] if isinstance(values, str) else _items(values, key):
             if not isinstance(value, str) or not REPO_ID.fullmatch(value):
                 errors.append(f'"{key}" {value!r} is not a repository id')
     return errors
+
+
+def _errors_of_space(data: dict[str, Any]) -> list[str]:
+    """Return what is wrong with the settings of a Space."""
+    errors = [
+        f'"{key}" must be one of {", ".join(allowed)}'
+        for key, allowed in SPACE_CHOICES.items()
+        if data.get(key, allowed[0]) not in allowed
+    ]
+    errors += [
+        f'"{key}" must be a string'
+        for key in ("title", "emoji", "sdk_version", "python_version", "app_file")
+        if not isinstance(data.get(key, ""), str)
+    ]
+    return errors if "sdk" in data else [*errors, '"sdk" is required']
 
 
 def _errors_of_scores(data: dict[str, Any]) -> list[str]:

@@ -48,7 +48,7 @@ async def info(request: web.Request) -> web.Response:
     if card and not card["lfs"]:  # the metadata of others was not checked
         data = card_metadata(hub.blob_file(card["sha256"]).read_bytes())
         answer |= {"cardData": data, "tags": data.get("tags") or []}
-        answer |= {key: data.get(key) for key in ("pipeline_tag", "library_name")}
+        answer |= {key: data.get(key) for key in ("pipeline_tag", "library_name", "sdk")}
     text = json.dumps(answer, default=str)  # YAML has dates
     return web.Response(text=text, content_type="application/json")
 

@@ -11,7 +11,7 @@ from typing import Any
 from aiohttp import web
 
 from pipelines.hub.local_hub.access import GIT, HUB, REPO, Access
-from pipelines.hub.local_hub.cards import card_errors
+from pipelines.hub.local_hub.cards import SPACE_CHOICES, card_errors
 from pipelines.hub.local_hub.objects import (
     LFS_SUFFIXES,
     Change,
@@ -63,6 +63,8 @@ async def create(request: web.Request) -> web.Response:
     url = f"{hub.url}/{'' if kind == 'models' else kind + '/'}{repo_id}"
     if (kind, repo_id) in hub.repos:
         raise http_error(409, "You already created this repo", url=url)
+    if kind == "spaces" and (sdk := get_field(body, "sdk", str, None)) not in SPACE_CHOICES["sdk"]:
+        raise http_error(400, f"Invalid sdk {sdk!r}: a Space has gradio, docker or static")
     visibility = get_field(body, "visibility", str, "public")
     private = visibility == "private" or get_field(body, "private", bool, False)
     repo = Repo(kind, repo_id, private)
@@ -97,8 +99,9 @@ async def settings(request: web.Request) -> web.Response:
 @routes.post("/api/validate-yaml")
 async def validate_yaml(request: web.Request) -> web.Response:
     """Return what is wrong with the metadata of a card."""
-    content = get_field(await request.app[HUB].json(request), "content", str)
-    errors = card_errors(content.encode(errors="replace"))
+    body = await request.app[HUB].json(request)
+    content = get_field(body, "content", str).encode(errors="replace")
+    errors = card_errors(content, KINDS.get(get_field(body, "repoType", str, "model"), "models"))
     answer = {"errors": [{"message": error} for error in errors], "warnings": []}
     return web.json_response(answer, status=400 if errors else 200)
 
@@ -198,7 +201,7 @@ async def commit(request: web.Request) -> web.Response:
     repo, branch = hub.repo(request, write=True), request.match_info["rev"]
     if branch not in repo.branches:
         raise http_error(404, f"Invalid rev id: {branch}", code="RevisionNotFound")
-    header, changes = await _read_commit(hub, request)
+    header, changes = await _read_commit(hub, request, repo.kind)
     parent = get_field(header, "parentCommit", str, None)
     if parent not in (None, repo.branches.get(branch)):
         raise http_error(412, "A commit has happened since. Please refresh and try again.")
@@ -212,7 +215,9 @@ async def commit(request: web.Request) -> web.Response:
     return web.json_response({"success": True, "commitOid": commit_id, "commitUrl": url})
 
 
-async def _read_commit(hub: Access, request: web.Request) -> tuple[dict[str, Any], list[Change]]:
+async def _read_commit(
+    hub: Access, request: web.Request, kind: str
+) -> tuple[dict[str, Any], list[Change]]:
     """Return the header of a commit and its changes, whose contents are stored as they come."""
     header: dict[str, Any] | None = None
     changes: list[Change] = []
@@ -226,20 +231,20 @@ async def _read_commit(hub: Access, request: web.Request) -> tuple[dict[str, Any
         elif header is None or key == "header":
             raise http_error(400, "A commit begins with its one header")
         else:
-            changes.append(_store_change(hub, key, value))
+            changes.append(_store_change(hub, kind, key, value))
     if header is None:
         raise http_error(400, "A commit begins with its one header")
     return header, changes
 
 
-def _store_change(hub: Access, key: str, value: dict[str, Any]) -> Change:
+def _store_change(hub: Access, kind: str, key: str, value: dict[str, Any]) -> Change:
     """Store the content of one operation of a commit; return its path and entry."""
     given = get_field(value, "path", str)
     path = check_path(given.rstrip("/") if key == "deletedFolder" else given)
     match key:
         case "file":
             content = decode_base64(get_field(value, "content", str))
-            if path == "README.md" and (errors := card_errors(content)):
+            if path == "README.md" and (errors := card_errors(content, kind)):
                 raise http_error(400, f"Invalid metadata in README.md: {errors[0]}")
             return path, hub.blob(content, lfs=False)
         case "lfsFile":
