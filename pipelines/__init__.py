@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pipelines.inference.merge import merge as merge
     from pipelines.recipe.recipe import Recipe as Recipe
     from pipelines.recipe.values import NF4 as NF4
+    from pipelines.recipe.values import Distillation as Distillation
     from pipelines.recipe.values import Int8 as Int8
     from pipelines.recipe.values import Lora as Lora
     from pipelines.recipe.values import Model as Model
@@ -60,6 +61,7 @@ _HOMES = {
     "InstructionTuning": "tasks.instruction",
     "Int8": "recipe.values",
     "LoadedModel": "inference.loaded_model",
+    "Distillation": "recipe.values",
     "Lora": "recipe.values",
     "Merged": "inference.merge",
     "Model": "recipe.values",

@@ -27,6 +27,7 @@ from pipelines.recipe.recipe import Recipe
 from pipelines.reporting.cautions import cautions
 from pipelines.tasks.base import Features
 from pipelines.tasks.chat_forms import texts_of
+from pipelines.training.distillation import check_teachers_task
 from pipelines.training.engines import check_fit
 from pipelines.training.identity import check_allowed
 from pipelines.training.tracker_checks import check_trackers
@@ -62,6 +63,7 @@ def pin_and_check(recipe: Recipe) -> Recipe:
     check_allowed(recipe)
     check_fit(recipe)
     check_trackers(recipe.train.report_to)
+    check_teachers_task(recipe)
     recipe = pin_revisions(recipe)
     if recipe.push_to and PartialState().is_main_process:
         check_destination(recipe, recipe.push_to, public=recipe.public)

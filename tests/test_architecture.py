@@ -12,6 +12,7 @@ PACKAGE = ROOT / "pipelines"
 LAYERS = (
     "__main__",
     "cli",
+    "compression",
     "doctor",
     "repeat",
     "search",

@@ -59,6 +59,7 @@ FAMILIES: dict[str, dict[str, Verb]] = {
         "demo": results.demo,
         "serve": serving.serve,
         "merge": results.merge,
+        "compress": results.compress,
         "publish": results.publish,
         "lm-eval": results.lm_eval,
     },

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -326,6 +326,54 @@ def merge(
         public=public,
         rescore=rescore,
     )
+
+
+def compress(
+    repo: Repo,
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")],
+    /,
+    *,
+    prune_heads: float | None = None,
+    prune_neurons: float | None = None,
+    sparsity: float | None = None,
+    recover_steps: int | None = None,
+    recover_learning_rate: float | None = None,
+    distill: bool = False,
+    bits: Literal[8, 4] | None = None,
+    revision: str | None = None,
+    base: str | None = None,
+) -> None:
+    """Make a result smaller and faster, and show what it costs.
+
+    Fractions are of what weighs least in each layer. An adapter is merged first.
+
+    Args:
+        repo: Folder of a run, or Hub id.
+        out: Folder to write to; empty or new.
+        prune_heads: Fraction of the attention heads to remove, with as much of the width.
+        prune_neurons: Fraction of the neurons between the two layers of each MLP to remove.
+        sparsity: Fraction of the weights inside the blocks to set to zero; the size stays.
+        recover_steps: Steps to train what is left, on the training rows of the run.
+        recover_learning_rate: Peak learning rate of these steps; by default the recipe's.
+        distill: Train towards the result as it was, next to the labels.
+        bits: Store the weights inside the blocks in so many bits, by bitsandbytes, after the rest.
+        revision: Commit, branch or tag on the Hub.
+        base: Folder or Hub id of an adapter's base, in place of the one that it names.
+    """
+    check_result(repo)
+    from pipelines.compression.command import Compression
+    from pipelines.compression.command import compress as compress_result
+
+    compression = Compression(
+        prune_heads=prune_heads,
+        prune_neurons=prune_neurons,
+        sparsity=sparsity,
+        recover_steps=recover_steps,
+        recover_learning_rate=recover_learning_rate,
+        distill=distill,
+        bits=bits,
+    )
+    compress_result(repo, out, compression, revision=revision, base=base)
 
 
 def publish(

@@ -28,7 +28,7 @@ from pipelines.results.check import check_result
 from pipelines.results.check_config import check_fetches_nothing
 from pipelines.results.check_tokenizer import load_result_tokenizer
 from pipelines.results.files import consistent_read, digest
-from pipelines.results.sidecar import tuned_options
+from pipelines.results.sidecar import stored_bits, tuned_options
 
 QUANTIZATIONS: dict[str, Int8 | NF4] = {"8bit": Int8(), "4bit": NF4()}
 
@@ -103,10 +103,11 @@ def load_folder(
     `name` is the result's name in messages, as the user typed it.
     """
     recipe, sidecar = check_result(folder)
+    check_precision(sidecar, precision, name)
     labels = tuple(sidecar["labels"])
     tokenizer = load_result_tokenizer(folder, sidecar)
     quantization = recipe.quantization
-    if precision is not None:
+    if precision is not None and stored_bits(sidecar) is None:
         quantization = QUANTIZATIONS.get(precision)
     source, path = Model(name_or_path=str(folder)), name
     if recipe.lora is not None:
@@ -123,11 +124,19 @@ def load_folder(
     )
     if recipe.lora is not None:
         model = load_adapter_weights(model, folder, path=name)
-    if quantization is None:
+    if quantization is None and stored_bits(sidecar) is None:
         model = model.to(device or PartialState().device)
     task = recipe.task.tuned(tuned_options(sidecar))
     recipe = replace(recipe, task=task, output_dir=str(folder))
     return LoadedResult(recipe, model.eval(), tokenizer, labels, sidecar)
+
+
+def check_precision(sidecar: dict[str, Any], precision: Precision | None, name: str) -> None:
+    """Raise RecipeError for another precision than that of weights that are stored in few bits."""
+    bits = stored_bits(sidecar)
+    if bits is not None and precision not in (None, f"{bits}bit"):
+        text = f"is stored in {bits} bits, and cannot be loaded in {precision}."
+        raise RecipeError([Problem(name, text)])
 
 
 def _find_base(

@@ -158,6 +158,7 @@ def read_weights(
     """
     device = PartialState().device
     loader = getattr(transformers, task.auto_class)
+    bits = quantization_config(quantization, storage)
     fused = FUSED.get(getattr(config, "activation_function", ""))
     try:
         with returning_freed_memory(), tensors_read_singly() if quantization else nullcontext():
@@ -170,7 +171,7 @@ def read_weights(
                 output_loading_info=True,
                 dtype=dtype,
                 pad_token_id=tokenizer.pad_token_id,
-                quantization_config=quantization_config(quantization, storage),
+                **({"quantization_config": bits} if bits else {}),  # None would undo a stored one
                 device_map={"": device} if quantization and device.type != "cpu" else None,
                 **({"activation_function": fused} if fused else {}),
                 **task.model_kwargs(labels),

@@ -12,7 +12,7 @@ from pipelines.data.source import DEFAULT_TEST_FRACTION
 from pipelines.errors import Problem, RecipeError
 from pipelines.recipe import rules
 from pipelines.recipe.schema import from_json_value, to_json_value, wrong_values
-from pipelines.recipe.values import NF4, Int8, Lora, Model, Scratch, Train
+from pipelines.recipe.values import NF4, Distillation, Int8, Lora, Model, Scratch, Train
 from pipelines.tasks.base import Task
 
 
@@ -32,6 +32,8 @@ class Recipe:
     """Adapter to train."""
     train: Train = field(default_factory=Train)
     """How to optimise."""
+    distillation: Distillation | None = None
+    """Teacher to learn from, next to the labels."""
     output_dir: str | None = None
     """Folder of the result; runs/<name> if not given."""
     push_to: str | None = None
@@ -87,6 +89,7 @@ class Recipe:
         yield from rules.wrong_scratch(self.model, self.lora, self.task)
         yield from rules.wrong_splits(self.task.dataset, self.chooses)
         yield from rules.wrong_choice(self.train, self.task)
+        yield from rules.wrong_distillation(self.distillation, self.task)
         yield from rules.wrong_stream(self.task, self.model, self.train)
 
     def to_json(self) -> str:

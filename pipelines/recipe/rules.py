@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from pipelines.data.source import DatasetSource
 from pipelines.errors import Problem
-from pipelines.recipe.values import NF4, Int8, Lora, Model, Scratch, Tokenizer, Train
+from pipelines.recipe.values import NF4, Distillation, Int8, Lora, Model, Scratch, Tokenizer, Train
 from pipelines.tasks import TASKS
 from pipelines.tasks.base import Task
 
@@ -76,6 +76,14 @@ def wrong_quantization(quantization: Int8 | NF4 | None, lora: Lora | None) -> It
             f"{lora.init_lora_weights!r} starts from the base's weights, which are quantised. "
             f"Allowed: {', '.join(PLAIN_INITS)}.",
         )
+
+
+def wrong_distillation(distillation: Distillation | None, task: Task) -> Iterator[Problem]:
+    """Yield a task that has no loss towards a teacher."""
+    if distillation is not None and not task.distils:
+        text = "this task cannot learn from a teacher. A classifier, a reader of answers and a "
+        text += "language model of whole texts can."
+        yield Problem("distillation", text)
 
 
 def wrong_tokenizer(model: Model | Scratch) -> Iterator[Problem]:

@@ -116,6 +116,20 @@ class Lora:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Distillation:
+    """Train towards the outputs of a teacher, next to the labels (Hinton et al. 2015)."""
+
+    teacher: str
+    """Folder or Hub id of a result of the same task, labels and tokenizer."""
+    revision: str | None = None
+    """Commit, branch or tag of the teacher on the Hub."""
+    temperature: Annotated[float, Gt(0)] = 2.0
+    """Both models' logits are divided by this; higher values weigh unlikely labels more."""
+    weight: Annotated[float, Gt(0), Le(1)] = 0.5
+    """Part of the loss that is the teacher's; the rest is the task's own."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Train:
     """How to optimise. The Accelerate config sets the machine and the precision."""
 

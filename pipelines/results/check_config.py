@@ -30,6 +30,23 @@ FETCHING = (  # fields by which transformers loads other code, kernels, files or
 )
 
 
+def check_stored_bits(config: dict[str, Any], file: str) -> int | None:
+    """Return the bits in which a result's weights are stored, 8 or 4, or None.
+
+    Raise RecipeError for another way to store them than bitsandbytes' of this project.
+    """
+    given = config.get("quantization_config")
+    if given is None:
+        return None
+    if not isinstance(given, dict) or given.get("quant_method") != "bitsandbytes":
+        raise file_error(file, "quantization_config is not bitsandbytes'.")
+    eight, four = given.get("load_in_8bit") is True, given.get("load_in_4bit") is True
+    if eight == four:
+        raise file_error(file, "quantization_config stores weights neither in 8 nor in 4 bits.")
+    check_fetches_nothing(given, file)
+    return 8 if eight else 4
+
+
 def check_fetches_nothing(config: Any, file: str, but: tuple[str, ...] = ()) -> None:
     """Raise RecipeError for a field, at any depth, that makes the libraries load something else.
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
+from transformers import AutoConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import logging as transformers_logging
 
@@ -17,7 +20,7 @@ from pipelines.errors import Problem, RecipeError
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.schema import shortened
 from pipelines.recipe.values import Scratch
-from pipelines.results.check_config import JSON_BYTES, check_fetches_nothing
+from pipelines.results.check_config import JSON_BYTES, check_fetches_nothing, check_stored_bits
 from pipelines.results.check_tensors import (
     ADAPTER,
     FLOATS,
@@ -41,7 +44,8 @@ def read_model_config(folder: Path) -> dict[str, Any]:
     if not (folder / "config.json").is_file():
         raise file_error("config.json", f"is missing in {folder}.")
     config = read_json(folder / "config.json", limit=JSON_BYTES)
-    check_fetches_nothing(config, "config.json")
+    check_fetches_nothing(config, "config.json", but=("quantization_config",))
+    check_stored_bits(config, "config.json")
     if str(config.get("model_type")) not in CONFIG_MAPPING:
         text = f"transformers knows no model_type {config.get('model_type')!r}."
         raise file_error("config.json", shortened(text))
@@ -63,7 +67,10 @@ def check_model_files(
             if config.get(name) != value:
                 text = f"{name} is {config.get(name)!r}, but the recipe's is {value!r}."
                 raise file_error("config.json", shortened(text))
-    check_builds(folder, recipe, labels, tensors)
+    if check_stored_bits(config, "config.json") == 4:
+        check_packed(folder, recipe, labels, tensors)
+    else:
+        check_builds(folder, recipe, labels, tensors)
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -131,6 +138,29 @@ def check_builds(folder: Path, recipe: Recipe, labels: tuple[str, ...], tensors:
     for name, (dtype, _) in tensors.items():
         if name in floats and dtype not in FLOATS:
             raise file_error(WHOLE, f"{name!r} has data type {dtype}, not a float.")
+
+
+def check_packed(folder: Path, recipe: Recipe, labels: tuple[str, ...], tensors: Tensors) -> None:
+    """Raise RecipeError unless 4-bit weights are those of the model of config.json.
+
+    transformers cannot read them on the meta device: names and sizes are compared with those of
+    the model in full precision. Two numbers are packed into a byte; what unpacks them lies beside.
+    """
+    with explain_library_errors("config.json", "cannot be built"), torch.device("meta"):
+        config = AutoConfig.from_pretrained(folder, **recipe.task.model_kwargs(labels))
+        config.quantization_config = None
+        model = getattr(transformers, recipe.task.auto_class).from_config(config)
+    expected = {name: tuple(each.shape) for name, each in model.named_parameters()}
+    packed = {name: shape for name, (_, shape) in tensors.items() if f"{name}.absmax" in tensors}
+    beside = {name for name in tensors if name.rpartition(".weight.")[0] + ".weight" in packed}
+    lines = [f"{name!r} is missing." for name in expected.keys() - tensors.keys()]
+    lines += [f"{n!r} is not in the model." for n in tensors.keys() - expected.keys() - beside]
+    for name in expected.keys() & tensors.keys():
+        numbers, stored = math.prod(expected[name]), tensors[name][1]
+        right = math.prod(stored) * 2 == numbers if name in packed else stored == expected[name]
+        if not right:
+            lines.append(f"{name!r} has shape {stored}, and the model's is {expected[name]}.")
+    raise_first_lines(WHOLE, lines)
 
 
 def raise_first_lines(file: str, lines: list[str]) -> None:

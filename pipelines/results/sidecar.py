@@ -87,6 +87,33 @@ class MergeRecord(TypedDict):
     adapter_score: NotRequired[float]
 
 
+class Measurement(TypedDict):
+    """Weights on disk and peak memory of a process in megabytes, speed in `unit`, and score."""
+
+    size_mb: float
+    memory_mb: float
+    speed: float
+    unit: str
+    metric: str
+    score: float
+    interval: list[float]
+
+
+class CompressionRecord(TypedDict):
+    """How a model was made smaller, and what it was before and is after."""
+
+    source: str
+    source_sha256: str
+    prune_heads: float | None
+    prune_neurons: float | None
+    sparsity: float | None
+    recover_steps: int | None
+    distill: bool
+    bits: int | None
+    before: Measurement
+    after: Measurement
+
+
 class SeedsRecord(TypedDict):
     """The primary metric of the recipe for several seeds, of which the result has one."""
 
@@ -115,10 +142,17 @@ class Sidecar(TypedDict):
     timing: NotRequired[dict[str, float]]
     kept: NotRequired[KeptRecord]
     merged: NotRequired[MergeRecord]
+    compressed: NotRequired[CompressionRecord]
     seeds: NotRequired[SeedsRecord]
     run: str
     changed_on_resume: list[dict[str, Any]]
     files: dict[str, Any]
+
+
+def stored_bits(sidecar: dict[str, Any]) -> int | None:
+    """Return the bits in which the weights of a whole model are stored, or None for floats."""
+    bits: int | None = sidecar.get("compressed", {}).get("bits")
+    return bits
 
 
 def tuned_options(sidecar: dict[str, Any]) -> dict[str, Any]:

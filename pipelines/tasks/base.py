@@ -144,6 +144,8 @@ class Task:
     """Chat template for a tokenizer that has none."""
     reads_windows: ClassVar[bool] = False
     """Whether a row that is too long is read in several windows, and not truncated."""
+    distils: ClassVar[bool] = False
+    """Whether `distillation_loss` is defined."""
     writes_replies: ClassVar[bool] = False
     """Whether a model writes a reply, without the spaces around it, and not the rest of a text."""
 
@@ -324,6 +326,20 @@ class Task:
         """Return the summed loss divided by `num_items`.
 
         `num_items` is the number of labels of the whole global batch.
+        """
+        raise NotImplementedError
+
+    def distillation_loss(
+        self,
+        outputs: Any,
+        teacher: Any,
+        labels: torch.Tensor,
+        num_items: torch.Tensor,
+        temperature: float,
+    ) -> torch.Tensor:
+        """Return the summed distance to a teacher's outputs of the batch, divided as `loss` is.
+
+        It is multiplied by the square of the temperature, which divides its gradients.
         """
         raise NotImplementedError
 

@@ -84,6 +84,7 @@ class CausalLM(Task):
 
     objective: ClassVar[Objective] = "language_model"
     auto_class: ClassVar[str] = "AutoModelForCausalLM"
+    distils: ClassVar[bool] = True
     peft_task_type: ClassVar[str] = "CAUSAL_LM"
     length_field: ClassVar[str] = "block_size"
     grouped_by: ClassVar[str] = "document"
@@ -258,6 +259,21 @@ class CausalLM(Task):
     def loss(self, outputs: Any, labels: torch.Tensor, num_items: torch.Tensor) -> torch.Tensor:
         losses: torch.Tensor = outputs.logits  # a LossHead's
         return losses.sum() / num_items
+
+    def distillation_loss(
+        self,
+        outputs: Any,
+        teacher: Any,
+        labels: torch.Tensor,
+        num_items: torch.Tensor,
+        temperature: float,
+    ) -> torch.Tensor:
+        """Return the divergence of the probabilities of the next token, where one is learned."""
+        from pipelines.tasks.distances import divergence
+
+        due = labels[:, 1:] != -100
+        logits, expected = (each.logits[:, :-1][due].float() for each in (outputs, teacher))
+        return divergence(logits, expected, temperature).sum() / num_items
 
     def reduce_logits(self, logits: Any, labels: torch.Tensor | None) -> torch.Tensor:
         """Return (batch, 2), summed losses and predicted tokens, from a LossHead's losses."""

@@ -93,6 +93,7 @@ class QuestionAnswering(Task):
     objective: ClassVar[Objective] = "head"
     auto_class: ClassVar[str] = "AutoModelForQuestionAnswering"
     head: ClassVar[str | None] = "qa_outputs"
+    distils: ClassVar[bool] = True
     peft_task_type: ClassVar[str] = "QUESTION_ANS"
     cut_field: ClassVar[str] = "max_question_length"
     grouped_by: ClassVar[str] = "context"
@@ -222,14 +223,37 @@ class QuestionAnswering(Task):
         """
         import torch
 
-        start, end, first, stop = labels.unsqueeze(-1).unbind(1)
-        positions = torch.arange(outputs.start_logits.shape[1], device=labels.device)
-        outside = (positions < first) | (positions >= stop)  # (batch, length)
+        start, end, _, _ = labels.unsqueeze(-1).unbind(1)
+        outside = positions_outside(outputs.start_logits, labels)
         total = torch.zeros((), device=labels.device)
         for logits, target in ((outputs.start_logits, start), (outputs.end_logits, end)):
             total = total + position_loss(logits, target, outside, self.label_smoothing)
         num_rows = num_items / labels.shape[1]
         return total / (2 * num_rows)
+
+    def distillation_loss(
+        self,
+        outputs: Any,
+        teacher: Any,
+        labels: torch.Tensor,
+        num_items: torch.Tensor,
+        temperature: float,
+    ) -> torch.Tensor:
+        """Return the mean divergence of the probabilities of start and of end."""
+        from pipelines.tasks.distances import divergence
+
+        lowest = -1e4  # not minus infinity, whose difference to itself is no number
+        outside = positions_outside(outputs.start_logits, labels)
+        apart = [
+            divergence(
+                getattr(outputs, name).float().masked_fill(outside, lowest),
+                getattr(teacher, name).float().masked_fill(outside, lowest),
+                temperature,
+            ).sum()
+            for name in ("start_logits", "end_logits")
+        ]
+        num_rows = num_items / labels.shape[1]
+        return (apart[0] + apart[1]) / (2 * num_rows)
 
     def reduce_logits(self, logits: Any, labels: torch.Tensor | None) -> torch.Tensor:
         """Return (batch, length, 2)."""
@@ -408,6 +432,15 @@ def holds_answer(row: dict[str, Any]) -> bool:
     """Tell whether a window's target is a span and not the no-answer slot."""
     start, _, _, stop = row["labels"]
     return bool(start < stop - 1)
+
+
+def positions_outside(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return which positions cannot be chosen, (batch, length), by the bounds in the labels."""
+    import torch
+
+    _, _, first, stop = labels.unsqueeze(-1).unbind(1)
+    positions = torch.arange(logits.shape[1], device=labels.device)
+    return (positions < first) | (positions >= stop)
 
 
 def position_loss(

@@ -111,6 +111,7 @@ class TextClassification(Task):
     auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
     encodes_to_disk: ClassVar[bool] = True
     head: ClassVar[str | None] = "score"
+    distils: ClassVar[bool] = True
     peft_task_type: ClassVar[str] = "SEQ_CLS"
 
     @property
@@ -364,6 +365,27 @@ class TextClassification(Task):
 
     def training_loss(self, train: Features, labels: tuple[str, ...]) -> Loss:
         return partial(self.loss, weights=self.loss_weights(train, labels))
+
+    def distillation_loss(
+        self,
+        outputs: Any,
+        teacher: Any,
+        labels: torch.Tensor,
+        num_items: torch.Tensor,
+        temperature: float,
+    ) -> torch.Tensor:
+        """Return the divergence of the labels' probabilities; squared differences of numbers."""
+        from torch.nn import functional
+
+        from pipelines.tasks.distances import divergence
+
+        logits, expected = outputs.logits.float(), teacher.logits.float()
+        if self.problem_type == "regression":
+            return functional.mse_loss(logits, expected, reduction="sum") / num_items
+        if self.several:  # of each label and its opposite, whose logit is 0
+            logits = functional.pad(logits.unsqueeze(-1), (0, 1))
+            expected = functional.pad(expected.unsqueeze(-1), (0, 1))
+        return divergence(logits, expected, temperature).sum() / num_items
 
     def loss_weights(self, train: Features, labels: tuple[str, ...]) -> list[float] | None:
         """Return the weight of each label in the training loss; None where all weigh the same."""

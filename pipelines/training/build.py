@@ -29,6 +29,7 @@ from pipelines.reporting.step_log import INTERVAL, StepLog
 from pipelines.tasks.base import Features, Objective, Task
 from pipelines.training.arguments import training_arguments
 from pipelines.training.best import choosing_callbacks
+from pipelines.training.distillation import DistillingTrainer, load_teacher
 from pipelines.training.language_model import LanguageModelTrainer
 from pipelines.training.loaders import numbered
 from pipelines.training.optimizers import muon_factory
@@ -68,6 +69,7 @@ def build_trainer(
     transformers' own losses are not normalised so: classification gradients grow with accumulation
     and with processes, and the language-model loss shrinks; `compute_loss_func` replaces them.
     """
+    teacher = load_teacher(recipe, tokenizer, labels) if train else None
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     prepare_base(recipe.task, base)
     splits = {name: ScoredSplit(recipe.task, rows, labels) for name, rows in scored.items()}
@@ -84,7 +86,7 @@ def build_trainer(
         options["optimizer_cls_and_kwargs"] = (muon_factory, {"train": recipe.train})
     translate = partial(training_arguments, recipe, **arguments)
     trainer = TRAINERS[recipe.task.objective](
-        TrainerParts(recipe.task, base, tokenizer, train, labels, translate, options)
+        TrainerParts(recipe.task, base, tokenizer, train, labels, translate, options, teacher)
     )
     trainer.remove_callback(PrinterCallback)
     interval = INTERVAL if recipe.train.logging_steps is None else 0.0
@@ -114,7 +116,7 @@ def head_trainer(parts: TrainerParts) -> RecipeTrainer:
     if packs and passes_keywords_to_body(base):
         accept_plans(base.base_model)
         collate = WithPlan(collate)
-    return RecipeTrainer(
+    return trainer_kind(parts)(
         args=parts.arguments(TrainingArguments, **task.trainer_options()),
         data_collator=collate,
         eval_collator=task.collate(parts.pad_token_id),
@@ -124,16 +126,23 @@ def head_trainer(parts: TrainerParts) -> RecipeTrainer:
     )
 
 
+def trainer_kind(parts: TrainerParts) -> Callable[..., RecipeTrainer]:
+    """Return RecipeTrainer, or one that trains towards a teacher."""
+    if parts.teacher is None:
+        return RecipeTrainer
+    return partial(DistillingTrainer, teacher=parts.teacher)
+
+
 def language_model_trainer(parts: TrainerParts) -> RecipeTrainer:
     """Return the trainer of next tokens, with a chunked loss where the model's head allows it."""
     task = parts.task
-    chunked = gives_logits_of_head(parts.base)
+    chunked = parts.teacher is None and gives_logits_of_head(parts.base)
     if chunked:
         use_chunked_loss(parts.base)
     collate = task.collate(parts.pad_token_id, task.pad_to_multiple_of)
     if task.isolates_rows and takes_bounds(parts.base):
         collate = WithBounds(collate)
-    kind = LanguageModelTrainer if chunked else RecipeTrainer
+    kind = LanguageModelTrainer if chunked else trainer_kind(parts)
     return kind(
         args=parts.arguments(TrainingArguments, **task.trainer_options()),
         data_collator=collate,

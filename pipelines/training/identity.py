@@ -23,6 +23,7 @@ RESUMABLE: dict[str, str | None] = {
     "name": None,
     "model": "the weights in the checkpoint come from the other model",
     "quantization": "the weights in the checkpoint were trained on the other base",
+    "distillation": "the weights in the checkpoint were trained towards another teacher",
     "lora": "the weights in the checkpoint are those of the other adapter",
     "task": "what the checkpoint has learned and scored is the other task",
     # The rows are read again; whether they are others, data.train, .eval and .test tell.

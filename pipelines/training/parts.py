@@ -31,6 +31,8 @@ class TrainerParts:
     labels: tuple[str, ...]
     arguments: Callable[..., Any]
     options: dict[str, Any]
+    teacher: Any = None
+    """The Teacher of `training/distillation.py`, if there is one."""
 
     @property
     def pad_token_id(self) -> int:

@@ -13,6 +13,7 @@ from pipelines.preparing.store import Store
 from pipelines.reporting.progress import RunProgress
 from pipelines.tasks.base import Features
 from pipelines.training.build import build_trainer
+from pipelines.training.upstream import scorable
 
 
 def score_result(loaded: LoadedResult, rows: Examples) -> dict[str, Any]:
@@ -36,7 +37,8 @@ def score_features(
     loaded: LoadedResult, held_out: Features, progress: RunProgress | None = None
 ) -> dict[str, Any]:
     """Return the metrics of a result on encoded rows."""
-    with tempfile.TemporaryDirectory() as scratch:  # the Trainer creates its folder
+    # The Trainer creates its folder
+    with tempfile.TemporaryDirectory() as scratch, scorable(loaded.model):
         trainer = build_trainer(
             replace(loaded.recipe, output_dir=scratch),
             loaded.model,

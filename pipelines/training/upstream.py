@@ -7,7 +7,8 @@ where a library renames one of them, or calls it otherwise, which would silently
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,6 +32,22 @@ def without_tied(model: Any, state: dict[str, Any]) -> dict[str, Any]:
     """Return the state of a model without the second names of tied weights."""
     tied = without_adapter_class(model).all_tied_weights_keys
     return {name: value for name, value in state.items() if name not in tied}
+
+
+@contextmanager
+def scorable(model: Any) -> Iterator[None]:
+    """Let a Trainer take a model whose own weights are stored in few bits, to score it.
+
+    It refuses such a model without an adapter when it is made, though nothing is trained.
+    """
+    quantized = getattr(model, "is_quantized", False)
+    if quantized:
+        model.is_quantized = False
+    try:
+        yield
+    finally:
+        if quantized:
+            model.is_quantized = True
 
 
 def use_one_device(arguments: TrainingArguments) -> None:

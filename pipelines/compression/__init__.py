@@ -1,0 +1,1 @@
+"""`gpt2-recipes compress`: a smaller result, and what it costs."""
