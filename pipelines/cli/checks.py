@@ -44,7 +44,8 @@ def check_served(repo: str, revision: str | None, limits: Limits) -> None:
     if task.head is None:
         raise DataError(
             f"{repo}: {type(task).__name__} writes texts, which transformers serves: "
-            f"`gpt2-recipes merge {repo} OUT` if it is an adapter, then `transformers serve OUT`."
+            f"`gpt2-recipes merge {repo} OUT` if it is an adapter, then `transformers serve OUT`. "
+            f"To talk with it here, `gpt2-recipes chat {repo}`."
         )
 
 

@@ -13,9 +13,10 @@ from importlib import import_module
 from rich.cells import cell_len
 
 from pipelines.errors import DataError
-from pipelines.hub.load import LoadedResult, load_result
+from pipelines.hub.load import LoadedResult
 from pipelines.inference.chat import fit_turns, write_reply
 from pipelines.inference.generate import strip_reply
+from pipelines.inference.loading import load_to_infer
 from pipelines.process import quiet_libraries
 from pipelines.recipe.generation import merge_options
 from pipelines.recipe.values import Precision
@@ -45,7 +46,7 @@ def chat(
     `options` replace the recipe's. Raise RecipeError for options that are out of range, and
     DataError for a task that writes no text; from a pipe, also for a line that is too long.
     """
-    loaded = load_result(repo, revision, base=base, precision=precision)
+    loaded = load_to_infer(repo, revision, base=base, precision=precision)
     generation = merge_options(loaded.recipe.task, options)
     Chat(loaded, generation, seed, at_terminal=sys.stdin.isatty()).run()
 

@@ -41,9 +41,8 @@ async def client(url: str, bodies: list[bytes], end: float, seconds: list[float]
     reader, writer = await asyncio.open_connection(address.hostname, address.port)
     while time.perf_counter() < end:
         body = random.choice(bodies)
-        head = (
-            f"POST /predict HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Length: {len(body)}\r\n"
-        )
+        head = f"POST /predict HTTP/1.1\r\nHost: {address.netloc}\r\n"
+        head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         begun = time.perf_counter()
         writer.write(head.encode() + body)
         answer = await reader.readuntil(b"\r\n\r\n")
