@@ -47,6 +47,7 @@ LAYERS = (
     "metrics",
     "data",
     "hub_client",
+    "addresses",
     "console",
     "process",
     "collectives_upstream",

@@ -215,7 +215,7 @@ def demo(
         publish_space(repo, publish, public=public, revision=revision, precision=precision)
         return
     check_extra("gradio", extra="demo", verb="demo")
-    from pipelines.demo.address import usable_port
+    from pipelines.addresses import usable_port
 
     port = usable_port(host, port)
     from pipelines.demo.serve import serve

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Event
 
+from pipelines.addresses import refusal, usable_port
 from pipelines.console import say
-from pipelines.demo.address import taken, usable_port
 from pipelines.demo.examples import read_examples
-from pipelines.errors import Problem, RecipeError
 from pipelines.hub.load import LoadedResult
 from pipelines.inference.loading import load_to_infer
 from pipelines.process import quiet_libraries
@@ -71,7 +71,7 @@ def served_page(loaded: LoadedResult, host: str, port: int) -> Iterator[str]:
             footer_links=[],
         )
     except OSError:  # taken since it was looked at
-        raise RecipeError([Problem("port", taken(port))]) from None
+        raise refusal(host, port, OSError(errno.EADDRINUSE, "in use")) from None
     try:
         yield f"http://{host}:{port}"
     finally:

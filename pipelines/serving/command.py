@@ -8,10 +8,10 @@ import socket
 import uvicorn
 from fastapi import FastAPI
 
+from pipelines.addresses import bind, listen, url_of
 from pipelines.console import say
 from pipelines.inference.loading import load_to_infer
 from pipelines.recipe.values import Precision
-from pipelines.serving.address import bind, listen, url_of
 from pipelines.serving.answer import answer_requests
 from pipelines.serving.app import make_app
 from pipelines.serving.limits import Limits

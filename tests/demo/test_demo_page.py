@@ -11,8 +11,8 @@ import pytest
 
 from helpers.browser import MISSING, REASON, run_in_browser
 from helpers.factories import ROOT, make_tasks
+from pipelines.addresses import usable_port
 from pipelines.data.source import DatasetSource
-from pipelines.demo.address import usable_port
 from pipelines.demo.serve import served_page
 from pipelines.errors import RecipeError
 from pipelines.flow import run
@@ -209,17 +209,15 @@ def test_a_port_that_is_taken_is_refused_before_anything_is_loaded(tmp_path):
         command = [sys.executable, "-m", "pipelines", "demo", tmp_path / "none", "--port", port]
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == (
-        f"--port: {port} is taken, or cannot be used. Give another, or 0 for a free one.\n"
-    )
+    assert done.stderr == (f"--port: {port} is in use. Give another, or 0 for a free one.\n")
 
 
 @pytest.mark.parametrize(
     ("host", "port", "message"),
     [
-        ("256.1.1.1", 0, "host: 256.1.1.1 is no IPv4 address of this machine"),
-        ("10.254.1.2", 0, "host: 10.254.1.2 is no IPv4 address of this machine"),
-        ("127.0.0.1", 70_000, "port: 70000 is taken, or cannot be used"),
+        ("256.1.1.1", 0, "host: '256.1.1.1' is no address of this machine"),
+        ("10.254.1.2", 0, "host: '10.254.1.2' is no address of this machine"),
+        ("127.0.0.1", 70_000, "port: 70000 cannot be used"),
     ],
 )
 def test_an_address_that_cannot_be_used_is_named(host, port, message):

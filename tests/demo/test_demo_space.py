@@ -10,7 +10,7 @@ import yaml
 
 from helpers.factories import make_tasks
 from helpers.hub_process import client, environment
-from pipelines.demo.address import usable_port
+from pipelines.addresses import usable_port
 from pipelines.flow import run
 from pipelines.hub.local_hub.cards import card_errors
 from pipelines.recipe.recipe import Recipe

@@ -18,13 +18,13 @@ pytest.importorskip("uvicorn", reason="needs the extra serve")
 import httpx2  # noqa: E402
 
 from helpers.factories import make_tasks  # noqa: E402
+from pipelines.addresses import bind, listen  # noqa: E402
 from pipelines.data.rows import Examples  # noqa: E402
 from pipelines.errors import DataError, RecipeError  # noqa: E402
 from pipelines.hub.load import load_result  # noqa: E402
 from pipelines.inference.predict import predict_examples  # noqa: E402
 from pipelines.recipe.recipe import Recipe  # noqa: E402
 from pipelines.recipe.values import Lora, Model, Train  # noqa: E402
-from pipelines.serving.address import bind, listen  # noqa: E402
 from pipelines.serving.answer import answer_requests  # noqa: E402
 from pipelines.serving.app import make_app  # noqa: E402
 from pipelines.serving.batcher import Batcher, Busy  # noqa: E402

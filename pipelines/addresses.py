@@ -1,4 +1,4 @@
-"""The address that a server listens on. Imports no torch."""
+"""The addresses that servers listen on. Imports no torch."""
 
 from __future__ import annotations
 
@@ -29,6 +29,12 @@ def bind(host: str, port: int) -> socket.socket:
         listener.close()
         raise refusal(host, port, error) from None
     return listener
+
+
+def usable_port(host: str, port: int) -> int:
+    """Return a port to listen on, a free one for 0. Raise RecipeError, as `bind` does."""
+    with bind(host, port) as listener:
+        return int(listener.getsockname()[1])
 
 
 def listen(listener: socket.socket) -> None:
