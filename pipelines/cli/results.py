@@ -191,7 +191,7 @@ def demo(
     base: str | None = None,
     precision: Precision | None = None,
 ) -> None:
-    """Show a result on a page in the browser, or publish the page as a Space.
+    """Show a result on a page in the browser, or as a Space.
 
     The page suits the task: labels with their probabilities, an answer in its context, a text or a
     chat as it is written. It needs the extra `demo`, a Space does not.
@@ -340,7 +340,7 @@ def export(
     revision: str | None = None,
     base: str | None = None,
 ) -> None:
-    """Write a result as GGUF for llama.cpp, as ONNX, or merged as safetensors.
+    """Write a result as GGUF, ONNX or merged safetensors.
 
     The file is compared with the model before it is put into OUT.
 
