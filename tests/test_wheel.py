@@ -97,7 +97,9 @@ def test_the_wheel_knows_the_versions_that_it_was_tested_with(commands, tmp_path
         text=True,
     )
     found = {each["name"]: each for each in json.loads(done.stdout)["findings"]}
-    assert found["libraries"]["mark"] == "ok", found["libraries"]
+    mark, text = found["libraries"]["mark"], found["libraries"]["text"]
+    other_torch = text.startswith("not tested: torch ") and ", " not in text  # by scripts/oldest.sh
+    assert mark == "ok" or other_torch, found["libraries"]
 
 
 def test_the_wheel_serves_a_hub(commands, tmp_path):
