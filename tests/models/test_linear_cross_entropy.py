@@ -123,4 +123,8 @@ def test_ligers_kernel_gives_the_same_in_tritons_interpreter():
     for name in ("liger_kernel", "triton"):
         pytest.importorskip(name, reason="the extra gpu is not installed")
     environment = os.environ | {"TRITON_INTERPRET": "1"}
-    subprocess.run([sys.executable, "-c", KERNEL], check=True, env=environment, timeout=200)
+    command = [sys.executable, "-c", KERNEL]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    if "only 0-dimensional arrays can be converted" in done.stderr:
+        pytest.skip("Triton's interpreter needs NumPy before 2.4")
+    assert done.returncode == 0, done.stderr

@@ -248,7 +248,7 @@ def test_a_revision_that_the_recipe_pins_is_the_one_everywhere(copy):
         ({"_attn_implementation": "evil/kernel"}, "_attn_implementation is not allowed"),
         ({"attn_implementation": "evil/kernel"}, "attn_implementation is not allowed"),
         ({"sub": {"auto_map": {"AutoConfig": "a.B"}}}, "auto_map is not allowed"),
-        ({"quantization_config": {"quant_method": "awq"}}, "quantization_config is not bitsandbytes'"),
+        ({"quantization_config": {"quant_method": "awq"}}, "is not bitsandbytes'"),
         ({"transformers_weights": "../x.safetensors"}, "transformers_weights is not allowed"),
         ({"layer_norm_epsilon": "x"}, "cannot be built: "),
         ({"activation_function": "zzz"}, "cannot be built: KeyError"),
