@@ -252,9 +252,7 @@ def recovery(
 ) -> Recipe:
     """Return the recipe of the training afterwards."""
     rate = compression.recover_learning_rate or recipe.train.learning_rate
-    train = replace(
-        recipe.train, max_steps=compression.recover_steps, learning_rate=rate, save_steps=None
-    )
+    train = replace(recipe.train, max_steps=compression.recover_steps, learning_rate=rate)
     teacher = Distillation(teacher=str(source)) if compression.distill else None
     model = Model(name_or_path=str(small))
     return replace(recipe, model=model, train=train, distillation=teacher, output_dir=str(out))

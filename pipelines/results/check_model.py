@@ -144,7 +144,7 @@ def check_packed(folder: Path, recipe: Recipe, labels: tuple[str, ...], tensors:
     """Raise RecipeError unless 4-bit weights are those of the model of config.json.
 
     transformers cannot read them on the meta device: names and sizes are compared with those of
-    the model in full precision. Two numbers are packed into a byte; what unpacks them lies beside.
+    the model in full precision. A byte holds two numbers; other tensors have what unpacks them.
     """
     with explain_library_errors("config.json", "cannot be built"), torch.device("meta"):
         config = AutoConfig.from_pretrained(folder, **recipe.task.model_kwargs(labels))

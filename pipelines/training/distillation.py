@@ -22,7 +22,7 @@ INPUTS = ("input_ids", "attention_mask", "position_ids")
 
 @dataclass
 class Teacher:
-    """A model that is not trained, and its outputs for the batch at hand."""
+    """A model that is not trained, and its outputs for the current batch."""
 
     model: Any
     task: Task
