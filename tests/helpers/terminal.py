@@ -34,6 +34,21 @@ class Typist:
         before, _, self.shown = self.shown.partition(text)
         return before
 
+    def interrupt(self, text: str) -> str:
+        """Press Ctrl-C, and return what is shown up to a text, as `wait_for` does.
+
+        Python misses a Ctrl-C that comes just before it waits for a key, until the next one: where
+        the text is not shown within 15 seconds, the key is pressed again.
+        """
+        for _ in range(4):
+            self.type("\x03")
+            end = time.monotonic() + 15
+            while text not in self.shown and self.read(end - time.monotonic()):
+                pass
+            if text in self.shown:
+                break
+        return self.wait_for(text)
+
     def read(self, seconds: float) -> bool:
         """Read once. Return False after some seconds, and at the end of the process."""
         ready, _, _ = select.select([self.controller], [], [], max(0, seconds))
