@@ -47,7 +47,9 @@ class Compression:
         for name in ("prune_heads", "prune_neurons", "sparsity"):
             fraction = getattr(self, name)
             if fraction is not None and not 0 < fraction < 1:
-                yield Problem(name, f"{fraction:g} is no fraction. Give a number between 0 and 1.")
+                yield Problem(
+                    name, f"{fraction:g} is out of range; it must be above 0 and below 1."
+                )
         if not self.prunes and self.bits is None:
             text = "nothing to do. Give --prune-heads, --prune-neurons, --sparsity or --bits."
             yield Problem("compress", text)

@@ -123,6 +123,10 @@ def pin_result(
     """
     if Path(explicit(name)).is_dir():
         return explicit(name), None
+    if Path(name).is_file():
+        text = f"{name!r} is a file. Give the folder of a result, or its id on the Hub."
+        problems.append(Problem(path, text))
+        return name, None
     commit = resolve_commit(
         hub, name, revision, kind="model", path=path, problems=problems, file="task.json"
     )

@@ -9,10 +9,12 @@ import pytest
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
-from helpers.factories import make_tasks
+from helpers.factories import make_tasks, short_recipe
 from helpers.named_paths import paths_that_are_gone
-from pipelines.cli.main import console
+from pipelines.cli import console
 from pipelines.compression.command import compress
+from pipelines.compression.keep_zeros import KeepZeros
+from pipelines.compression.measure import measure_here
 from pipelines.compression.options import Compression
 from pipelines.compression.recovery import recovery
 from pipelines.compression.score import score_again
@@ -37,17 +39,6 @@ from pipelines.tasks.text_classification import TextClassification
 from pipelines.tasks.thresholds import best_threshold
 
 
-def recipe_of(task, checkpoint, folder, helpdesk, **options):
-    return Recipe(
-        name=task.replace("_", "-"),
-        task=make_tasks(helpdesk)[task],
-        model=Model(name_or_path=str(checkpoint)),
-        train=Train(max_steps=4, learning_rate=1e-2, warmup_steps=0, global_batch_size=8),
-        output_dir=str(folder),
-        **options,
-    )
-
-
 def rewrite(folder, name, value):
     """Write a JSON file of a result, and list it in its manifest as it is now."""
     (folder / name).write_text(json.dumps(value))
@@ -57,10 +48,9 @@ def rewrite(folder, name, value):
 @pytest.fixture(scope="module")
 def results(checkpoint, helpdesk, tmp_path_factory):
     """An adapter that classifies, and a whole language model."""
-    folder = tmp_path_factory.mktemp("compressed")
-    given = {"text_classification": {"lora": Lora(r=4)}, "causal_lm": {}}
-    for task, options in given.items():
-        run(recipe_of(task, checkpoint, folder / task, helpdesk, **options))
+    folder, tasks = tmp_path_factory.mktemp("compressed"), make_tasks(helpdesk)
+    for task, options in {"text_classification": {"lora": Lora(r=4)}, "causal_lm": {}}.items():
+        run(short_recipe(tasks[task], checkpoint, folder / task, **options))
     return folder
 
 
@@ -71,19 +61,15 @@ def chosen(checkpoint, tmp_path_factory):
     subjects = ("bill", "parcel", "hinge")
     rows = [{"text": f"{subjects[i % 3]} {i}", "label": subjects[: i % 4]} for i in range(60)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    recipe = Recipe(
-        name="chosen",
-        task=TextClassification(
-            dataset=DatasetSource(path=str(folder / "rows.jsonl"), eval_fraction=0.3),
-            problem_type="multi_label_classification",
-            class_weights="balanced",
-            tune_thresholds=True,
-            max_length=32,
-        ),
-        model=Model(name_or_path=str(checkpoint)),
-        train=Train(max_steps=4, eval_steps=2, keep="best", learning_rate=1e-2, warmup_steps=0),
-        output_dir=str(folder / "result"),
+    task = TextClassification(
+        dataset=DatasetSource(path=str(folder / "rows.jsonl"), eval_fraction=0.3),
+        problem_type="multi_label_classification",
+        class_weights="balanced",
+        tune_thresholds=True,
+        max_length=32,
     )
+    choosing = {"eval_steps": 2, "keep": "best"}
+    recipe = short_recipe(task, checkpoint, folder / "result", train=choosing)
     run(recipe)
     published = json.loads((recipe.folder / "recipe.json").read_text()) | {"push_to": "me/chosen"}
     rewrite(recipe.folder, "recipe.json", published)
@@ -155,7 +141,8 @@ def test_a_recovery_chooses_weights_and_thresholds_as_the_recipe_does_and_publis
     chosen, tmp_path
 ):
     folder = tmp_path / "small"
-    compress(chosen, folder, Compression(sparsity=0.5, recover_steps=2))
+    found = compress(chosen, folder, Compression(sparsity=0.5, recover_steps=2, bits=4))
+    assert found["after"].size_mb < found["before"].size_mb
     recipe = Recipe.from_file(folder / "recipe.json")
     assert (recipe.train.keep, recipe.train.eval_steps, recipe.train.max_steps) == ("best", 1, 2)
     assert recipe.task.class_weights == "balanced"
@@ -164,11 +151,36 @@ def test_a_recovery_chooses_weights_and_thresholds_as_the_recipe_does_and_publis
     sidecar = json.loads((folder / "task.json").read_text())
     assert sidecar["kept"]["keep"] == "best"
     assert sidecar["thresholds"].keys() == {"bill", "hinge", "parcel"}
+    write_report(folder)  # is no file of the result: as often as one likes
     assert evaluate(folder).equal
+    damaged = tmp_path / "damaged"
+    shutil.copytree(folder, damaged)
+    config = json.loads((damaged / "config.json").read_text())
+    rewrite(damaged, "config.json", config | {"n_inner": 64})
+    with pytest.raises(RecipeError, match="has shape"):
+        load_result(damaged)
+
+
+def test_zeros_stay_zeros_while_the_rest_recovers(results, helpdesk, tmp_path):
+    model = load_result(results / "causal_lm").model
+    sparsify(model, 0.5)
+    shutil.copytree(results / "causal_lm", tmp_path / "sparse")
+    model.save_pretrained(tmp_path / "sparse")
     name = "transformer.h.0.mlp.c_fc.weight"
-    sparse, before = (load_file(f / "model.safetensors")[name] for f in (folder, chosen))
-    assert (sparse == 0).float().mean() == pytest.approx(0.5, abs=0.001)  # zeros stayed zeros
-    assert (sparse != before)[sparse != 0].any()
+    before = load_file(tmp_path / "sparse" / "model.safetensors")[name]
+    assert (before == 0).float().mean() == pytest.approx(0.5, abs=0.001)
+    task = make_tasks(helpdesk)["causal_lm"]
+    run(short_recipe(task, tmp_path / "sparse", tmp_path / "recovered"), [KeepZeros()])
+    after = load_file(tmp_path / "recovered" / "model.safetensors")[name]
+    assert ((after == 0) == (before == 0)).all()
+    assert (after != before)[after != 0].any()
+
+
+def test_a_language_model_is_measured_in_tokens(results):
+    found = measure_here(results / "causal_lm")
+    assert (found.unit, found.metric) == ("tokens/s", "perplexity")
+    assert found.score == load_result(results / "causal_lm").metrics["perplexity"]
+    assert found.size_mb == (results / "causal_lm" / "model.safetensors").stat().st_size / 1e6
 
 
 def test_thresholds_are_chosen_again_where_nothing_is_trained(chosen, tmp_path):
@@ -233,22 +245,6 @@ def test_a_recovery_that_cannot_be_is_refused_by_its_flags(tasks, task, optim, m
         recovery(recipe, Model(name_or_path="me/own"), compression)
 
 
-def test_4_bit_weights_are_stored_and_checked(results, tmp_path):
-    folder = tmp_path / "four"
-    compression = Compression(sparsity=0.5, recover_steps=3, bits=4)
-    found = compress(results / "causal_lm", folder, compression)
-    assert found["before"].unit == "tokens/s"
-    assert found["after"].size_mb < found["before"].size_mb
-    write_report(folder)  # is no file of the result: as often as one likes
-    assert evaluate(folder).equal
-    damaged = tmp_path / "damaged"
-    shutil.copytree(folder, damaged)
-    config = json.loads((damaged / "config.json").read_text())
-    rewrite(damaged, "config.json", config | {"n_inner": 64})
-    with pytest.raises(RecipeError, match="has shape"):
-        load_result(damaged)
-
-
 def test_a_quantization_that_is_not_bitsandbytes_is_refused(results, small, tmp_path):
     folder = tmp_path / "other"
     shutil.copytree(results / "small", folder)
@@ -263,8 +259,8 @@ def test_a_quantization_that_is_not_bitsandbytes_is_refused(results, small, tmp_
     ("options", "message"),
     [
         ({}, "nothing to do"),
-        ({"prune_neurons": 1.5}, "1.5 is no fraction"),
-        ({"sparsity": 0.0}, "0 is no fraction"),
+        ({"prune_neurons": 1.5}, "1.5 is out of range"),
+        ({"sparsity": 0.0}, "0 is out of range"),
         ({"prune_neurons": 0.5, "distill": True}, "Give --recover-steps"),
         ({"prune_neurons": 0.5, "recover_steps": 0}, "0 is below 1"),
         ({"bits": 8, "recover_steps": 5}, "nothing is pruned"),
@@ -296,9 +292,10 @@ def test_rows_that_are_not_here_stop_it_before_anything_is_written(results, tmp_
     ("words", "message"),
     [
         (["causal_lm", "out", "--prune-heads", "0.01"], "--prune-heads: 0.01 of 2 heads a layer"),
-        (["causal_lm", "out", "--prune-neurons", "1"], "--prune-neurons: 1 is no fraction"),
+        (["causal_lm", "out", "--prune-neurons", "1"], "--prune-neurons: 1 is out of range"),
         (["causal_lm", "text_classification", "--bits", "4"], "OUT: text_classification is not"),
         (["causal_lm", "causal_lm/recipe.json", "--bits", "4"], "is a file. Give another folder."),
+        (["causal_lm/task.json", "out", "--bits", "4"], "is a file. Give the folder of a result"),
     ],
 )
 def test_the_command_refuses_wrong_flags_with_one_message(
