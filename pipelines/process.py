@@ -193,6 +193,25 @@ def returning_freed_memory() -> Iterator[None]:
             disable_malloc_trim()
 
 
+@contextmanager
+def trimming_memory() -> Iterator[None]:
+    """Return what was freed to the OS at both ends of a phase whose tensors have other sizes.
+
+    They would fit badly into what the phase before has freed, and the process would hold both.
+    """
+    trim_memory()
+    try:
+        yield
+    finally:
+        trim_memory()
+
+
+def trim_memory() -> None:
+    """Return what was freed to the OS."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def release_memory() -> None:
     """Free the model of a run, also one in a reference cycle, before the next run loads its own."""
     gc.collect()

@@ -2,12 +2,22 @@
 
 import io
 import logging
+import platform
 
 import pytest
+import torch
 from transformers.utils import logging as transformers_logging
 
 from helpers.factories import ROOT
-from pipelines.process import FALSE_ALARMS, FALSE_ALARMS_LOGGED, quiet_libraries
+from pipelines.planning.peak import resident_memory
+from pipelines.process import (
+    FALSE_ALARMS,
+    FALSE_ALARMS_LOGGED,
+    disable_malloc_trim,
+    quiet_libraries,
+    restore_malloc_trim,
+    trimming_memory,
+)
 
 
 @pytest.fixture
@@ -35,3 +45,27 @@ def test_false_alarms_are_dropped_and_warnings_are_not(shown):
 @pytest.mark.parametrize("part", [*FALSE_ALARMS, *FALSE_ALARMS_LOGGED])
 def test_every_false_alarm_is_documented(part):
     assert part in (ROOT / "docs/progress.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def keeping_freed_memory():
+    """The allocator of a run on a CPU."""
+    disable_malloc_trim()
+    yield
+    restore_malloc_trim()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc's allocator")
+def test_a_phase_begins_and_ends_without_what_was_freed(keeping_freed_memory):
+    def hold():
+        """Return a small tensor above 200 MB that are freed, and the memory next to them."""
+        large = torch.ones(50_000_000)
+        return torch.ones(1000), resident_memory(), large.nbytes
+
+    _above, before, size = hold()
+    assert resident_memory() > before - size / 2  # kept for the next tensor
+    with trimming_memory():
+        assert resident_memory() < before - size / 2
+        _above_too, inside, size = hold()
+        assert resident_memory() > inside - size / 2
+    assert resident_memory() < inside - size / 2

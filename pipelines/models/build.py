@@ -25,7 +25,11 @@ from pipelines.models.download import ensure_downloaded
 from pipelines.models.probes import num_embeddings, num_positions, try_model
 from pipelines.models.quantization import quantization_config
 from pipelines.models.tokenizer_checks import check_special_tokens, guard_embeddings, max_token_id
-from pipelines.models.upstream import keep_4bit_layout, tensors_read_singly
+from pipelines.models.upstream import (
+    forget_outlier_columns,
+    keep_4bit_layout,
+    tensors_read_singly,
+)
 from pipelines.process import returning_freed_memory
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import NF4, Int8, Model, Scratch
@@ -123,6 +127,7 @@ def load_base(
     check_special_tokens(tokenizer, num_embeddings(base), path=path)
     check_length(task, base)
     keep_4bit_layout(base)
+    forget_outlier_columns(base)
     try_model(base, causal=task.head is None, name=name, path=path)
     choose_attention(base, task.length)
     guard_embeddings(base, tokenizer)

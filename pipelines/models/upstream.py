@@ -126,6 +126,23 @@ def keep_4bit_layout(base: PreTrainedModel) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
+def forget_outlier_columns(base: PreTrainedModel) -> None:
+    """Let 8-bit layers not keep the numbers of the columns with outliers after a forward pass.
+
+    Each layer keeps a tensor of some bytes, for nothing: what backward needs is in its own context.
+    On a CPU it lies amid the large tensors that were freed, which cannot be joined for the next.
+    bitsandbytes has no option against it.
+    """
+    from bitsandbytes.nn.modules import Linear8bitLt
+
+    def forget(module: Any, inputs: Any, output: Any) -> None:
+        module.state.idx = None
+
+    for module in base.modules():
+        if isinstance(module, Linear8bitLt):
+            module.register_forward_hook(forget)
+
+
 @contextmanager
 def without_8bit_outliers(model: PreTrainedModel) -> Iterator[None]:
     """Let no token's outliers change how 8-bit layers round the states of another token.

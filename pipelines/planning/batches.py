@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.data.rows import Examples, strings
+from pipelines.inputs import Encoded
 from pipelines.recipe.recipe import Recipe
 from pipelines.tasks.base import Features, Task
 from pipelines.training.arguments import split_batch
@@ -89,6 +90,21 @@ def batch_tokens(task: Task, lengths: Sequence[int] | np.ndarray[Any, Any]) -> i
     if task.objective == "head":
         return int(np.sum(lengths))
     return int(len(lengths) * np.max(lengths))
+
+
+def scored_lengths(recipe: Recipe, encoded: Encoded) -> list[list[int]]:
+    """Return the tokens of the rows of each split that is scored."""
+    return [
+        [recipe.task.num_tokens(row) for row in features.dataset]
+        for features in encoded.scored.values()
+    ]
+
+
+def largest_evaluation(recipe: Recipe, encoded: Encoded) -> int:
+    """Return the tokens of an evaluation batch of the longest rows."""
+    size = recipe.train.per_device_eval_batch_size
+    lengths = [sorted(each, reverse=True)[:size] for each in scored_lengths(recipe, encoded)]
+    return max(len(each) * each[0] for each in lengths)
 
 
 def longest_examples(task: Task, examples: Examples, count: int, max_tokens: int) -> Examples:

@@ -52,8 +52,7 @@ def trained_parameters(module: torch.nn.Module) -> list[torch.nn.Parameter]:
 class Watch:
     """What a model's last forward pass saved for its backward pass, and its last block's time.
 
-    Tensors as large as a weight, which autocast converts weights to, are counted apart: they do not
-    grow with the batch.
+    Weights that autocast has converted are counted apart: they do not grow with the batch.
     """
 
     model: Any
@@ -74,7 +73,12 @@ class Watch:
     def __post_init__(self) -> None:
         weights = [*self.model.parameters(), *self.model.buffers()]
         self.known = {each.untyped_storage().data_ptr() for each in weights}
-        self.sizes = {each.numel() for each in weights if each.dim() > 1}
+        self.types: dict[tuple[int, ...], torch.dtype] = {
+            tuple(sorted(each.shape)): each.dtype
+            for each in weights
+            if each.dim() == 2 and each.is_floating_point()
+        }
+        """Of the weights that autocast converts, by their shape in either orientation."""
         self.seen: set[int] = set()
         self.current, self.last = -1, len(blocks_of(self.model)) - 1
         self.resident, self.started = 0, 0.0
@@ -138,9 +142,14 @@ class Watch:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in self.known | self.seen:
             self.seen.add(storage.data_ptr())
-            kind = self.casts if tensor.numel() in self.sizes else self.saved
+            kind = self.casts if self.is_cast(tensor) else self.saved
             kind[self.current] = kind.get(self.current, 0) + storage.nbytes()
         return tensor
+
+    def is_cast(self, tensor: torch.Tensor) -> bool:
+        """Tell whether a tensor has the shape of a weight, in another type."""
+        of_weight: torch.dtype | None = self.types.get(tuple(sorted(tensor.shape)))
+        return of_weight not in (None, tensor.dtype)
 
     @property
     def block_seconds(self) -> float:

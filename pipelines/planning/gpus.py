@@ -15,8 +15,9 @@ import torch
 import transformers
 
 from pipelines.models.adapters import add_adapter
+from pipelines.models.build import FUSED
 from pipelines.models.linear_cross_entropy import CHUNK
-from pipelines.models.quantization import quantization_config
+from pipelines.models.quantization import computing_in, quantization_config
 from pipelines.planning.batches import Batches
 from pipelines.planning.blocks import Watch, blocks_of, module_bytes, trained_parameters
 from pipelines.planning.parameters import Parameters, config_of, without_values
@@ -32,7 +33,8 @@ UTILISATION = 0.35
 BLOCK_SECONDS = 1e-3
 """Least seconds of a block's forward and backward pass, in which kernels are started; assumed."""
 SMALL_VOCABULARY = 256
-NUM_TOKENS = 128
+NUM_TOKENS = 127
+"""Of the row that is counted; a prime, as no weight's dimension is."""
 LOGIT_BYTES = 8
 """Of a logit of a loss: in bfloat16, its probability in fp32, and its gradient in bfloat16."""
 
@@ -140,7 +142,8 @@ def dissect(recipe: Recipe, labels: tuple[str, ...]) -> Anatomy:
     num_tokens = min(NUM_TOKENS, recipe.task.length)
     ids = torch.arange(num_tokens)[None] % SMALL_VOCABULARY
     watch = Watch(model)
-    with watch.watching(), torch.autocast("cpu", dtype=torch.bfloat16):
+    autocast = torch.autocast("cpu", dtype=torch.bfloat16)
+    with watch.watching(), autocast, computing_in(model, torch.bfloat16):
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         base.base_model(input_ids=ids, attention_mask=torch.ones_like(ids))
     blocks = blocks_of(model)
@@ -197,6 +200,13 @@ def small_config(recipe: Recipe, labels: tuple[str, ...]) -> Any:
     text.vocab_size = SMALL_VOCABULARY
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
         setattr(text, name, 0)
+    # A GPU's attention saves no probabilities; a CPU's saves them where it drops some
+    for name in ("attn_pdrop", "attention_dropout"):
+        if hasattr(text, name):
+            setattr(text, name, 0.0)
+    activation = getattr(text, "activation_function", "")
+    if activation in FUSED:
+        text.activation_function = FUSED[activation]
     return config
 
 

@@ -16,7 +16,12 @@ from pipelines.data.splits import Splits
 from pipelines.finished import result_in
 from pipelines.inputs import Encoded, encode, pin_and_check, read_rows
 from pipelines.models.probes import num_positions
-from pipelines.planning.batches import Batches, batches_of
+from pipelines.planning.batches import (
+    Batches,
+    batches_of,
+    largest_evaluation,
+    scored_lengths,
+)
 from pipelines.planning.data import Shared, SplitSummary, find_shared, summarize_splits
 from pipelines.planning.gpus import Fit, estimate_gpus
 from pipelines.planning.machine import Seconds, predict_seconds
@@ -131,7 +136,12 @@ def make_plan(recipe: Recipe, num_processes: int | None = None) -> Plan:
             parameters=parameters,
             longest=batches.longest,
             schedule=schedule,
-            peak_memory=memory_of(recipe, encoded, batches, parameters, rehearsal),
+            peak_memory=predict_peaks(
+                rehearsal,
+                num_layers=parameters.num_layers,
+                max_tokens=batches.max_tokens,
+                eval_tokens=largest_evaluation(recipe, encoded),
+            ),
             available_memory=available_memory(),
             seconds=seconds_of(recipe, splits, encoded, batches, parameters, rehearsal),
             gpus=[*estimate_gpus(recipe, labels, parameters, batches)],
@@ -155,24 +165,6 @@ def schedule_of(recipe: Recipe, batches: Batches) -> Schedule:
     )
 
 
-def memory_of(
-    recipe: Recipe,
-    encoded: Encoded,
-    batches: Batches,
-    parameters: Parameters,
-    rehearsal: Rehearsal,
-) -> dict[str, int]:
-    """Return the predicted peak of each phase on this machine."""
-    size = recipe.train.per_device_eval_batch_size
-    lengths = [sorted(each, reverse=True)[:size] for each in scored_lengths(recipe, encoded)]
-    return predict_peaks(
-        rehearsal,
-        num_layers=parameters.num_layers,
-        max_tokens=batches.max_tokens,
-        eval_tokens=max(len(each) * each[0] for each in lengths),
-    )
-
-
 def seconds_of(
     recipe: Recipe,
     splits: Splits,
@@ -193,14 +185,6 @@ def seconds_of(
         scored_tokens=max(sum(each) for each in scored_lengths(recipe, encoded)),
         num_evaluations=between + before + len(encoded.scored),
     )
-
-
-def scored_lengths(recipe: Recipe, encoded: Encoded) -> list[list[int]]:
-    """Return the tokens of the rows of each split that is scored."""
-    return [
-        [recipe.task.num_tokens(row) for row in features.dataset]
-        for features in encoded.scored.values()
-    ]
 
 
 def disk_of(recipe: Recipe, parameters: Parameters, rehearsal: Rehearsal) -> Disk:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 import io
 import time
 from collections.abc import Iterator
@@ -29,7 +28,12 @@ from pipelines.hub.load import load_result
 from pipelines.hub.publish import check_reload
 from pipelines.inputs import Encoded
 from pipelines.models.build import build_model
-from pipelines.planning.batches import Batches, batch_tokens, longest_examples
+from pipelines.planning.batches import (
+    Batches,
+    batch_tokens,
+    largest_evaluation,
+    longest_examples,
+)
 from pipelines.planning.blocks import Watch, blocks_of, module_bytes, now, trained_parameters
 from pipelines.planning.parameters import config_of
 from pipelines.planning.peak import memory_at_rest, peak_memory, reset_peak
@@ -48,6 +52,8 @@ from pipelines.training.trainer import RecipeTrainer
 NUM_LAYERS = 2
 MAX_TOKENS = 2048
 """Tokens of a forward pass of the rehearsal; a run's may have more."""
+MAX_EVAL_TOKENS = 8192
+"""Tokens of a batch of its evaluation, which has no backward pass."""
 MAX_GAPS = 2
 """Times by which a block's activations grow the process, at most, by the gaps between tensors.
 
@@ -80,14 +86,14 @@ class Rehearsal:
     eval_tokens: int
     """Tokens of the largest evaluation batch, padding included."""
     scored_tokens: int
-    """Tokens of all evaluation rows."""
+    """Tokens of the rows that the loaded result scored."""
     accumulation: int
     trained: int
     """Trainable parameters."""
     peaks: dict[str, int]
     """The most memory of the process in each phase."""
     eval_per_token: float
-    """Bytes that a further token of an evaluation batch adds."""
+    """Bytes that a further token of an evaluation batch adds; 0 if the run's has no more."""
     block: Block
     activations_outside: int
     """Saved outside of the blocks for the backward pass."""
@@ -148,8 +154,21 @@ def rehearse(
     with redirect_stdout(io.StringIO()):
         with returning_freed_memory():
             small = small_recipe(recipe, encoded.tokenizer, labels, batches, folder)
-            train, scored = small_features(small, encoded, splits, labels, batches)
-        return rehearse_small(small, encoded, splits, labels, train, scored)
+            rows = small_rows(small, encoded, splits, labels, batches)
+        eval_tokens = largest_evaluation(recipe, encoded)
+        return rehearse_small(small, encoded, splits, labels, rows, eval_tokens)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a rehearsal."""
+
+    train: Features
+    """Of the run's largest training batch."""
+    scored: Features
+    """The longest evaluation rows."""
+    reloaded: Features
+    """Some of those, to score the result that was saved and loaded."""
 
 
 def rehearse_small(
@@ -157,10 +176,10 @@ def rehearse_small(
     encoded: Encoded,
     splits: Splits,
     labels: tuple[str, ...],
-    train: Features,
-    scored: Features,
+    rows: Rows,
+    eval_tokens: int,
 ) -> Rehearsal:
-    """Rehearse the recipe of a copy."""
+    """Rehearse the recipe of a copy; the run's evaluation batches have up to `eval_tokens`."""
     peaks: dict[str, int] = {}
     tokenizer = encoded.tokenizer
     set_seed(recipe.train.seed)
@@ -168,26 +187,25 @@ def rehearse_small(
         model = build_model(recipe, tokenizer, labels)
         encoded.check_vocabulary(model)
     clock, watch = StepClock(), Watch(model)
-    reported = encoded.scored[splits.record["reported"]]
     trainer = build_trainer(
         recipe,
         model,
         tokenizer,
-        train=train,
-        scored={"eval": scored},
+        train=rows.train,
+        scored={"eval": rows.scored},
         labels=labels,
         identity=identity_of(recipe, splits, 1) | {"run": recipe.name, "changed": []},
-        eval_on_start=recipe.task.baseline(encoded.train, reported) is None,
         callbacks=[clock],
     )
     with measuring(peaks, "training"), watch.watching():
         trainer.train()
     block = block_of(trainer, watch, clock.optimizer)
     finished = score_and_save(recipe, trainer, tokenizer, labels, splits, peaks)
-    eval_per_token = bytes_of_token(trainer)
-    eval_seconds, metrics = load_and_score(trainer, finished, scored)
+    tokens = tokens_of(recipe, rows)
+    eval_per_token = bytes_of_token(trainer) if eval_tokens > tokens["eval_tokens"] else 0.0
+    eval_seconds, metrics = load_and_score(trainer, finished, rows.reloaded)
     return Rehearsal(
-        **tokens_of(recipe, train, scored),
+        **tokens,
         num_layers=len(blocks_of(model)),
         trained=num_trained(model),
         peaks=peaks,
@@ -248,16 +266,17 @@ def load_and_score(
     return time.perf_counter() - started, metrics
 
 
-def tokens_of(recipe: Recipe, train: Features, scored: Features) -> dict[str, int]:
+def tokens_of(recipe: Recipe, rows: Rows) -> dict[str, int]:
     """Return the tokens of the rehearsal's batches, and how many make a step."""
     task, options = recipe.task, recipe.train
-    rows = options.per_device_train_batch_size
-    lengths = [task.num_tokens(row) for row in scored.dataset]
+    size = options.per_device_train_batch_size
+    trained = [task.num_tokens(row) for row in rows.train.dataset[:size]]
+    scored = [task.num_tokens(row) for row in rows.scored.dataset]
     return {
-        "tokens": batch_tokens(task, [task.num_tokens(row) for row in train.dataset[:rows]]),
-        "accumulation": options.global_batch_size // rows,
-        "eval_tokens": max(lengths) * min(len(lengths), options.per_device_eval_batch_size),
-        "scored_tokens": sum(lengths),
+        "tokens": batch_tokens(task, trained),
+        "accumulation": options.global_batch_size // size,
+        "eval_tokens": max(scored) * min(len(scored), options.per_device_eval_batch_size),
+        "scored_tokens": sum(task.num_tokens(row) for row in rows.reloaded.dataset),
     }
 
 
@@ -314,7 +333,7 @@ def growth_of_batch(trainer: RecipeTrainer, rows: int) -> tuple[int, int]:
 @contextmanager
 def measuring(peaks: dict[str, int], phase: str) -> Iterator[None]:
     """Note the most memory of the process while the code inside runs."""
-    gc.collect()
+    memory_at_rest()
     reset_peak()
     yield
     peaks[phase] = peak_memory()
@@ -381,22 +400,28 @@ def shallow(config: Any) -> Any:
     return config
 
 
-def small_features(
+def small_rows(
     small: Recipe,
     encoded: Encoded,
     splits: Splits,
     labels: tuple[str, ...],
     batches: Batches,
-) -> tuple[Features, Features]:
-    """Return the rows of the largest training batch, and the longest evaluation rows."""
+) -> Rows:
+    """Return the rows of a rehearsal, encoded."""
     task, options = small.task, small.train
     rows = sorted(batches.largest, key=task.num_tokens)[-options.per_device_train_batch_size :]
     repeated = rows * (options.global_batch_size // len(rows) + 1)
     train = replace(encoded.train, dataset=repeated[: options.global_batch_size])
-    longest = longest_examples(
-        task, splits.held_out, options.per_device_eval_batch_size, MAX_TOKENS
+    scored, reloaded = (
+        task.features(
+            longest_examples(task, splits.held_out, options.per_device_eval_batch_size, most),
+            encoded.tokenizer,
+            labels,
+            training=False,
+        )
+        for most in (MAX_EVAL_TOKENS, MAX_TOKENS)
     )
-    return train, task.features(longest, encoded.tokenizer, labels, training=False)
+    return Rows(train, scored, reloaded)
 
 
 def bytes_without_weights(folder: Path) -> int:

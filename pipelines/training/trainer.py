@@ -15,6 +15,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from pipelines.errors import CheckpointError
 from pipelines.models.compiling import not_compiled
+from pipelines.process import trimming_memory
 from pipelines.reporting.progress import RunProgress
 from pipelines.results.disk import explain_disk_errors
 from pipelines.tasks.base import RowResult
@@ -128,7 +129,7 @@ class RecipeTrainer(FiniteUpdates):
         rows = self.splits[prefix]
         text = f"evaluating {len(rows.dataset):,} rows"
         phase = self.progress.phase("evaluation", text, total=len(arguments[0]))
-        with phase, self.engine_running():
+        with phase, self.engine_running(), trimming_memory():
             output = super().evaluation_loop(*arguments, **options)
             metrics = rows.metrics(rows.in_row_order(output.predictions, output.label_ids))
         return with_metrics(output, prefix, metrics)

@@ -129,6 +129,29 @@ def test_outliers_of_8bit_layers_are_found_by_the_threshold_of_their_state():
     assert layer.state.threshold == 6.0
 
 
+def test_an_8bit_layer_keeps_its_outlier_columns_and_forgets_them_with_the_same_gradients():
+    torch.manual_seed(0)
+    layer = Linear8bitLt(64, 64, has_fp16_weights=False, threshold=6.0)
+    layer.load_state_dict(torch.nn.Linear(64, 64).state_dict())
+    layers = torch.nn.Sequential(layer.to("cpu")).eval()
+    states = torch.randn(2, 64)
+    states[1, 7] = 50.0
+
+    def gradient():
+        inputs = states.clone().requires_grad_()
+        outputs = layers(inputs)
+        kept = layer.state.idx
+        outputs.sum().backward()
+        return kept, inputs.grad
+
+    kept, before = gradient()
+    assert kept.tolist() == [7]
+    upstream.forget_outlier_columns(layers)
+    kept, after = gradient()
+    assert kept is None
+    assert torch.equal(before, after)
+
+
 def test_transformers_still_has_what_is_patched():
     assert "safe_open" in inspect.getsource(modeling_utils)
     assert hasattr(PreTrainedModel, "set_attn_implementation")

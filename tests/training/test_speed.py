@@ -10,13 +10,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import GPT2Config, GPT2ForQuestionAnswering, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2ForQuestionAnswering, GPT2LMHeadModel, TrainerCallback
 
-from helpers.factories import ROOT
+from helpers.factories import ROOT, make_tasks
 from pipelines.flow import run
 from pipelines.models import linear_cross_entropy
 from pipelines.models.attention import SHORT, use_unfused_attention
 from pipelines.models.chunked_loss import use_chunked_loss
+from pipelines.planning.peak import resident_memory
 from pipelines.process import prepare_process, slow_precision
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import Model, Train
@@ -227,3 +228,34 @@ def test_a_quantised_base_loads_in_less_memory_than_its_file(kind, checkpoint, t
     size = (tmp_path / "large/model.safetensors").stat().st_size
     assert size > 100e6
     assert int(done.stdout) * 1024 < 0.6 * size
+
+
+class FreedBelow(TrainerCallback):
+    """Frees 200 MB in the last step, below a tensor that stays; notes memory then and scored."""
+
+    def on_step_end(self, *_, **options):
+        large = torch.ones(50_000_000)
+        self.above = torch.ones(1000)
+        self.with_large = resident_memory()
+        del large
+
+    def on_train_end(self, *_, **options):
+        self.freed = resident_memory()
+
+    def on_predict(self, *_, **options):
+        self.scored = resident_memory()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc's allocator")
+def test_an_evaluation_does_not_hold_what_the_training_has_freed(helpdesk, checkpoint, tmp_path):
+    watch = FreedBelow()
+    recipe = Recipe(
+        name="returned",
+        task=make_tasks(helpdesk)["text_classification"],
+        model=Model(name_or_path=str(checkpoint)),
+        train=Train(max_steps=1, global_batch_size=8, save_steps=None),
+        output_dir=str(tmp_path / "run"),
+    )
+    run(recipe, callbacks=[watch])
+    assert watch.freed > watch.with_large - 100e6  # kept for the next step
+    assert watch.scored < watch.with_large - 100e6
