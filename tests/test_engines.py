@@ -42,6 +42,7 @@ from pipelines.training.engines import (
     unfit,
 )
 
+pytestmark = pytest.mark.timeout(900)  # the first test waits for the runs of both fixtures
 SHARDED = ("FULL_STATE_DICT", "SHARDED_STATE_DICT")
 TRAINED = [case for case in CASES if case[1] in ("full", "lora")]
 TRAINED.append(("text_classification", "4bit"))
