@@ -155,7 +155,7 @@ class WithZero(HookedTrainer):
     def create_accelerator_and_postprocess(self) -> None:
         """Let the libraries know of DeepSpeed only where its engine runs.
 
-        No argument of the Trainer has what Accelerate leaves to a file of DeepSpeed's own.
+        Autocast and buckets are set in DeepSpeed's config: the Trainer has no arguments for them.
         """
         settings: Any = self.args
         if requested_engine() in (ZERO2, ZERO3):
