@@ -248,6 +248,7 @@ def engine_for(arguments: Any) -> Engine:
         "ACCELERATE_USE_DEEPSPEED": arguments.use_deepspeed,
         "ACCELERATE_DEEPSPEED_ZERO_STAGE": arguments.zero_stage,
         "ACCELERATE_DEEPSPEED_CONFIG_FILE": arguments.deepspeed_config_file,
+        "ACCELERATE_CONFIG_DS_FIELDS": arguments.deepspeed_fields_from_accelerate_config,
         "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": arguments.offload_optimizer_device,
         "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": arguments.offload_param_device,
         "ACCELERATE_GRADIENT_CLIPPING": arguments.gradient_clipping,

@@ -11,23 +11,43 @@ import pytest
 import torch
 
 from helpers.callbacks import EndAfter
-from helpers.engine_runs import STEPS, assert_equal_results, launch, make_recipes, placed
-from helpers.factories import CASES
+from helpers.engine_runs import (
+    RECOMPUTED,
+    STEPS,
+    assert_equal_results,
+    assert_recomputed,
+    interrupted,
+    launch,
+    make_recipes,
+    placed,
+    recomputed,
+    steps_of,
+    streamed,
+)
+from helpers.factories import CASES, ROOT
 from helpers.hub_process import environment
 from helpers.resumable_runs import weights as bytes_of
 from pipelines.errors import EndedEarly, RecipeError
 from pipelines.evaluation.evaluate import evaluate
 from pipelines.flow import run
-from pipelines.recipe.values import Scratch
+from pipelines.recipe.values import Distillation, Scratch
 from pipelines.training.checkpoints import all_checkpoints, find_damage, step_of
 from pipelines.training.engines import ORDINARY, ZERO2, ZERO3, checkpoint_format, requested_engine
 from pipelines.training.engines import unfit as problems_of
 from pipelines.training.launcher import check_request, read_request
 from pipelines.training.start import launch_notes
-from pipelines.training.zero_config import FILE, STAGE, zero_stage
+from pipelines.training.zero_config import (
+    FIELDS,
+    FILE,
+    PRECISION,
+    STAGE,
+    complete_config,
+    zero_stage,
+)
 
 needs_deepspeed = [
     pytest.mark.deepspeed,
+    pytest.mark.timeout(900),  # the first test of a stage waits for all its runs
     pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs DeepSpeed, an extra"),
 ]
 USED = {"ACCELERATE_USE_DEEPSPEED": "true"}
@@ -78,10 +98,16 @@ def recipes(checkpoint, odd_checkpoint, helpdesk):
 
 
 @pytest.fixture(scope="module")
-def one_process(recipes, tmp_path_factory):
+def stream(recipes, tmp_path_factory):
+    """A recipe that reads a stream."""
+    return streamed(recipes["causal_lm-full"], tmp_path_factory.mktemp("shards"))
+
+
+@pytest.fixture(scope="module")
+def one_process(recipes, stream, tmp_path_factory):
     """The results of one process, and in "ended" a run that ends after five steps."""
     folder = tmp_path_factory.mktemp("one")
-    runs = placed(recipes, folder)
+    runs = placed(recipes | {"stream": stream}, folder)
     for recipe in runs.values():
         run(recipe)
     with pytest.raises(EndedEarly):
@@ -90,7 +116,7 @@ def one_process(recipes, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def stages(recipes, one_process, tmp_path_factory):
+def stages(recipes, stream, one_process, tmp_path_factory):
     """The results of each stage, whose runs are interrupted and resumed.
 
     Two more stop at a gradient, and half way; ZeRO-2 resumes one of one process.
@@ -98,7 +124,9 @@ def stages(recipes, one_process, tmp_path_factory):
     folders = {}
     for stage in STAGES:
         folders[stage] = folder = tmp_path_factory.mktemp(f"zero{stage}")
-        runs = [(placed(recipes, folder)[name], "EndAfter(5)") for name in trained(stage)]
+        chosen = {name: recipes[name] for name in trained(stage)} | recomputed(recipes)
+        given = placed(chosen | {"stream": stream}, folder)
+        runs = interrupted(given)
         whole, lora = recipes["causal_lm-full"], recipes["causal_lm-lora"]
         extra = placed({"nan": whole, "from_one": lora, "stopped": whole}, folder)
         runs.append((extra["nan"], "NaNGradientAt(2, rank=1)"))
@@ -110,7 +138,7 @@ def stages(recipes, one_process, tmp_path_factory):
         (folder / "stdout").write_text(done.stdout)
         (folder / "stderr").write_text(done.stderr)
         assert f"trained by DeepSpeed ZeRO-{stage}" in done.stdout, done.stderr[-3000:]
-        assert done.stdout.count("resuming from checkpoint-") == len(trained(stage)) + (stage == 2)
+        assert done.stdout.count("resuming from checkpoint-") == len(given) + (stage == 2)
     return folders
 
 
@@ -126,6 +154,17 @@ class TestRuns:
         tolerances = TOLERANCES | {"weights": weights}
         assert_equal_results(one_process / name, stages[stage] / name, **tolerances)
         assert evaluate(stages[stage] / name).equal
+
+    @pytest.mark.parametrize("name", RECOMPUTED)
+    @pytest.mark.parametrize("stage", STAGES)
+    def test_activations_are_computed_again_to_the_results_of_one_process(
+        self, one_process, stages, stage, name
+    ):
+        assert_recomputed(one_process, stages[stage], name, **TOLERANCES)
+
+    @pytest.mark.parametrize("stage", STAGES)
+    def test_an_interrupted_stream_equals_one_process(self, one_process, stages, stage):
+        assert_equal_results(one_process / "stream", stages[stage] / "stream", **TOLERANCES)
 
     @pytest.mark.parametrize("stage", STAGES)
     def test_the_best_weights_are_kept(self, one_process, stages, stage):
@@ -177,6 +216,60 @@ class TestRuns:
         assert bytes_of(runs["stopped"].folder) == bytes_of(runs["whole"].folder)
         published = hub.repos["models", "local/stopped"].commit("main")["files"]
         assert "model.safetensors" in published
+
+
+BF16_FLAGS = ("--mixed_precision", "bf16", "--main_process_port", "0")
+
+
+@pytest.fixture(scope="module")
+def in_bfloat16(recipes, one_process, tmp_path_factory):
+    """The results in bfloat16 of one process, and of each stage."""
+    folders = {}
+    names = ("causal_lm-full", "causal_lm-lora", "question_answering-8bit")
+    teacher = Distillation(teacher=str(one_process / "text_classification-lora"))
+    distilled = replace(recipes["text_classification-lora"], distillation=teacher)
+    for stage in (None, *STAGES):
+        folders[stage] = folder = tmp_path_factory.mktemp(f"bf16-{stage}")
+        given = placed(
+            {each: recipes[each] for each in names if each in trained(stage or 2)}, folder
+        )
+        given |= placed({"distilled": distilled}, folder)
+        config = config_for(folder, stage) if stage else ROOT / "accelerate_configs" / "cpu.yaml"
+        runs = [(recipe,) for recipe in given.values()]
+        done = launch(config, runs, folder / "launch", machine=BF16_FLAGS)
+        assert done.returncode == 0, done.stderr[-3000:]
+    return folders
+
+
+class TestBfloat16:
+    pytestmark = needs_deepspeed
+
+    @pytest.mark.parametrize(
+        ("stage", "name"),
+        [
+            *((stage, name) for stage in STAGES for name in ("causal_lm-full", "causal_lm-lora")),
+            (2, "question_answering-8bit"),
+        ],
+    )
+    def test_the_score_is_found_again_in_fp32(self, in_bfloat16, stage, name):
+        assert evaluate(in_bfloat16[stage] / name).equal
+
+    @pytest.mark.parametrize("stage", STAGES)
+    def test_weights_are_not_rounded_before_the_first_step(self, in_bfloat16, one_process, stage):
+        """It is that of one process in bfloat16, and not that in fp32."""
+        first = {
+            place: steps_of(place / "causal_lm-full")[0]
+            for place in (in_bfloat16[None], in_bfloat16[stage], one_process)
+        }
+        expected, found, fp32 = first.values()
+        for value, tolerance in (("loss", 1e-6), ("grad_norm", 1e-6)):
+            assert found[value] == pytest.approx(expected[value], rel=tolerance)
+            assert found[value] != pytest.approx(fp32[value], rel=10 * tolerance)
+
+    @pytest.mark.parametrize("name", ["causal_lm-lora", "distilled"])
+    @pytest.mark.parametrize("stage", STAGES)
+    def test_an_adapter_equals_that_of_one_process(self, in_bfloat16, stage, name):
+        assert_equal_results(in_bfloat16[None] / name, in_bfloat16[stage] / name, **TOLERANCES)
 
 
 def launch_on_two_machines(config, run_given, folder):
@@ -318,6 +411,43 @@ def test_a_file_of_deepspeed_that_decides_what_the_recipe_does_is_refused(
     file.write_text(json.dumps(SECTIONS | {"zero_optimization": {"stage": 2}} | values))
     with pytest.raises(RecipeError, match=message):
         zero_stage({FILE: str(file)})
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ("deepspeed_config_file,mixed_precision", "--mixed_precision bf16"),
+        ("deepspeed_config_file,zero_stage", "zero_stage.*ds.json decides it"),
+        ("offload_param_nvme_path,deepspeed_config_file", "offload_param_nvme_path.*decides it"),
+    ],
+)
+def test_a_config_that_says_what_a_file_of_deepspeed_decides_is_refused(names, message, tmp_path):
+    file = tmp_path / "ds.json"
+    file.write_text(json.dumps(SECTIONS | {"zero_optimization": {"stage": 2}}))
+    with pytest.raises(RecipeError, match=message):
+        zero_stage({FILE: str(file), FIELDS: names})
+    assert zero_stage({FILE: str(file), FIELDS: "deepspeed_config_file,zero3_init_flag"}) == 2
+
+
+def test_a_type_of_communication_that_bfloat16_does_not_heed_is_refused(tmp_path):
+    file = tmp_path / "ds.json"
+    values = {"zero_optimization": {"stage": 2}, "communication_data_type": "bf16"}
+    file.write_text(json.dumps(SECTIONS | values))
+    assert zero_stage({FILE: str(file)}) == 2
+    with pytest.raises(RecipeError, match="has no effect in bfloat16"):
+        zero_stage({FILE: str(file), PRECISION: "bf16"})
+
+
+def test_a_config_of_deepspeed_gets_autocast_and_a_bucket_for_the_gradients_there_are():
+    config = {"zero_optimization": {"stage": 2}, "bf16": {"enabled": True}}
+    complete_config(config, num_trained=1000, bf16=True)
+    assert config["bf16"] == {"enabled": False}
+    assert config["torch_autocast"]["dtype"] == "bfloat16"
+    assert config["zero_optimization"]["reduce_bucket_size"] == 1000
+    for given, expected in (({}, 500_000_000), ({"reduce_bucket_size": 7}, 7)):
+        config = {"zero_optimization": given}
+        complete_config(config, num_trained=10**9, bf16=False)
+        assert config == {"zero_optimization": {"reduce_bucket_size": expected}}
 
 
 def test_an_unknown_name_in_a_section_of_an_engine_is_refused(tmp_path):

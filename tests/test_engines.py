@@ -10,7 +10,17 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from helpers.engine_runs import assert_equal_results, launch, make_recipes, placed
+from helpers.engine_runs import (
+    RECOMPUTED,
+    assert_equal_results,
+    assert_recomputed,
+    interrupted,
+    launch,
+    make_recipes,
+    placed,
+    recomputed,
+    streamed,
+)
 from helpers.factories import CASES, ROOT, make_tasks, method
 from pipelines.errors import RecipeError
 from pipelines.evaluation.evaluate import evaluate
@@ -26,11 +36,13 @@ from pipelines.training.engines import (
     ONE_PROCESS,
     ZERO2,
     ZERO3,
+    check_fit,
     checkpoint_format,
     requested_engine,
     unfit,
 )
 
+pytestmark = pytest.mark.timeout(900)  # the first test waits for the runs of both fixtures
 SHARDED = ("FULL_STATE_DICT", "SHARDED_STATE_DICT")
 TRAINED = [case for case in CASES if case[1] in ("full", "lora")]
 TRAINED.append(("text_classification", "4bit"))
@@ -55,27 +67,38 @@ def recipes(checkpoint, odd_checkpoint, helpdesk):
 
 
 @pytest.fixture(scope="module")
-def one_process(recipes, tmp_path_factory):
+def stream(recipes, tmp_path_factory):
+    """A recipe that reads a stream."""
+    return streamed(recipes["causal_lm-full"], tmp_path_factory.mktemp("shards"))
+
+
+@pytest.fixture(scope="module")
+def one_process(recipes, stream, tmp_path_factory):
     """The results of one process."""
     folder = tmp_path_factory.mktemp("one")
-    for recipe in placed(recipes, folder).values():
+    for recipe in placed(recipes | {"stream": stream}, folder).values():
         run(recipe)
     return folder
 
 
 @pytest.fixture(scope="module")
-def resumed(recipes, tmp_path_factory):
-    """The results of FSDP2 with either form of checkpoints, each run interrupted and resumed."""
+def resumed(recipes, stream, tmp_path_factory):
+    """The results of FSDP2 with either form of checkpoints, each run interrupted and resumed.
+
+    With parts as checkpoints there are a stream and activation checkpointing, too.
+    """
     folders = {}
-    for state_dict in SHARDED:
+    for state_dict, more in zip(
+        SHARDED, ({}, recomputed(recipes) | {"stream": stream}), strict=True
+    ):
         folders[state_dict] = folder = tmp_path_factory.mktemp(state_dict)
         config = fsdp_config(folder, state_dict)
-        runs = [(recipe, "EndAfter(5)") for recipe in placed(recipes, folder).values()]
+        runs = interrupted(placed(recipes | more, folder))
         nan = replace(recipes["causal_lm-full"], output_dir=str(folder / "nan"))
         done = launch(config, [*runs, (nan, "NaNGradientAt(2, rank=1)")], folder / "launch")
         assert done.returncode == 0, done.stderr[-3000:]
-        assert done.stdout.count("resuming from checkpoint-4") == len(recipes)
-        assert done.stdout.count("trained by FSDP2") == 2 * len(recipes) + 1
+        assert done.stdout.count("resuming from checkpoint-4") == len(runs)
+        assert done.stdout.count("trained by FSDP2") == 2 * len(runs) + 1
         (folder / "stderr").write_text(done.stderr)
     return folders
 
@@ -84,6 +107,15 @@ def resumed(recipes, tmp_path_factory):
 @pytest.mark.parametrize("state_dict", SHARDED)
 def test_an_interrupted_run_of_fsdp2_equals_one_process(one_process, resumed, state_dict, name):
     assert_equal_results(one_process / name, resumed[state_dict] / name)
+
+
+@pytest.mark.parametrize("name", RECOMPUTED)
+def test_fsdp2_computes_activations_again_to_the_results_of_one_process(one_process, resumed, name):
+    assert_recomputed(one_process, resumed["SHARDED_STATE_DICT"], name)
+
+
+def test_an_interrupted_stream_of_fsdp2_equals_one_process(one_process, resumed):
+    assert_equal_results(one_process / "stream", resumed["SHARDED_STATE_DICT"] / "stream")
 
 
 @pytest.mark.parametrize("state_dict", SHARDED)
@@ -230,6 +262,16 @@ def test_what_an_engine_cannot_train_is_refused_with_what_can(
     else:
         assert re.search(message, problems[0].message)
     assert not list(unfit(recipe, ONE_PROCESS))
+
+
+def test_activation_checkpointing_by_recipe_and_config_is_refused(recipes):
+    recipe = recipes["causal_lm-full"]
+    by_recipe = replace(recipe, train=replace(recipe.train, activation_checkpointing=True))
+    by_config = fsdp(FSDP_ACTIVATION_CHECKPOINTING="true")
+    check_fit(recipe, by_config)
+    check_fit(by_recipe, fsdp())
+    with pytest.raises(RecipeError, match="train.activation_checkpointing: .* Use one of the two"):
+        check_fit(by_recipe, by_config)
 
 
 def test_fsdp_on_a_cpu_is_refused_and_not_replaced_by_ddp(recipes, tmp_path):

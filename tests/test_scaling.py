@@ -45,10 +45,11 @@ def test_fsdp2_shares_the_states_and_gathers_two_blocks():
 
 
 def test_zero_shares_the_optimizer_and_zero_3_the_weights_too():
-    # gradients in bfloat16, weights in fp32 and AdamW's moments: 2 + 4 + 8 bytes a parameter
-    states = 14 * 1000
-    assert held("ZeRO-2", 4) == 2 * 1000 + states / 4 + 2 * 1000 + 500
-    assert held("ZeRO-3", 4) == (2 * 1000 + states) / 4 + 2 * 1000 + 500
+    # fp32: gradients, two moments and the optimizer's copy of the weights are divided; each holds a
+    # bucket of all gradients, bfloat16 copies, and the weights of a pass
+    whole = 4 * 1000 + 1800 + 500 + 4000
+    assert held("ZeRO-2", 4) == 16 * 1000 / 4 + whole
+    assert held("ZeRO-3", 4) == (4000 + 16 * 1000) / 4 + whole
 
 
 @pytest.mark.parametrize(
@@ -58,8 +59,8 @@ def test_zero_shares_the_optimizer_and_zero_3_the_weights_too():
         ("DDP", 8, 3 / 4 * 2 * 4 * 1000),  # once a step
         ("FSDP2", 1, 3 / 4 * 2 * (900 + 900 + 100 + 1000)),  # blocks twice, the rest once
         ("FSDP2", 8, 3 / 4 * 2 * (8 * (900 + 900 + 100) + 1000)),
-        ("ZeRO-2", 8, 3 / 4 * 2 * (8 * 1000 + 1000)),
-        ("ZeRO-3", 8, 3 / 4 * 2 * 8 * (2 * 1000 + 1000)),
+        ("ZeRO-2", 8, 3 / 4 * 4 * (8 * 1000 + 1000)),
+        ("ZeRO-3", 8, 3 / 4 * 4 * 8 * (2 * 1000 + 1000)),
     ],
 )
 def test_bytes_of_a_step_on_four_gpus(engine, passes, expected):

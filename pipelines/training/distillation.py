@@ -75,7 +75,7 @@ class DistillingTrainer(RecipeTrainer):
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Let the teacher compute first; evaluations are without it."""
         if model.training:
-            with self.accelerator.autocast():
+            with self.autocast():
                 self.teacher.look(inputs)
         return super().compute_loss(model, inputs, *args, **kwargs)
 

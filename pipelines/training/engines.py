@@ -100,9 +100,15 @@ def without_gpus(engine: Engine) -> Problem:
     return Problem("accelerate launch", text)
 
 
-def check_fit(recipe: Recipe) -> None:
+def check_fit(recipe: Recipe, environment: Mapping[str, str] = os.environ) -> None:
     """Raise RecipeError for a recipe that the requested engine cannot train."""
-    if problems := list(unfit(recipe, requested_engine())):
+    engine = requested_engine(environment)
+    problems = list(unfit(recipe, engine))
+    by_fsdp = engine is FSDP2 and is_set(environment, "FSDP_ACTIVATION_CHECKPOINTING")
+    if by_fsdp and recipe.train.activation_checkpointing:
+        text = "the config's fsdp_activation_checkpointing does the same. Use one of the two."
+        problems.append(Problem("train.activation_checkpointing", text))
+    if problems:
         raise RecipeError(problems)
 
 

@@ -6,17 +6,19 @@ where a library renames one of them, or calls it otherwise, which would silently
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from accelerate.utils import convert_outputs_to_fp32
 from transformers import Trainer, TrainingArguments
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from pipelines.models.generation import without_adapter_class
+from pipelines.process import bf16_requested
+from pipelines.training.checkpoints import num_trained
 from pipelines.training.engines import ZERO2, ZERO3, requested_engine
 from pipelines.training.zero import (
     announce,
@@ -26,6 +28,7 @@ from pipelines.training.zero import (
     load_optimizer,
     load_weights,
 )
+from pipelines.training.zero_config import complete_config
 
 
 def without_tied(model: Any, state: dict[str, Any]) -> dict[str, Any]:
@@ -152,10 +155,15 @@ class WithZero(HookedTrainer):
     def create_accelerator_and_postprocess(self) -> None:
         """Let the libraries know of DeepSpeed only where its engine runs.
 
-        With DeepSpeed the Trainer compares its own precision with that of the launcher.
+        Autocast and buckets are set in DeepSpeed's config: the Trainer has no arguments for them.
         """
+        settings: Any = self.args
         if requested_engine() in (ZERO2, ZERO3):
-            self.args.bf16 = os.environ.get("ACCELERATE_MIXED_PRECISION") == "bf16"
+            complete_config(
+                settings.deepspeed_plugin.deepspeed_config,
+                num_trained=num_trained(self.model),
+                bf16=bf16_requested(),
+            )
         super().create_accelerator_and_postprocess()
         announce(None)
         if self.is_deepspeed_enabled:  # Accelerate would take over the number with a warning
@@ -173,12 +181,25 @@ class WithZero(HookedTrainer):
             return nullcontext()
         return announced(self.accelerator.state.deepspeed_plugin.hf_ds_config)
 
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Return the context in which the model trains: Accelerate knows none of DeepSpeed."""
+        if self.is_deepspeed_enabled and bf16_requested():
+            return torch.autocast(self.args.device.type, torch.bfloat16)
+        context: AbstractContextManager[Any] = self.accelerator.autocast()
+        return context
+
     def create_scheduler(self, *arguments: Any, **options: Any) -> Any:
-        """Take the update out of the backward pass first."""
+        """Take the update out of the backward pass first.
+
+        Autocast leaves outputs in bfloat16; Accelerate converts them, but not those of DeepSpeed.
+        """
         if self.is_deepspeed_enabled:
             from pipelines.training.zero_update import separate_update  # needs DeepSpeed
 
             self.optimizer = separate_update(self.accelerator)
+            if bf16_requested():
+                trained: Any = self.model
+                trained.forward = convert_outputs_to_fp32(trained.forward)
         return super().create_scheduler(*arguments, **options)
 
     def load_weights(self, checkpoint: Path) -> None:

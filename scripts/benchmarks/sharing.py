@@ -18,7 +18,8 @@ MACHINE = 8
 LIVE = 1_000_000_000
 """Parameters that ZeRO-3 may keep gathered: DeepSpeed's default of stage3_max_live_parameters."""
 BUCKET = 500_000_000
-"""Elements that ZeRO-2 reduces at once: DeepSpeed's default of reduce_bucket_size."""
+"""Gradients that DeepSpeed reduces at once: its default of reduce_bucket_size; fewer if fewer are
+trained."""
 REACHED = 0.8
 """Of a link's rate that a collective reaches; an assumption."""
 
@@ -55,13 +56,13 @@ def held(engine: str, needed: GpuBytes, parameters: Parameters, num_gpus: int) -
         # in bfloat16: all outside of the blocks, a block and the next one; one gradient of a block
         gathered = BF16 * (outside + 2 * block + min(trained, outside + block))
         return rest + states / num_gpus + gathered
-    # DeepSpeed's bfloat16: weights in it, with copies in fp32 as a part of the optimizer's state
-    states = BF16 * trained + FP32 * trained + needed.optimizer
+    # What DeepSpeed gathers and reduces is fp32; autocast makes bfloat16 copies as with DDP
+    # Its optimizer updates weights of its own
+    states = FP32 * trained + needed.gradients + needed.optimizer
+    whole = rest + needed.casts + FP32 * min(trained, BUCKET)
     if engine == ZERO2:
-        quantised = needed.weights < FP32 * base
-        weights = needed.weights + needed.casts if quantised else BF16 * base
-        return rest + weights + states / num_gpus + BF16 * min(trained, BUCKET)
-    return rest + (BF16 * base + states) / num_gpus + BF16 * min(base, LIVE)
+        return whole + needed.weights + states / num_gpus
+    return whole + FP32 * min(base, LIVE) + (needed.weights + states) / num_gpus
 
 
 def sent(
@@ -75,7 +76,7 @@ def sent(
 ) -> float:
     """Return the bytes that a GPU sends in a step of a number of forward and backward passes.
 
-    `element` are the bytes of what FSDP2 and DeepSpeed send; DDP sends gradients in fp32.
+    `element` are the bytes of what FSDP2 sends; DDP and DeepSpeed send fp32.
     """
     part = (num_gpus - 1) / num_gpus
     if engine == DDP:
@@ -84,8 +85,8 @@ def sent(
         gathered = 2 * parameters.in_blocks + (parameters.base - parameters.in_blocks)
         return part * element * (passes * gathered + trained)
     if engine == ZERO2:
-        return part * element * (passes * trained + trained)
-    return part * element * passes * (2 * parameters.base + trained)
+        return part * FP32 * (passes * trained + trained)
+    return part * FP32 * passes * (2 * parameters.base + trained)
 
 
 def computing_seconds(flops: float, gpu: Gpu, num_gpus: int) -> float:

@@ -1,8 +1,9 @@
-"""Callbacks that make a run's step go wrong; `run(recipe, callbacks)` takes them."""
+"""Callbacks that make a run's step go wrong, or measure it; `run(recipe, callbacks)` takes them."""
 
 import os
 import resource
 import signal
+from pathlib import Path
 
 import torch
 from transformers import TrainerCallback
@@ -40,6 +41,24 @@ class KeepGradients(TrainerCallback):
                 for name, parameter in model.named_parameters()
                 if parameter.grad is not None
             }
+
+
+class CountSaved(TrainerCallback):
+    """Write the bytes that each process saves for the backward passes of its last step."""
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.num_bytes = 0
+        self.hooks = torch.autograd.graph.saved_tensors_hooks(self.count, lambda saved: saved)
+        self.hooks.__enter__()
+
+    def count(self, saved):
+        self.num_bytes += saved.nbytes
+        return saved
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.hooks.__exit__(None, None, None)
+        file = Path(args.output_dir).parent / f"saved-{args.process_index}"
+        file.write_text(str(self.num_bytes))
 
 
 class SignalAt(AtStep):

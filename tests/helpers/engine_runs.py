@@ -5,14 +5,19 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 from safetensors.torch import load_file
 
 from helpers.factories import ROOT, make_tasks, method
+from pipelines.data.source import DatasetSource
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import Model, Train
 
 STEPS = 6
+AGAIN = "-recomputed"
+RECOMPUTED = ("causal_lm-full", "text_classification-lora")
+"""Recipes that are trained with activation checkpointing, too."""
 LOSS, NORM, RATE, WEIGHTS = 1e-5, 1e-5, 1e-9, 1e-5
 """How far a run may be from that of one process: relative differences, and one of weights."""
 
@@ -43,6 +48,33 @@ def make_recipes(cases, checkpoint, odd_checkpoint, helpdesk):
             **method(name),
         )
     return made
+
+
+def recomputed(recipes):
+    """Return the recipes of RECOMPUTED with activation checkpointing."""
+    trains = {
+        name: replace(recipes[name].train, activation_checkpointing=True) for name in RECOMPUTED
+    }
+    return {name + AGAIN: replace(recipes[name], train=train) for name, train in trains.items()}
+
+
+def interrupted(recipes):
+    """Return runs that end after five steps, and are resumed; RECOMPUTED count what they save."""
+    return [
+        (recipe, *["CountSaved()"] * (name.removesuffix(AGAIN) in RECOMPUTED), "EndAfter(5)")
+        for name, recipe in recipes.items()
+    ]
+
+
+def streamed(recipe, folder):
+    """Return a recipe whose rows are a stream of four files, read in two lanes by workers."""
+    source = recipe.task.dataset
+    rows = (Path(source.path) / "train.jsonl").read_text().splitlines(keepends=True)
+    for index in range(4):
+        (folder / f"train-0000{index}-of-00004.jsonl").write_text("".join(rows[index::4]))
+    source = DatasetSource(path=str(folder), streaming=True, max_eval_rows=4, num_lanes=2)
+    task = replace(recipe.task, dataset=source)
+    return replace(recipe, task=task, train=replace(recipe.train, dataloader_num_workers=1))
 
 
 def placed(recipes, folder):
@@ -94,6 +126,18 @@ def weights_of(folder):
         if of_answers or name.endswith("qa_outputs.bias"):
             tensor[:] = 0
     return tensors
+
+
+def assert_recomputed(one_process, folder, name, **tolerances):
+    """Compare a run that computes activations again with one process that keeps them.
+
+    Of a run under the same engine, each process saves more than twice the bytes.
+    """
+    assert_equal_results(one_process / name, folder / (name + AGAIN), **tolerances)
+    for rank in (0, 1):
+        kept = int((folder / name / f"saved-{rank}").read_text())
+        again = int((folder / (name + AGAIN) / f"saved-{rank}").read_text())
+        assert 0 < again < kept / 2
 
 
 def assert_equal_results(expected, found, *, loss=LOSS, norm=NORM, weights=WEIGHTS):

@@ -42,6 +42,7 @@ def launch(config: str, recipes: dict[str, Recipe], folder) -> dict[str, list[di
 
 
 APART = ("documents_apart", "full")
+RECOMPUTED = ("causal_lm full", "text_classification lora")
 SCALED = ("scaled_logits", "full")
 WEIGHTED = [
     ("weighted_labels", "full"),
@@ -117,8 +118,17 @@ def logs(tmp_path_factory, checkpoint, scaled, helpdesk):
         )
         for name, recipe in base.items()
     }
+    recomputed = {
+        f"{name} recomputed": replace(
+            base[name],
+            train=replace(
+                base[name].train, activation_checkpointing=True, per_device_train_batch_size=2
+            ),
+        )
+        for name in RECOMPUTED
+    }
     found = launch("cpu.yaml", base | accumulated, folder / "one")
-    two = launch("cpu_2_processes.yaml", base, folder / "two")
+    two = launch("cpu_2_processes.yaml", base | recomputed, folder / "two")
     return found | {f"{name} two": rows for name, rows in two.items()}
 
 
@@ -131,9 +141,19 @@ def test_loss_and_gradient_norm_do_not_depend_on_the_layout(logs, task, name, la
     if (task, name) in WEIGHTED or task in ("text_classification", "question_answering"):
         assert whole[0]["packed"] > 1
         assert split[0]["packed"] or layout == "accumulated"  # a row at a time
-    for expected, got in zip(whole, split, strict=True):
+    assert_equal_steps(whole, split)
+
+
+def assert_equal_steps(expected, found):
+    """Compare the logged steps of two runs."""
+    for one, two in zip(expected, found, strict=True):
         for value in ("loss", "grad_norm"):
-            assert got[value] == pytest.approx(expected[value], rel=TOLERANCE), value
+            assert two[value] == pytest.approx(one[value], rel=TOLERANCE), value
+
+
+@pytest.mark.parametrize("name", RECOMPUTED)
+def test_two_processes_that_compute_activations_again_make_the_same_steps(logs, name):
+    assert_equal_steps(logs[name], logs[f"{name} recomputed two"])
 
 
 def test_smoothing_changes_the_loss_of_a_run(logs):
