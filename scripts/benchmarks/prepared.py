@@ -49,6 +49,16 @@ def write_rows(file: Path, folder: str, megabytes: int) -> None:
                 return
 
 
+def write_model(folder: Path, tokenizer: str) -> None:
+    """Write a checkpoint of a tiny model with a tokenizer; no step is trained here."""
+    from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+    loaded = AutoTokenizer.from_pretrained(tokenizer)
+    loaded.save_pretrained(folder)
+    config = GPT2Config(vocab_size=len(loaded), n_embd=8, n_layer=1, n_head=1)
+    GPT2LMHeadModel(config).save_pretrained(folder)
+
+
 def task_on(file: str, name: str):
     """Return a task on the rows of a file."""
     from pipelines.data.source import DatasetSource
@@ -70,7 +80,7 @@ def task_on(file: str, name: str):
     return tasks[name](), Lora() if name == "preference_tuning" else None
 
 
-def start_run(file: str, tokenizer: str, name: str) -> dict:
+def start_run(file: str, checkpoint: str, name: str) -> dict:
     """Prepare rows as a run does, up to what its trainer takes; return seconds and megabytes."""
     import psutil
     from corpus import peak_megabytes
@@ -81,13 +91,13 @@ def start_run(file: str, tokenizer: str, name: str) -> dict:
     from pipelines.preparing.store import Store
     from pipelines.process import prepare_process, returning_freed_memory
     from pipelines.recipe.recipe import Recipe
-    from pipelines.recipe.values import Model, Scratch
+    from pipelines.recipe.values import Model
     from pipelines.training.loaders import numbered
     from pipelines.training.parts import ScoredSplit
     from pipelines.training.trl import arrow_tables
 
     task, lora = task_on(file, name)
-    model = Scratch(size="tiny", n_positions=1024, tokenizer=Model(name_or_path=tokenizer))
+    model = Model(name_or_path=checkpoint)
     imported = peak_megabytes()
     started = time.perf_counter()
     with prepare_process(), returning_freed_memory():
@@ -109,7 +119,7 @@ def start_run(file: str, tokenizer: str, name: str) -> dict:
     }
 
 
-def measure(file: Path, tokenizer: str, name: str, cache: Path, checkout: Path) -> dict:
+def measure(file: Path, model: Path, name: str, cache: Path, checkout: Path) -> dict:
     """Measure a start of a checkout in a process of its own."""
     environment = os.environ | {
         "HF_DATASETS_CACHE": str(cache),
@@ -118,7 +128,7 @@ def measure(file: Path, tokenizer: str, name: str, cache: Path, checkout: Path) 
         "PYTHONPATH": str(checkout),
         "TOKENIZERS_PARALLELISM": "true",
     }
-    command = [sys.executable, __file__, tokenizer, "--measure", name, str(file)]
+    command = [sys.executable, __file__, str(model), "--measure", name, str(file)]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise SystemExit(f"a measurement ended with {done.returncode}:\n{done.stdout}")
@@ -135,7 +145,7 @@ def compare(flags: argparse.Namespace, name: str, work: Path) -> None:
         for of, checkout in checkouts.items():
             cache = work / "cache"
             for which in ("first", "second"):
-                found = measure(file, flags.tokenizer, name, cache, checkout)
+                found = measure(file, work / "model", name, cache, checkout)
                 starts[f"{of}, {which} start"].append(found)
             shutil.rmtree(cache, ignore_errors=True)
     rows = next(iter(starts.values()))[0]["rows"]
@@ -168,6 +178,7 @@ def main() -> None:
         print(json.dumps(start_run(file, flags.tokenizer, name)))
         return
     with tempfile.TemporaryDirectory(prefix="prepared-") as work:
+        write_model(Path(work) / "model", flags.tokenizer)
         for name in flags.tasks:
             compare(flags, name, Path(work))
 
