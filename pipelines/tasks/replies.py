@@ -362,14 +362,10 @@ def encode_exchanges(tokenizer: Any, pairs: Sequence[tuple[Prompt, str]]) -> lis
     chat every reply is learned. Raise DataError if the checkpoint's own chat template marks no
     replies, or renders a prompt differently from the chat that begins with it.
     """
+    texts = [(prompt, reply) for prompt, reply in pairs if isinstance(prompt, str)]
+    if texts or not pairs:
+        return text_exchanges(tokenizer, texts)
     befores = encode_prompts(tokenizer, [prompt for prompt, _ in pairs])
-    texts = [first_space(prompt) + reply for prompt, reply in pairs if isinstance(prompt, str)]
-    if texts:
-        afters = [[*ids, tokenizer.eos_token_id] for ids in token_ids(tokenizer, texts)]
-        return [
-            Exchange(before + after, [IGNORED] * len(before) + after, len(before))
-            for before, after in zip(befores, afters, strict=True)
-        ]
     chats = [[*prompt, {"role": "assistant", "content": reply}] for prompt, reply in pairs]
     encoded = tokenizer.apply_chat_template(
         chats, return_dict=True, return_assistant_tokens_mask=True
@@ -378,9 +374,19 @@ def encode_exchanges(tokenizer: Any, pairs: Sequence[tuple[Prompt, str]]) -> lis
     return [chat_exchange(*each) for each in parts]
 
 
-def first_space(prompt: str) -> str:
-    """Return the space between a prompt and its reply, or "" after a line break."""
-    return "" if prompt.rstrip(" ").endswith("\n") else " "
+def text_exchanges(tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> list[Exchange]:
+    """Return the tokens of text prompts, each different one encoded once, with their replies."""
+    prompts = list(dict.fromkeys(prompt for prompt, _ in pairs))
+    befores = dict(zip(prompts, encode_prompts(tokenizer, prompts), strict=True))
+    replies = [
+        ("" if prompt.rstrip(" ").endswith("\n") else " ") + reply for prompt, reply in pairs
+    ]
+    eos, exchanges = tokenizer.eos_token_id, []
+    for (prompt, _), ids in zip(pairs, token_ids(tokenizer, replies), strict=True):
+        before, after = befores[prompt], [*ids, eos]
+        labels = [IGNORED] * len(before) + after
+        exchanges.append(Exchange(before + after, labels, len(before)))
+    return exchanges
 
 
 def chat_exchange(before: list[int], ids: list[int], mask: list[int]) -> Exchange:
