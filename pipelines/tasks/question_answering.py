@@ -159,10 +159,8 @@ class QuestionAnswering(Task):
         labelled: bool = True,
     ) -> EncodedSplit:
         rows, windows = sinks("rows"), sinks("windows")
-        eos, longest = (
-            int(tokenizer.eos_token_id),
-            min(self.max_question_length, self.max_length // 2),
-        )
+        eos = int(tokenizer.eos_token_id)
+        longest = min(self.max_question_length, self.max_length // 2)
         lengths, counts = array("q"), Counter[str]()
         texts = (
             (row[self.question_column], question)
