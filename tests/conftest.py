@@ -102,6 +102,28 @@ def checkpoint(tmp_path_factory, tokenizer) -> Path:
 
 
 @pytest.fixture(scope="session")
+def adapters(tmp_path_factory, checkpoint, helpdesk):
+    """Return the folder with the adapters of tasks, by the tasks' names.
+
+    Each is trained once, when a module first asks for it. Tests read them, and change copies.
+    """
+    from helpers.factories import method, short_recipe
+
+    folder = tmp_path_factory.mktemp("adapters")
+
+    def trained(*names: str) -> Path:
+        from pipelines.flow import run
+
+        for name in names:
+            if not (folder / name).exists():
+                task = make_tasks(helpdesk)[name]
+                run(short_recipe(task, checkpoint, folder / name, **method("lora")))
+        return folder
+
+    return trained
+
+
+@pytest.fixture(scope="session")
 def odd_checkpoint(tmp_path_factory, checkpoint, tokenizer) -> Path:
     """The checkpoint with one embedding more, which two processes cannot share evenly."""
     from transformers import GPT2LMHeadModel

@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 
 from helpers.callbacks import SignalAt
+from helpers.named_paths import paths_that_are_gone
 from pipelines import flow
 from pipelines.errors import Preempted, RecipeError
 from pipelines.flow import run
@@ -71,6 +72,7 @@ def test_each_seed_gives_what_it_gives_alone_and_every_result_records_all(recipe
     assert weights(folders[44]) == weights(tmp_path / "alone")
     assert scores.values[44] == metrics["accuracy"]
     assert weights(folders[42]) != weights(folders[43])
+    assert paths_that_are_gone(tmp_path, root=tmp_path) == set()
     fingerprints = set()
     for seed, folder in folders.items():
         assert find_result_damage(folder) == []

@@ -395,8 +395,7 @@ def compress(
         base: Folder or Hub id of an adapter's base, in place of the one that it names.
     """
     check_result(repo)
-    from pipelines.compression.command import Compression
-    from pipelines.compression.command import compress as compress_result
+    from pipelines.compression.options import Compression
 
     compression = Compression(
         prune_heads=prune_heads,
@@ -407,6 +406,8 @@ def compress(
         distill=distill,
         bits=bits,
     )
+    from pipelines.compression.command import compress as compress_result
+
     compress_result(repo, out, compression, revision=revision, base=base)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,7 +21,7 @@ from pipelines.html_report.files import ReportedRun
 from pipelines.html_report.ranking import RankedRow, worst_and_best
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.schema import is_section, to_json_value
-from pipelines.reporting.commands import next_commands
+from pipelines.reporting.commands import command_again, next_commands
 from pipelines.tasks.base import RowResult, Task
 
 MAX_LABELS = 12  # of a confusion matrix; those with fewest rows are added up
@@ -225,10 +224,8 @@ def sample_pairs(run: ReportedRun) -> list[dict[str, Any]]:
 
 def commands(run: ReportedRun) -> dict[str, str]:
     """Return the commands that reproduce and use a result, by what they do."""
-    again = f"{run.name.rstrip('/')}-again"
-    words = ["gpt2-recipes", "train", f"{run.name}/recipe.json", "--output-dir", again]
     recipe = replace(run.recipe, output_dir=run.name)
-    return {"reproduce": shlex.join(words)} | {
+    return {"reproduce": command_again(run.name, run.sidecar)} | {
         command.split()[1]: command for command in next_commands(recipe)
     }
 

@@ -41,10 +41,14 @@ def make_portable(recipe: Recipe) -> Recipe:
     elif isinstance(model.tokenizer, Model):
         name = public_name(model.tokenizer.name_or_path)
         model = replace(model, tokenizer=replace(model.tokenizer, name_or_path=name))
+    teacher = recipe.distillation
+    if teacher is not None:
+        teacher = replace(teacher, teacher=public_name(teacher.teacher))
     return replace(
         recipe,
         task=replace(task, dataset=source),
         model=model,
+        distillation=teacher,
         output_dir=None,
         push_to=None,
         public=False,

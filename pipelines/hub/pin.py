@@ -42,6 +42,16 @@ def pin_revisions(recipe: Recipe) -> Recipe:
     elif isinstance(model.tokenizer, Model):
         tokenizer = pin_model(hub, model.tokenizer, path="model.tokenizer", problems=problems)
         model = replace(model, tokenizer=tokenizer)
+    distillation = recipe.distillation
+    if distillation is not None:
+        name, commit = pin_result(
+            hub,
+            distillation.teacher,
+            distillation.revision,
+            path="distillation.teacher",
+            problems=problems,
+        )
+        distillation = replace(distillation, teacher=name, revision=commit)
     source = recipe.task.dataset
     path, commit = pin_dataset(hub, source, "task.dataset", problems)
     mixed = []
@@ -52,7 +62,8 @@ def pin_revisions(recipe: Recipe) -> Recipe:
     if problems:
         raise RecipeError(problems)
     source = replace(source, path=path, revision=commit, mixed_with=tuple(mixed) or None)
-    return replace(recipe, model=model, task=replace(recipe.task, dataset=source))
+    task = replace(recipe.task, dataset=source)
+    return replace(recipe, model=model, distillation=distillation, task=task)
 
 
 def pin_dataset(
@@ -101,6 +112,25 @@ def pin_model(hub: Hub, model: Model, *, path: str, problems: list[Problem]) -> 
         file="tokenizer_config.json",
     )
     return replace(model, tokenizer_revision=commit)
+
+
+def pin_result(
+    hub: Hub, name: str, revision: str | None, *, path: str, problems: list[Problem]
+) -> tuple[str, str | None]:
+    """Return the explicit path of a result's folder, or its Hub id and its commit.
+
+    `path` is that of the field, in the problems that are added to `problems`.
+    """
+    if Path(explicit(name)).is_dir():
+        return explicit(name), None
+    if Path(name).is_file():
+        text = f"{name!r} is a file. Give the folder of a result, or its id on the Hub."
+        problems.append(Problem(path, text))
+        return name, None
+    commit = resolve_commit(
+        hub, name, revision, kind="model", path=path, problems=problems, file="task.json"
+    )
+    return name, commit
 
 
 def resolve_commit(

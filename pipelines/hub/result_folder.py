@@ -8,7 +8,7 @@ from pathlib import Path
 from huggingface_hub.errors import HfHubHTTPError
 
 from pipelines.errors import Problem, RecipeError
-from pipelines.hub.pin import resolve_commit
+from pipelines.hub.pin import pin_result
 from pipelines.hub_client.client import Hub, reason
 from pipelines.hub_client.transport import HubError
 from pipelines.results.files import FILES
@@ -26,9 +26,7 @@ def result_folder(
         hub = Hub()
         problems: list[Problem] = []
         name = str(repo)
-        commit = resolve_commit(
-            hub, name, revision, kind="model", path=name, problems=problems, file="task.json"
-        )
+        _, commit = pin_result(hub, name, revision, path=name, problems=problems)
         if problems:
             raise RecipeError(problems)
         try:

@@ -71,6 +71,13 @@ def sha256(file: Path) -> str:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
+def size_and_hash(file: Path) -> dict[str, Any]:
+    """Return size and SHA-256 of a file, after it has reached the disk."""
+    with file.open("rb") as written:
+        os.fsync(written.fileno())
+    return {"size": file.stat().st_size, "sha256": sha256(file)}
+
+
 def entries(
     folder: Path, *, without: tuple[str, ...], subfolders: bool = False
 ) -> dict[str, dict[str, Any]]:
@@ -82,9 +89,7 @@ def entries(
     for file in sorted(folder.rglob("*") if subfolders else folder.iterdir()):
         name = file.relative_to(folder).as_posix()
         if file.is_file() and name not in without:
-            with file.open("rb") as written:
-                os.fsync(written.fileno())
-            listed[name] = {"size": file.stat().st_size, "sha256": sha256(file)}
+            listed[name] = size_and_hash(file)
     return listed
 
 
@@ -142,11 +147,12 @@ def stays_inside(name: str) -> bool:
 def write_manifest(folder: Path, sidecar: dict[str, Any] | None = None) -> None:
     """Write task.json with the size and SHA-256 of every other file of a result.
 
-    The rest of its content is `sidecar`, or what task.json has already.
+    Files that a run left next to it, such as its report, are not the result's. The rest of its
+    content is `sidecar`, or what task.json has already.
     """
     if sidecar is None:
         sidecar = json.loads((folder / "task.json").read_text(encoding="utf-8"))
-    listed = entries(folder, without=NOT_LISTED)
+    listed = {file.name: size_and_hash(file) for file in files_of(folder)}
     write_whole(folder / "task.json", sidecar | {"files": listed})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import tempfile
 import threading
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from pipelines.errors import CheckpointError, Preempted, Problem, RecipeError
+
+STOPPED = "stopped by a signal. Nothing was written; run the same command again."
 
 
 def check_new(out: Path) -> None:
@@ -40,8 +43,33 @@ def new_folder(out: Path) -> Iterator[Path]:
             yield stage
             stage.replace(out)
     except OSError as error:
-        text = f"{out} could not be written: {error.strerror or error}. Nothing is left there."
-        raise CheckpointError(text) from error
+        raise not_written(out, error) from error
+
+
+def not_written(out: Path, error: OSError) -> CheckpointError:
+    """Return the error of a folder that the disk does not take."""
+    text = f"{out} could not be written: {error.strerror or error}. Nothing is left there."
+    return CheckpointError(text)
+
+
+@contextmanager
+def removed_on_error(out: Path) -> Iterator[None]:
+    """Delete `out`, which is written inside, where an error, Ctrl-C or SIGTERM ends the block.
+
+    Raise CheckpointError for files that cannot be written, and Preempted at SIGTERM, also where a
+    run inside says that it can be resumed.
+    """
+    try:
+        with raising_at_sigterm():
+            yield
+    except BaseException as error:
+        shutil.rmtree(out, ignore_errors=True)
+        error.__notes__ = []  # of a log that is deleted
+        if isinstance(error, OSError):
+            raise not_written(out, error) from error
+        if isinstance(error, Preempted):
+            raise Preempted(STOPPED) from None
+        raise
 
 
 @contextmanager
@@ -49,8 +77,7 @@ def raising_at_sigterm() -> Iterator[None]:
     """Let SIGTERM raise Preempted inside, so that what is unfinished is deleted."""
 
     def end(number: int, frame: object) -> NoReturn:
-        text = "stopped by SIGTERM. Nothing was written; run the same command again."
-        raise Preempted(text)
+        raise Preempted(STOPPED)
 
     if threading.current_thread() is not threading.main_thread():  # which alone gets signals
         yield

@@ -103,11 +103,13 @@ class CompressionRecord(TypedDict):
     """How a model was made smaller, and what it was before and is after."""
 
     source: str
+    source_revision: NotRequired[str | None]
     source_sha256: str
     prune_heads: float | None
     prune_neurons: float | None
     sparsity: float | None
     recover_steps: int | None
+    recover_learning_rate: NotRequired[float | None]
     distill: bool
     bits: int | None
     before: Measurement

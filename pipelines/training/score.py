@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +15,7 @@ from pipelines.preparing.store import Store
 from pipelines.reporting.progress import RunProgress
 from pipelines.tasks.base import Features
 from pipelines.training.build import build_trainer
+from pipelines.training.trainer import RecipeTrainer
 from pipelines.training.upstream import scorable
 
 
@@ -37,15 +40,23 @@ def score_features(
     loaded: LoadedResult, held_out: Features, progress: RunProgress | None = None
 ) -> dict[str, Any]:
     """Return the metrics of a result on encoded rows."""
+    with scoring(loaded, {"eval": held_out}, progress) as trainer:
+        return trainer.score("eval").metrics
+
+
+@contextmanager
+def scoring(
+    loaded: LoadedResult, scored: Mapping[str, Features], progress: RunProgress | None = None
+) -> Iterator[RecipeTrainer]:
+    """Yield a trainer of a result that scores splits, and trains on nothing."""
     # The Trainer creates its folder
     with tempfile.TemporaryDirectory() as scratch, scorable(loaded.model):
-        trainer = build_trainer(
+        yield build_trainer(
             replace(loaded.recipe, output_dir=scratch),
             loaded.model,
             loaded.tokenizer,
             train=None,
-            scored={"eval": held_out},
+            scored=scored,
             labels=loaded.labels,
             progress=progress,
         )
-        return trainer.score("eval").metrics

@@ -1,12 +1,13 @@
-"""Compare exported results with the results themselves: size, speed and score, alternating.
+"""Compare ways to use a result: itself, transformers.pipeline, onnxruntime and llama.cpp.
 
     python scripts/benchmarks/exported.py CLASSIFIER LANGUAGE_MODEL [--rows 500] [--tokens 128]
 
-Both are folders of runs or Hub ids. The classifier reads the rows of its run, in batches of 32, as
-itself with its adapter merged, and as ONNX in fp32 and int8. The language model writes greedily
-after one prompt, as itself, as ONNX, and, where llama-cpp-python is installed, as GGUF. Each
-repetition times all variants one after the other; the table has medians, and the median of the
-ratios to the result itself. OMP_NUM_THREADS sets the threads of all of them.
+Both are folders of runs or Hub ids. The classifier tokenises and reads the rows of its run, in
+batches of 32: as itself with its adapter merged, as ONNX in fp32 and int8, and in a pipeline, also
+with one row a batch, which is its default. The language model writes greedily after one prompt, as
+itself, as ONNX, in a pipeline and, where llama-cpp-python is installed, as GGUF. Each repetition
+times all variants one after the other; the tables have size or score, medians, and the median of
+the ratios to the result itself. OMP_NUM_THREADS sets the threads of all of them.
 """
 
 from __future__ import annotations
@@ -17,23 +18,26 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
+from transformers import pipeline
 
 from pipelines.console import say
 from pipelines.exporting.export import export, whole_model
 from pipelines.exporting.onnx_model import OnnxModel
-from pipelines.hub.load import load_result
+from pipelines.hub.load import LoadedResult, load_result
 from pipelines.inference.merge import rows_of_run
 from pipelines.inference.predict import logits_by_batches, logits_of_rows
 from pipelines.results.disk import megabytes
 
 Variant = Callable[[], int]
 """Does the work once, and returns the number of rows or tokens."""
+PIPELINE = "transformers.pipeline"
 
 
 def main() -> None:
@@ -58,12 +62,7 @@ def classifiers(options: argparse.Namespace, work: Path) -> tuple[dict[str, Vari
     rows, task = rows_of_run(loaded), loaded.recipe.task
     if rows is None:
         raise SystemExit("the rows of the classifier's run are not on this machine.")
-    given = task.features(
-        replace(rows, rows=list(islice(rows.rows, options.rows))),
-        loaded.tokenizer,
-        loaded.labels,
-        training=False,
-    )
+    rows = replace(rows, rows=list(islice(rows.rows, options.rows)))
     collate = task.collate(int(loaded.tokenizer.pad_token_id or 0))
     primary = loaded.metrics["primary"]
     notes = {"ours": f"{primary} {loaded.metrics[primary]:.4f}"}
@@ -82,10 +81,17 @@ def classifiers(options: argparse.Namespace, work: Path) -> tuple[dict[str, Vari
 
     def classify(model: Any) -> int:
         read = logits_by_batches if isinstance(model, OnnxModel) else logits_of_rows
+        given = task.features(rows, loaded.tokenizer, loaded.labels, training=False)
         with torch.inference_mode():
             return len(read(task, model, given.dataset, collate))
 
-    return {name: (lambda m=model: classify(m)) for name, model in models.items()}, notes
+    stock = pipeline("text-classification", model=str(saved(loaded, work)), device="cpu")
+    texts = [row[task.text_column] for row in rows.rows]
+    variants = {name: partial(classify, model) for name, model in models.items()}
+    for batch_size, name in ((1, PIPELINE), (32, f"{PIPELINE}, batches of 32")):
+        options_of_call = {"batch_size": batch_size, "truncation": True}
+        variants[name] = lambda call=options_of_call: len(stock(texts, **call))
+    return variants, notes
 
 
 def writers(options: argparse.Namespace, work: Path) -> tuple[dict[str, Variant], dict]:
@@ -97,7 +103,7 @@ def writers(options: argparse.Namespace, work: Path) -> tuple[dict[str, Variant]
         formats += [("gguf", "F32"), ("gguf", "F16"), ("gguf", "Q8_0")]
     lengths = {"max_new_tokens": num_tokens, "min_new_tokens": num_tokens, "do_sample": False}
     variants: dict[str, Variant] = {}
-    notes = {"ours": ""}
+    notes = {}
     for to, precision in formats:
         folder = work / f"{to}-{precision}"
         record = export(
@@ -114,7 +120,21 @@ def writers(options: argparse.Namespace, work: Path) -> tuple[dict[str, Variant]
         with torch.inference_mode():
             return model.generate(torch.tensor([ids]), **lengths).shape[1] - len(ids)
 
-    return {"ours": ours, **variants}, notes
+    stock = pipeline("text-generation", model=str(saved(loaded, work)), device="cpu")
+
+    def in_pipeline() -> int:
+        (text,) = stock(record["prompt"], return_tensors=True, **lengths)
+        return len(text["generated_token_ids"]) - len(ids)
+
+    return {"ours": ours, PIPELINE: in_pipeline, **variants}, notes
+
+
+def saved(loaded: LoadedResult, work: Path) -> Path:
+    """Return a folder of the merged model and its tokenizer, as transformers saves them."""
+    folder = work / f"{loaded.recipe.name}-saved"
+    whole_model(loaded).save_pretrained(folder)
+    loaded.tokenizer.save_pretrained(folder)
+    return folder
 
 
 def written_by_onnx(file: Path, ids: list[int], num_tokens: int) -> Variant:
@@ -166,7 +186,7 @@ def print_table(unit: str, rates: dict[str, list[float]], notes: dict[str, str])
     say(f"| variant | {unit} | ratio | |\n|---|---|---|---|")
     for name, found in rates.items():
         ratio = median(one / other for one, other in zip(found, first, strict=True))
-        say(f"| {name} | {median(found):,.1f} | {ratio:.2f} | {notes[name]} |")
+        say(f"| {name} | {median(found):,.1f} | {ratio:.2f} | {notes.get(name, '')} |")
 
 
 if __name__ == "__main__":

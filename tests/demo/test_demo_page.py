@@ -3,15 +3,14 @@
 import json
 import re
 import socket
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
 
 from helpers.browser import MISSING, REASON, run_in_browser
-from helpers.factories import ROOT, make_tasks
+from helpers.factories import make_tasks, short_recipe
 from pipelines.addresses import usable_port
+from pipelines.cli import console
 from pipelines.data.source import DatasetSource
 from pipelines.demo.serve import served_page
 from pipelines.errors import RecipeError
@@ -20,8 +19,7 @@ from pipelines.hub.load import load_result
 from pipelines.inference.chat import fit_turns, stream_reply
 from pipelines.inference.loaded_model import load
 from pipelines.models.generation import continue_prompts
-from pipelines.recipe.recipe import Recipe
-from pipelines.recipe.values import Lora, Model, Train
+from pipelines.recipe.values import Lora
 from pipelines.tasks.generation import Generation, Turn
 from pipelines.tasks.text_classification import TextClassification
 
@@ -31,38 +29,31 @@ HOSTILE = "<img src=http://example.com/x.png> ![](http://example.com/y.png) My p
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory, checkpoint, helpdesk):
-    """A result for each kind of page."""
+def results(adapters, tmp_path_factory, checkpoint, helpdesk):
+    """A result for each kind of page, by its name."""
     folder = tmp_path_factory.mktemp("results")
     rows = [{"text": f"number {i}", "label": ["big", "even"][i % 2 :]} for i in range(32)]
     for split in ("train", "test"):
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    tasks = make_tasks(helpdesk)
     several = TextClassification(
         dataset=DatasetSource(path=str(folder), eval_split="test"),
         problem_type="multi_label_classification",
         tune_thresholds=True,
         max_length=64,
     )
+    tasks = make_tasks(helpdesk)
     chat = replace(tasks["instruction_tuning"], chat=True, prompt_format="{prompt}")
-    for name, task in {
-        "label": tasks["text_classification"],
-        "labels": several,
-        "answer": tasks["question_answering"],
-        "text": tasks["causal_lm"],
-        "chat": chat,
-    }.items():
-        run(
-            Recipe(
-                name=name,
-                task=task,
-                model=Model(name_or_path=str(checkpoint)),
-                lora=Lora(r=4),
-                train=Train(max_steps=2, learning_rate=1e-2, warmup_steps=0),
-                output_dir=str(folder / name),
-            )
-        )
-    return folder
+    two_steps = {"max_steps": 2}  # after which texts still have words
+    for name, task in {"labels": several, "chat": chat, "text": tasks["causal_lm"]}.items():
+        run(short_recipe(task, checkpoint, folder / name, lora=Lora(r=4), train=two_steps))
+    trained = adapters("text_classification", "question_answering")
+    return {
+        "label": trained / "text_classification",
+        "labels": folder / "labels",
+        "answer": trained / "question_answering",
+        "text": folder / "text",
+        "chat": folder / "chat",
+    }
 
 
 def use(loaded, steps, tmp_path):
@@ -80,7 +71,7 @@ def use(loaded, steps, tmp_path):
 
 @in_browser
 def test_a_page_shows_the_probability_of_every_label(results, tmp_path):
-    loaded = load(results / "label")
+    loaded = load(results["label"])
     (expected,) = loaded.predict(HOSTILE)
     steps = [
         {"press": "Classify"},
@@ -101,7 +92,7 @@ def test_a_page_shows_the_probability_of_every_label(results, tmp_path):
 
 @in_browser
 def test_a_page_shows_labels_above_their_thresholds(results, tmp_path):
-    loaded = load(results / "labels")
+    loaded = load(results["labels"])
     (expected,) = loaded.predict("number 3")
     thresholds = loaded.task.thresholds_of(loaded.labels)
     given = ", ".join(expected["labels"])
@@ -122,7 +113,7 @@ def test_a_page_shows_labels_above_their_thresholds(results, tmp_path):
 def test_a_page_marks_an_answer_or_says_that_there_is_none(
     results, tmp_path, null_score_diff_threshold
 ):
-    loaded = load(results / "answer")
+    loaded = load(results["answer"])
     task = replace(loaded.task, null_score_diff_threshold=null_score_diff_threshold)
     loaded = replace(loaded, recipe=replace(loaded.recipe, task=task))
     row = {"question": "What?", "context": "The lamp is broken and the desk is late."}
@@ -147,7 +138,7 @@ def test_a_page_marks_an_answer_or_says_that_there_is_none(
 @in_browser
 def test_a_page_continues_a_text_also_where_there_is_a_proxy(results, tmp_path, monkeypatch):
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
-    loaded = load(results / "text")
+    loaded = load(results["text"])
     (expected,) = loaded.generate("My lamp")
     end = expected.text.rstrip()[-12:]
     steps = [
@@ -161,7 +152,7 @@ def test_a_page_continues_a_text_also_where_there_is_a_proxy(results, tmp_path, 
 
 @in_browser
 def test_a_page_replies_in_a_chat_after_the_turns_before(results, tmp_path):
-    loaded = load(results / "chat")
+    loaded = load(results["chat"])
     generation = loaded.task.default_generation
     turns: list[Turn] = []
     for message in (HOSTILE, "Again"):
@@ -182,7 +173,7 @@ def test_a_page_replies_in_a_chat_after_the_turns_before(results, tmp_path):
 
 
 def test_a_reply_grows_and_ends_where_nobody_reads_it(results):
-    loaded = load_result(results / "text")
+    loaded = load_result(results["text"])
     prompt, _ = fit_turns(loaded, [], "My lamp", Generation(max_new_tokens=40))
     generation = Generation(max_new_tokens=40)
     (whole,) = continue_prompts(loaded.model, loaded.tokenizer, [prompt], generation)
@@ -201,15 +192,18 @@ def test_a_reply_grows_and_ends_where_nobody_reads_it(results):
     assert 0 < len(forwards) < 100
 
 
-def test_a_port_that_is_taken_is_refused_before_anything_is_loaded(tmp_path):
+def test_a_port_that_is_taken_is_refused_before_anything_is_loaded(tmp_path, monkeypatch, capsys):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = str(other.getsockname()[1])
-        command = [sys.executable, "-m", "pipelines", "demo", tmp_path / "none", "--port", port]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == (f"--port: {port} is in use. Give another, or 0 for a free one.\n")
+        words = ["demo", str(tmp_path / "none"), "--port", port]
+        monkeypatch.setattr("sys.argv", ["gpt2-recipes", *words])
+        with pytest.raises(SystemExit, match="2"):
+            console()
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err == f"--port: {port} is in use. Give another, or 0 for a free one.\n"
 
 
 @pytest.mark.parametrize(

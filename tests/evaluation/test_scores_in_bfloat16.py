@@ -6,12 +6,10 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from helpers.factories import TASKS, make_tasks, method
+from helpers.factories import TASKS, method, short_recipe
 from pipelines.evaluation.evaluate import evaluate
 from pipelines.flow import run
 from pipelines.hub.load import load_result
-from pipelines.recipe.recipe import Recipe
-from pipelines.recipe.values import Model, Train
 
 
 @pytest.fixture
@@ -22,21 +20,21 @@ def bfloat16(monkeypatch):
     AcceleratorState._reset_state()
 
 
+@pytest.fixture
+def recipe_of(tasks, checkpoint):
+    """Return a recipe of a task by its name, and a folder."""
+    return lambda name, folder, **options: short_recipe(tasks[name], checkpoint, folder, **options)
+
+
 @pytest.mark.parametrize(
     ("task", "name"),
     [*((task, "lora") for task in TASKS), ("text_classification", "8bit"), ("causal_lm", "full")],
 )
 def test_the_score_of_a_run_in_bfloat16_is_found_again_in_fp32(
-    task, name, checkpoint, helpdesk, tmp_path, bfloat16, monkeypatch
+    task, name, recipe_of, tmp_path, bfloat16, monkeypatch
 ):
-    recipe = Recipe(
-        name=task,
-        task=make_tasks(helpdesk)[task],
-        model=Model(name_or_path=str(checkpoint)),
-        train=Train(max_steps=4, eval_steps=4, learning_rate=1e-2, warmup_steps=0),
-        output_dir=str(tmp_path / "run"),
-        **method(name),
-    )
+    train = {"eval_steps": 4}
+    recipe = recipe_of(task, tmp_path / "run", train=train, **method(name))
     metrics = run(recipe)
     log = [json.loads(line) for line in (recipe.folder / "metrics.jsonl").read_text().splitlines()]
     in_training = next(
@@ -50,15 +48,9 @@ def test_the_score_of_a_run_in_bfloat16_is_found_again_in_fp32(
 
 
 def test_a_result_is_scored_in_fp32_also_where_the_process_was_launched_in_bfloat16(
-    checkpoint, helpdesk, tmp_path, monkeypatch
+    recipe_of, tmp_path, monkeypatch
 ):
-    recipe = Recipe(
-        name="fp32",
-        task=make_tasks(helpdesk)["causal_lm"],
-        model=Model(name_or_path=str(checkpoint)),
-        train=Train(max_steps=2),
-        output_dir=str(tmp_path / "run"),
-    )
+    recipe = recipe_of("causal_lm", tmp_path / "run")
     run(recipe)
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     AcceleratorState._reset_state()
@@ -66,16 +58,8 @@ def test_a_result_is_scored_in_fp32_also_where_the_process_was_launched_in_bfloa
     AcceleratorState._reset_state()
 
 
-def test_a_result_is_loaded_on_the_device_of_the_process(
-    checkpoint, helpdesk, tmp_path, monkeypatch
-):
-    recipe = Recipe(
-        name="device",
-        task=make_tasks(helpdesk)["causal_lm"],
-        model=Model(name_or_path=str(checkpoint)),
-        train=Train(max_steps=1),
-        output_dir=str(tmp_path / "run"),
-    )
+def test_a_result_is_loaded_on_the_device_of_the_process(recipe_of, tmp_path, monkeypatch):
+    recipe = recipe_of("causal_lm", tmp_path / "run")
     run(recipe)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # with a config that says: CPU
     assert load_result(recipe.folder).model.device.type == "cpu"

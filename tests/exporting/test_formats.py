@@ -10,7 +10,7 @@ import pytest
 from pipelines.cli.results import export as verb_export
 from pipelines.errors import CheckpointError, Preempted, RecipeError
 from pipelines.exporting.formats import FORMATS, check_export, check_task
-from pipelines.results.new_folder import new_folder
+from pipelines.results.new_folder import new_folder, removed_on_error
 
 
 @pytest.mark.parametrize(
@@ -112,6 +112,18 @@ def write_until(end, out: Path) -> None:
         end()
 
 
+def write_in_place_until(end, out: Path) -> None:
+    with removed_on_error(out):
+        out.mkdir()
+        (out / "half").write_text("half")
+        end()
+
+
+def stop_as_a_run_does() -> None:
+    raise Preempted("stopped at step 3 with a checkpoint; run the same command again to resume.")
+
+
+@pytest.mark.parametrize("write", [write_until, write_in_place_until])
 @pytest.mark.parametrize(
     ("end", "error"),
     [
@@ -121,9 +133,14 @@ def write_until(end, out: Path) -> None:
         (press_ctrl_c, KeyboardInterrupt),
     ],
 )
-def test_nothing_is_left_of_a_new_folder_that_is_not_finished(tmp_path, end, error):
+def test_nothing_is_left_of_a_new_folder_that_is_not_finished(tmp_path, write, end, error):
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(error):
-        write_until(end, tmp_path / "out")
+        write(end, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_run_that_is_stopped_inside_is_not_said_to_resume(tmp_path):
+    with pytest.raises(Preempted, match="Nothing was written"):
+        write_in_place_until(stop_as_a_run_does, tmp_path / "out")

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from helpers.exported import run_snippet
+from helpers.named_paths import paths_that_are_gone
 from pipelines.errors import ExportError, RecipeError
 from pipelines.exporting.card import export_card
 from pipelines.exporting.export import export
@@ -143,6 +144,11 @@ def test_labels_ids_and_template_are_next_to_the_file(exported, results):
     assert tokenizer.chat_template == load_result(results / "reply").tokenizer.chat_template
     assert (exported / "reply" / "generation_config.json").is_file()
     assert str(results) not in (exported / "reply" / "export.json").read_text()
+
+
+def test_an_export_names_no_path_that_is_gone(exported, tmp_path_factory):
+    for folder in exported.iterdir():
+        assert paths_that_are_gone(folder, root=tmp_path_factory.getbasetemp()) == set()
 
 
 def test_int8_is_smaller_and_says_how_far_and_how_well(exported):

@@ -77,6 +77,25 @@ def make_tasks(helpdesk: Path) -> dict:
     }
 
 
+def short_recipe(task, checkpoint: Path, folder: Path, *, train: dict | None = None, **options):
+    """Return a recipe that trains a task on a checkpoint for four steps, with no warm-up.
+
+    `train` has further options of the training, `options` further fields of the recipe.
+    """
+    from pipelines.recipe.recipe import Recipe
+    from pipelines.recipe.values import Model, Train
+
+    steps = {"max_steps": 4, "learning_rate": 1e-2, "warmup_steps": 0}
+    return Recipe(
+        name=folder.name.replace("_", "-"),
+        task=task,
+        model=Model(name_or_path=str(checkpoint)),
+        train=Train(**(steps | (train or {}))),
+        output_dir=str(folder),
+        **options,
+    )
+
+
 def classified(i: int) -> dict:
     """Return a row to classify; such rows are of all lengths."""
     return {"text": "lamp " * (1 + i * 7 % 40), "label": "ab"[i % 2]}

@@ -1,14 +1,14 @@
 """Conversations: their prompts, and `gpt2-recipes chat` through a pipe and at a terminal."""
 
-import subprocess
-import sys
+import os
 import time
 from dataclasses import replace
 
 import pytest
 
-from helpers.factories import ROOT, make_tasks
+from helpers.factories import make_tasks, short_recipe
 from helpers.terminal import at_terminal
+from pipelines.cli import console
 from pipelines.data.source import DatasetSource
 from pipelines.errors import DataError
 from pipelines.flow import run
@@ -16,8 +16,7 @@ from pipelines.hub.load import load_result
 from pipelines.inference.chat import fit_turns
 from pipelines.inference.chat_terminal import Printer, visible
 from pipelines.models.generation import continue_prompts
-from pipelines.recipe.recipe import Recipe
-from pipelines.recipe.values import Lora, Model, Train
+from pipelines.recipe.values import Lora
 from pipelines.tasks.generation import Generation, Turn
 from pipelines.tasks.instruction import InstructionTuning
 
@@ -25,33 +24,35 @@ SHORT = ("--max-new-tokens", "12")
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory, checkpoint, helpdesk):
-    """A model that continues texts, one that was tuned on chats, and a classifier."""
-    folder = tmp_path_factory.mktemp("results")
-    tasks = make_tasks(helpdesk)
+def results(adapters, tmp_path_factory, checkpoint, helpdesk):
+    """A model that continues texts, one that was tuned on chats, and a classifier, by name."""
+    folder, tasks = tmp_path_factory.mktemp("results"), make_tasks(helpdesk)
     chat = replace(tasks["instruction_tuning"], chat=True, prompt_format="{prompt}")
-    for name, task in {
-        "text": tasks["causal_lm"],
-        "chat": chat,
-        "classifier": tasks["text_classification"],
-    }.items():
-        run(
-            Recipe(
-                name=name,
-                task=task,
-                model=Model(name_or_path=str(checkpoint)),
-                lora=Lora(r=4),
-                train=Train(max_steps=1, learning_rate=1e-2, warmup_steps=0),
-                output_dir=str(folder / name),
-            )
-        )
-    return folder
+    one_step = {"max_steps": 1}  # after which texts still have words
+    for name, task in {"text": tasks["causal_lm"], "chat": chat}.items():
+        run(short_recipe(task, checkpoint, folder / name, lora=Lora(r=4), train=one_step))
+    classifier = adapters("text_classification") / "text_classification"
+    return {"text": folder / "text", "chat": folder / "chat", "classifier": classifier}
 
 
-def piped(lines, *words):
-    """Return the finished process of a chat whose input is a pipe."""
-    command = [sys.executable, "-m", "pipelines", "chat", *map(str, words)]
-    return subprocess.run(command, input=lines, capture_output=True, text=True, cwd=ROOT)
+@pytest.fixture
+def piped(monkeypatch, capsys):
+    """Return the exit code, the output and the errors of a chat whose input is a pipe."""
+
+    def talk(lines, *words):
+        reading, writing = os.pipe()
+        with os.fdopen(writing, "w") as pipe:  # which holds 64 KB
+            pipe.write(lines)
+        monkeypatch.setattr("sys.argv", ["gpt2-recipes", "chat", *map(str, words)])
+        capsys.readouterr()
+        with os.fdopen(reading) as pipe, monkeypatch.context() as patched:
+            patched.setattr("sys.stdin", pipe)
+            with pytest.raises(SystemExit) as stopped:
+                console()
+        printed = capsys.readouterr()
+        return stopped.value.code, printed.out, printed.err
+
+    return talk
 
 
 def ids(tokenizer, text):
@@ -59,7 +60,7 @@ def ids(tokenizer, text):
 
 
 def test_a_chat_is_formatted_by_the_template_with_all_turns(results):
-    loaded = load_result(results / "chat")
+    loaded = load_result(results["chat"])
     turns = [Turn("My lamp is broken.", "Send it back.")]
     prompt, num_dropped = fit_turns(loaded, turns, "Where to?", Generation(max_new_tokens=8))
     assert loaded.tokenizer.decode(prompt) == (
@@ -70,7 +71,7 @@ def test_a_chat_is_formatted_by_the_template_with_all_turns(results):
 
 
 def test_a_language_model_continues_all_that_was_written(results):
-    loaded = load_result(results / "text")
+    loaded = load_result(results["text"])
     turns = [Turn("My order", " is late.")]
     prompt, _ = fit_turns(loaded, turns, "It was", Generation(max_new_tokens=8))
     eos = loaded.tokenizer.eos_token_id
@@ -92,7 +93,7 @@ def test_single_prompts_have_no_earlier_turns_and_no_further_columns(tokenizer):
 
 
 def test_the_oldest_turns_are_dropped_until_a_reply_fits(results):
-    loaded = load_result(results / "text")
+    loaded = load_result(results["text"])
     assert loaded.model.config.n_positions == 256
     generation = Generation(max_new_tokens=100)  # 156 positions are left for the prompt
     size = len(ids(loaded.tokenizer, "a b c\n"))
@@ -107,13 +108,13 @@ def test_the_oldest_turns_are_dropped_until_a_reply_fits(results):
 
 
 def test_a_message_longer_than_the_model_is_refused(results):
-    loaded = load_result(results / "text")
+    loaded = load_result(results["text"])
     with pytest.raises(DataError, match="message: .* leave no room .* 256 positions"):
         fit_turns(loaded, [Turn("a", "b")], "word " * 400, Generation())
 
 
-def test_a_pipe_gets_the_replies_and_nothing_else(results):
-    loaded = load_result(results / "text")
+def test_a_pipe_gets_the_replies_and_nothing_else(results, piped):
+    loaded = load_result(results["text"])
     generation = Generation(max_new_tokens=12)
     turns: list[Turn] = []
     replies = []
@@ -123,13 +124,13 @@ def test_a_pipe_gets_the_replies_and_nothing_else(results):
         turns.append(Turn(message, reply.text))
         replies.append("".join(map(visible, reply.text)) + "\n")
     lines = ["My lamp", "", "It was", "/reset", "My lamp", "/rest", "word " * 400, "not reached"]
-    done = piped("\n".join(lines), results / "text", *SHORT)
-    assert done.stdout == "".join([*replies, replies[0]])
-    begun, unknown, too_long = done.stderr.splitlines()
+    code, printed, errors = piped("\n".join(lines), results["text"], *SHORT)
+    assert printed == "".join([*replies, replies[0]])
+    begun, unknown, too_long = errors.splitlines()
     assert begun == "(The conversation begins again.)"
     assert unknown == "(/rest: no such command. Did you mean /reset?)"
     assert "leave no room" in too_long
-    assert done.returncode == 3
+    assert code == 3
 
 
 @pytest.mark.parametrize(
@@ -140,16 +141,16 @@ def test_a_pipe_gets_the_replies_and_nothing_else(results):
         ("text", ("--do-sample", "--no-do-sample"), 2, "--do-sample: contradicts --no-do-sample"),
     ],
 )
-def test_what_cannot_be_talked_with_is_refused(results, name, words, code, message):
-    done = piped("hi\n", results / name, *words)
-    assert (done.returncode, done.stdout) == (code, "")
-    assert message in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+def test_what_cannot_be_talked_with_is_refused(results, piped, name, words, code, message):
+    stopped, printed, errors = piped("hi\n", results[name], *words)
+    assert (stopped, printed) == (code, "")
+    [line] = errors.splitlines()
+    assert message in line
 
 
 def test_a_terminal_streams_stops_forgets_and_ends(results):
     options = ("--max-new-tokens", "200", "--do-sample", "--seed", "1")
-    with at_terminal("chat", results / "text", *options, NO_COLOR="1") as typist:
+    with at_terminal("chat", results["text"], *options, NO_COLOR="1") as typist:
         typist.wait_for("It continues texts")
         typist.wait_for("\n> ")
         typist.type("/help\r")

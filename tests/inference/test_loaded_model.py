@@ -7,21 +7,15 @@ import datasets
 import pytest
 from peft import PeftModel
 
-from helpers.factories import make_tasks
 from pipelines import (
     Continuation,
     DataError,
     Generation,
-    Lora,
-    Model,
-    Recipe,
     RecipeError,
     TextClassification,
-    Train,
     generate,
     load,
     predict,
-    run,
 )
 from pipelines.cli import console
 from pipelines.data.load import read_file
@@ -34,21 +28,9 @@ TEXTS = ["The hinge is broken.", "My parcel is late again.", "Refund me."]
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory, checkpoint, helpdesk):
+def results(adapters):
     """A classifier, an answerer and two writers."""
-    folder = tmp_path_factory.mktemp("results")
-    for name in ("text_classification", "question_answering", "causal_lm", "instruction_tuning"):
-        run(
-            Recipe(
-                name=name,
-                task=make_tasks(helpdesk)[name],
-                model=Model(name_or_path=str(checkpoint)),
-                lora=Lora(r=4),
-                train=Train(max_steps=4, learning_rate=1e-2, warmup_steps=0),
-                output_dir=str(folder / name),
-            )
-        )
-    return folder
+    return adapters("text_classification", "question_answering", "causal_lm", "instruction_tuning")
 
 
 def test_texts_dictionaries_and_datasets_are_the_same_rows(results):

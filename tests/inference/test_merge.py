@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from helpers.factories import ROOT, first_logits, make_tasks
 from helpers.hub_process import SECRET
+from helpers.named_paths import paths_that_are_gone
 from pipelines.data.load import load_splits
 from pipelines.errors import PublishError, RecipeError
 from pipelines.evaluation.evaluate import evaluate as evaluate_result
@@ -89,7 +90,7 @@ def test_a_merged_model_gives_the_logits_of_its_adapter(merged, task, method):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("task", TASKS)
-def test_its_files_are_those_of_an_ordinary_model(merged, task, method):
+def test_its_files_are_those_of_an_ordinary_model(merged, tmp_path_factory, task, method):
     folder, _ = merged
     out = folder / "merged" / f"{task}-{method}"
     config = json.loads((out / "config.json").read_text())
@@ -112,6 +113,7 @@ def test_its_files_are_those_of_an_ordinary_model(merged, task, method):
     }
     assert {file.name for file in out.iterdir()} == common | more
     assert str(folder) not in (out / "task.json").read_text()
+    assert paths_that_are_gone(out, root=tmp_path_factory.getbasetemp()) == set()
 
 
 def test_transformers_loads_it_with_its_labels(merged):

@@ -12,15 +12,13 @@ import time
 
 import pytest
 
-from helpers.factories import ROOT, make_tasks
+from helpers.factories import ROOT
 from pipelines.data.load import read_file
 from pipelines.data.rows import Examples
 from pipelines.errors import CheckpointError, DataError, RecipeError
 from pipelines.hub.load import load_result
 from pipelines.inference.predict import predict_examples, predict_file
 from pipelines.inference.resumable_jsonl import map_file, progress_file
-from pipelines.recipe.recipe import Recipe
-from pipelines.recipe.values import Lora, Model, Train
 
 CLI = ("-m", "pipelines")
 HELPERS = ROOT / "tests" / "helpers"
@@ -28,22 +26,9 @@ SETTINGS = {"command": "count", "precision": None}
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory, checkpoint, helpdesk):
+def results(adapters):
     """A classifier and an answerer."""
-    from pipelines.flow import run
-
-    folder = tmp_path_factory.mktemp("results")
-    for name in ("text_classification", "question_answering"):
-        recipe = Recipe(
-            name=name,
-            task=make_tasks(helpdesk)[name],
-            model=Model(name_or_path=str(checkpoint)),
-            lora=Lora(r=4),
-            train=Train(max_steps=4, learning_rate=1e-2, warmup_steps=0),
-            output_dir=str(folder / name),
-        )
-        run(recipe)
-    return folder
+    return adapters("text_classification", "question_answering")
 
 
 def write(file, rows):

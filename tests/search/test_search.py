@@ -10,6 +10,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from helpers.named_paths import paths_that_are_gone
 from helpers.searches import SPACE, planned, searched
 from pipelines.errors import DataError, RecipeError
 from pipelines.flow import run
@@ -68,6 +69,7 @@ def test_a_search_compares_by_validation_rows_and_reports_test_rows(recipe, tmp_
     assert float(rows[0]["train.learning_rate"]) == best.params["train.learning_rate"]
     assert (tmp_path / "search.png").read_bytes().startswith(b"\x89PNG")
 
+    assert paths_that_are_gone(tmp_path, root=tmp_path) == set()
     again = Recipe.from_file(tmp_path / "best_recipe.json")
     assert again.train.learning_rate == best.params["train.learning_rate"]
     metrics = run(replace(again, output_dir=str(tmp_path / "again")))

@@ -17,14 +17,13 @@ pytest.importorskip("uvicorn", reason="needs the extra serve")
 
 import httpx2  # noqa: E402
 
-from helpers.factories import make_tasks  # noqa: E402
+from helpers.factories import short_recipe  # noqa: E402
 from pipelines.addresses import bind, listen  # noqa: E402
 from pipelines.data.rows import Examples  # noqa: E402
 from pipelines.errors import DataError, RecipeError  # noqa: E402
 from pipelines.hub.load import load_result  # noqa: E402
 from pipelines.inference.predict import predict_examples  # noqa: E402
-from pipelines.recipe.recipe import Recipe  # noqa: E402
-from pipelines.recipe.values import Lora, Model, Train  # noqa: E402
+from pipelines.recipe.values import Lora  # noqa: E402
 from pipelines.serving.answer import answer_requests  # noqa: E402
 from pipelines.serving.app import make_app  # noqa: E402
 from pipelines.serving.batcher import Batcher, Busy  # noqa: E402
@@ -40,33 +39,24 @@ def tagged(i: int) -> dict:
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory, checkpoint, helpdesk):
-    """A classifier, one of several labels, an answerer and a writer."""
+def results(adapters, tmp_path_factory, checkpoint):
+    """A classifier, one of several labels, an answerer and two writers, by their names."""
     from pipelines.data.source import DatasetSource
     from pipelines.flow import run
     from pipelines.tasks.text_classification import TextClassification
 
     folder = tmp_path_factory.mktemp("results")
-    tasks = make_tasks(helpdesk)
     file = folder / "tagged.jsonl"
     file.write_text("".join(json.dumps(tagged(i)) + "\n" for i in range(40)))
-    tasks["several"] = TextClassification(
+    several = TextClassification(
         dataset=DatasetSource(path=str(file), eval_fraction=0.2),
         problem_type="multi_label_classification",
         label_column="labels",
         thresholds={"bill": 0.3, "hinge": 0.5, "parcel": 0.7},
     )
-    for name in (*tasks.keys() - {"preference_tuning"},):
-        recipe = Recipe(
-            name=name,
-            task=tasks[name],
-            model=Model(name_or_path=str(checkpoint)),
-            lora=Lora(r=4),
-            train=Train(max_steps=4, learning_rate=1e-2, warmup_steps=0),
-            output_dir=str(folder / name),
-        )
-        run(recipe)
-    return folder
+    run(short_recipe(several, checkpoint, folder / "several", lora=Lora(r=4)))
+    names = ("text_classification", "question_answering", "causal_lm", "instruction_tuning")
+    return {name: adapters(*names) / name for name in names} | {"several": folder / "several"}
 
 
 @asynccontextmanager
@@ -112,7 +102,7 @@ def answerable(i: int) -> dict:
     ],
 )
 def test_requests_that_share_batches_are_answered_as_each_row_alone(results, name, rows):
-    loaded = load_result(results / name)
+    loaded = load_result(results[name])
     expected = [predict_examples(loaded, Examples([row], "row"))[0] for row in rows]
     num_batches = 0
 
@@ -133,7 +123,7 @@ def test_requests_that_share_batches_are_answered_as_each_row_alone(results, nam
 
 def test_the_model_names_columns_labels_thresholds_and_limits(results):
     async def read():
-        async with client_of(load_result(results / "several"), Limits(max_rows=7)) as client:
+        async with client_of(load_result(results["several"]), Limits(max_rows=7)) as client:
             paths = ("/health", "/model", "/openapi.json", "/docs", "/redoc")
             return [await client.get(path) for path in paths]
 
@@ -174,7 +164,7 @@ WRONG = [
 
 def test_what_cannot_be_answered_is_refused_with_a_reason(results):
     async def post_all():
-        async with client_of(load_result(results / "text_classification"), LIMITS) as client:
+        async with client_of(load_result(results["text_classification"]), LIMITS) as client:
             kind = {"content-type": "application/json"}
             wrong = [await client.post("/predict", content=b, headers=kind) for b, *_ in WRONG]
             plain = {"content-type": "text/plain"}
@@ -198,7 +188,7 @@ def test_what_cannot_be_answered_is_refused_with_a_reason(results):
 
 def test_json_that_is_nested_too_deeply_is_refused(results):
     async def post():
-        async with client_of(load_result(results / "text_classification")) as client:
+        async with client_of(load_result(results["text_classification"])) as client:
             kind = {"content-type": "application/json"}
             return await client.post("/predict", content=b"[" * 200_000, headers=kind)
 
@@ -215,7 +205,7 @@ def test_a_body_of_unknown_length_is_refused_before_its_end(results):
             yield sent[-1]
 
     async def post():
-        async with client_of(load_result(results / "text_classification"), LIMITS) as client:
+        async with client_of(load_result(results["text_classification"]), LIMITS) as client:
             return await client.post("/predict", content=endless())
 
     assert asyncio.run(post()).status_code == 413
@@ -223,7 +213,7 @@ def test_a_body_of_unknown_length_is_refused_before_its_end(results):
 
 
 def test_a_row_that_cannot_be_used_fails_its_own_request_alone(results):
-    loaded = load_result(results / "question_answering")
+    loaded = load_result(results["question_answering"])
     good, blank = answerable(1), {"question": "What?", "context": " "}
     first, second, third = ask(loaded, {"rows": [good]}, {"rows": [good, blank]}, {"rows": [good]})
     assert (first.status_code, third.status_code) == (200, 200)
@@ -232,7 +222,7 @@ def test_a_row_that_cannot_be_used_fails_its_own_request_alone(results):
 
 
 def test_a_request_that_the_model_cannot_read_fails_alone(results):
-    loaded = load_result(results / "text_classification")
+    loaded = load_result(results["text_classification"])
     loaded.model.eval()
 
     def refuse(model, arguments, inputs):
@@ -249,7 +239,7 @@ def test_a_request_that_the_model_cannot_read_fails_alone(results):
 
 
 def test_an_unexpected_error_is_json_without_a_trace(results):
-    loaded = load_result(results / "text_classification")
+    loaded = load_result(results["text_classification"])
     loaded.model.register_forward_pre_hook(lambda *_: 1 / 0)
     (response,) = ask(loaded, {"rows": [{"text": "a"}]})
     assert response.status_code == 500
@@ -355,7 +345,7 @@ def test_an_address_that_is_in_use_or_elsewhere_is_told():
 @pytest.fixture(scope="module")
 def served(results):
     """The process of a server, and its address."""
-    words = ["serve", results / "text_classification", "--port", "0", "--batch-size", "1"]
+    words = ["serve", results["text_classification"], "--port", "0", "--batch-size", "1"]
     command = [sys.executable, "-m", "pipelines", *map(str, words)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     line = process.stdout.readline()
@@ -391,7 +381,7 @@ def test_a_server_outlives_clients_that_leave_and_answers_what_it_has_when_it_is
 def test_a_language_model_is_refused_with_what_serves_it(results, monkeypatch, capsys):
     from pipelines.cli import console
 
-    folder = str(results / "causal_lm")
+    folder = str(results["causal_lm"])
     monkeypatch.setattr("sys.argv", ["gpt2-recipes", "serve", folder])
     with pytest.raises(SystemExit) as stopped:
         console()
@@ -406,7 +396,7 @@ def test_a_missing_extra_names_the_command_that_installs_it(results, monkeypatch
     monkeypatch.setattr(
         checks.importlib.util, "find_spec", lambda name: None if name == "uvicorn" else find(name)
     )
-    folder = str(results / "text_classification")
+    folder = str(results["text_classification"])
     monkeypatch.setattr("sys.argv", ["gpt2-recipes", "serve", folder])
     with pytest.raises(SystemExit) as stopped:
         console()
@@ -431,7 +421,7 @@ def test_nothing_is_traced_whatever_the_process_exports(results, monkeypatch):
     monkeypatch.setattr(trace, "get_tracer_provider", Provider)
     monkeypatch.setenv("FASTAPI_OTEL_AUTO_CONFIGURE", "true")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://[::1]:9")
-    (response,) = ask(load_result(results / "several"), {"rows": [{"text": "a"}]})
+    (response,) = ask(load_result(results["several"]), {"rows": [{"text": "a"}]})
     assert response.status_code == 200
     assert traced == []
 
@@ -444,7 +434,7 @@ def test_a_merged_writer_has_the_files_that_vllm_and_transformers_serve_read(
 
     from pipelines.inference.merge import merge
 
-    merge(results / name, tmp_path / "merged", rescore=False)
+    merge(results[name], tmp_path / "merged", rescore=False)
     task = load_result(tmp_path / "merged").recipe.task
     config, generation, names = (
         json.loads((tmp_path / "merged" / file).read_text())

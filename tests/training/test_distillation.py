@@ -11,6 +11,8 @@ import torch
 from helpers.factories import make_tasks
 from pipelines.errors import RecipeError
 from pipelines.flow import run
+from pipelines.hub.contents import make_portable
+from pipelines.hub.pin import pin_revisions
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import Distillation, Model, Train
 from pipelines.tasks.distances import divergence
@@ -169,3 +171,16 @@ def test_a_task_without_a_distance_takes_no_teacher(task, checkpoint, helpdesk, 
             lora=Lora(),
             distillation=Distillation(teacher="x"),
         )
+
+
+def test_a_teacher_is_named_explicitly_and_to_others_without_this_machines_folders(
+    teachers, checkpoint, helpdesk, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(teachers.parent)
+    relative = Distillation(teacher=f"{teachers.name}/causal_lm")
+    recipe = recipe_of("causal_lm", checkpoint, tmp_path, helpdesk, distillation=relative)
+    found = pin_revisions(recipe).distillation
+    assert found == Distillation(teacher=f"./{teachers.name}/causal_lm")
+    absolute = replace(recipe, distillation=Distillation(teacher=str(teachers / "causal_lm")))
+    monkeypatch.chdir(tmp_path)
+    assert make_portable(absolute).distillation == Distillation(teacher="./causal_lm")
