@@ -49,5 +49,5 @@ def prepare(recipe: Recipe) -> None:
         say(describe_split(recipe.task, name, rows, encoded.features[name]))
     for warning in encoded.warnings:
         say(f"  {warning}", style="yellow")
-    for line in store.describe(recipe.task.encodes_to_disk, time.perf_counter() - started):
+    for line in store.describe(time.perf_counter() - started):
         say(line)

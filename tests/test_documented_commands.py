@@ -42,6 +42,7 @@ NOT_EXECUTED = {
     r"gpt2-recipes selftest": "takes 20 seconds; tests/test_selftest.py runs its checks",
     r"python scripts/benchmark\.py .*": "takes hours; tests/test_benchmark.py runs its cases",
     r"python scripts/benchmarks/corpus\.py .*": "takes an hour; see tests/test_prepared.py",
+    r"python scripts/benchmarks/prepared\.py .*": "takes minutes; see tests/test_prepared.py",
     r"python scripts/benchmarks/exported\.py .*": "takes minutes; tests/exporting has its formats",
     r"llama-cli .*": "needs llama.cpp; tests/exporting/test_gguf_file.py has its Python package",
     r"rm -rf ~/.*": "deletes what the user of this machine has prepared",

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
@@ -20,11 +21,12 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+from transformers import EvalPrediction
 
 from helpers.callbacks import NaNAt, SignalAt
-from helpers.factories import ROOT, make_tasks
+from helpers.factories import ROOT, TASKS, make_tasks
 from helpers.resumable_runs import command_for, cut, flip, recipe_for, weights
-from pipelines.data.encoded_rows import EncodedRows
+from pipelines.data.encoded_rows import EncodedRows, FileSink
 from pipelines.data.load import hub_rows, load_splits, read_into_memory
 from pipelines.data.rejected_file import read_lines
 from pipelines.data.rows_on_disk import RowsOnDisk
@@ -41,9 +43,15 @@ from pipelines.preparing.store import MARKER, Store
 from pipelines.preparing.tokenizer import prepared_tokenizer, tokenizer_key
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import Scratch, Tokenizer
+from pipelines.tasks import replies, spans
 from pipelines.tasks.base import token_ids
 from pipelines.tasks.causal_lm import CausalLM
 from pipelines.tasks.encoding import LONGEST_PIECE, cut_text, encode_texts
+from pipelines.tasks.instruction import InstructionTuning, PromptReferences
+from pipelines.tasks.preference import PreferenceTuning
+from pipelines.tasks.question_answering import QuestionAnswering
+from pipelines.tasks.replies import CHAT_TEMPLATE
+from pipelines.tasks.spans import Question, Window
 from pipelines.tasks.text_classification import TextClassification
 from pipelines.tokenize import prepare
 
@@ -71,38 +79,98 @@ def document_tasks(helpdesk):
     return {packing: replace(task, packing=packing) for packing in ("wrapped", "bfd_split")}
 
 
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("name", ["wrapped", "bfd_split", "classes", "pairs", "numbers", "sets"])
-def test_encoded_rows_on_disk_are_those_in_memory(
-    name, training, store, helpdesk, tokenizer, tmp_path
-):
-    rows = [
-        {
-            "text": "a lamp " * i,
-            "text2": "broken",
-            "label": "ab"[i % 2],
-            "n": i / 3,
-            "s": ["a", "b"],
-        }
-        for i in range(1, 40)
+def row_of_every_task(i):
+    """Return a row that every task can read; the rows share prompts and contexts."""
+    text, start = "a lamp " * i, 7 * (i // 2)
+    messages = [
+        {"role": "user", "content": f"{text}?"},
+        {"role": "assistant", "content": "yes " * (i % 5 + 1)},
     ]
-    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    source = DatasetSource(path=str(tmp_path / "rows.jsonl"))
+    return {
+        "text": text,
+        "text2": "broken",
+        "label": "ab"[i % 2],
+        "n": i / 3,
+        "s": ["a", "b"],
+        "id": f"q-{i}",
+        "question": "Where is it, " + "please " * i,
+        "context": "a lamp " * (i // 2) + "on the desk",
+        "answers": {"text": ["the desk"] * (i % 3), "answer_start": [start + 3] * (i % 3)},
+        "prompt": "which lamp? " * (i % 7 + 1),
+        "completion": [f"number {i}", "naïve 日本"],
+        "chosen": f"number {i}",
+        "rejected": "none",
+        "messages": messages,
+    }
+
+
+def tasks_of(source, documents):
+    """Return tasks on rows of `row_of_every_task`, and on `documents`."""
     classes = TextClassification(dataset=source, max_length=32)
     several = {"problem_type": "multi_label_classification", "label_column": "s"}
-    task = (
-        document_tasks(helpdesk).get(name)
-        or {
-            "classes": classes,
-            "pairs": replace(classes, text_pair_column="text2"),
-            "numbers": replace(classes, problem_type="regression", label_column="n"),
-            "sets": replace(classes, **several, label_form="list"),
-        }[name]
-    )
+    answers = QuestionAnswering(dataset=source, version_2_with_negative=True)
+    replies = InstructionTuning(dataset=source, max_length=32)
+    chats = replace(replies, chat=True, completion_column="messages", max_length=512)
+    return {
+        **documents,
+        "classes": classes,
+        "pairs": replace(classes, text_pair_column="text2"),
+        "numbers": replace(classes, problem_type="regression", label_column="n"),
+        "sets": replace(classes, **several, label_form="list"),
+        "answers": answers,
+        "windows": replace(answers, max_length=16, stride=3),
+        "replies": replies,
+        "chats": chats,
+        "preferences": PreferenceTuning(dataset=source, max_length=32),
+    }
+
+
+TASKS_OF = (
+    *("wrapped", "bfd_split", "classes", "pairs", "numbers", "sets"),
+    *("answers", "windows", "replies", "chats", "preferences"),
+)
+
+
+@pytest.fixture
+def every_task(helpdesk, tmp_path):
+    """Tasks of all kinds, by the names in TASKS_OF, on rows of a file."""
+    lines = [json.dumps(row_of_every_task(i)) for i in range(1, 40)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    source = DatasetSource(path=str(tmp_path / "rows.jsonl"))
+    return tasks_of(source, document_tasks(helpdesk))
+
+
+@pytest.fixture
+def chat_tokenizer(tokenizer):
+    """A tokenizer that formats chats."""
+    copied = pickle.loads(pickle.dumps(tokenizer))
+    copied.chat_template = CHAT_TEMPLATE
+    return copied
+
+
+def as_values(context):
+    """Return a task's context without arrays and lazy sequences."""
+    if isinstance(context, np.ndarray):
+        return context.tolist()
+    if isinstance(context, Window | Question | PromptReferences):
+        return {name: as_values(value) for name, value in vars(context).items()}
+    if isinstance(context, Sequence) and not isinstance(context, str):
+        return [as_values(each) for each in context]
+    return context
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", TASKS_OF)
+def test_encoded_rows_on_disk_are_those_in_memory(
+    name, training, store, every_task, chat_tokenizer, monkeypatch
+):
+    task, tokenizer = every_task[name], chat_tokenizer
     expected_splits, labels = check_splits(task, load_splits(task.dataset))
     expected = task.features(expected_splits.train, tokenizer, labels, training=training)
     splits, labels_on_disk = prepared_splits(task, store)
     assert labels_on_disk == labels
+    for module in (spans, replies):
+        monkeypatch.setattr(module, "BATCH_WITH_OFFSETS", 100)  # many batches
     for _ in range(2):  # written, and then found
         found = prepared_features(
             task, splits.train, tokenizer, labels, training=training, store=store
@@ -112,11 +180,71 @@ def test_encoded_rows_on_disk_are_those_in_memory(
         assert [as_lists(found.dataset[i]) for i in (0, -1)] == [
             as_lists(expected.dataset[i]) for i in (0, -1)
         ]
-        assert found.report == expected.report
-        assert found.context == expected.context
+        assert (found.report, found.num_rows) == (expected.report, expected.num_rows)
+        assert as_values(found.context) == as_values(expected.context)
         assert list(found.lengths) == list(expected.lengths)
         assert found.locate(3) == expected.locate(3)
-    assert {row["input_ids"].dtype for row in found.dataset} == {np.dtype(np.int64)}
+        monkeypatch.setattr(type(task), "encode", None)
+    ids = {name for name in found.dataset[0] if name.endswith("_ids")}
+    assert {row[each].dtype for row in found.dataset for each in ids} == {np.dtype(np.int64)}
+
+
+@pytest.mark.parametrize("name", ["answers", "windows"])
+def test_answers_are_decoded_from_windows_on_disk_as_in_memory(name, store, every_task, tokenizer):
+    task = every_task[name]
+    expected_splits, _ = check_splits(task, load_splits(task.dataset))
+    splits, _ = prepared_splits(task, store)
+    both = [
+        task.features(expected_splits.train, tokenizer, (), training=False),
+        prepared_features(task, splits.train, tokenizer, (), training=False, store=store),
+    ]
+    lengths = [len(row["input_ids"]) for row in both[0].dataset]
+    logits = np.random.default_rng(0).normal(size=(len(lengths), max(lengths), 2))
+    targets = np.asarray([row["labels"] for row in both[0].dataset])
+    prediction = EvalPrediction(logits, targets)
+    assert task.score(prediction, both[1], ()) == task.score(prediction, both[0], ())
+    results = [task.row_results(prediction, each, ()) for each in both]
+    assert results[0] == results[1]
+    json.dumps([each.prediction for each in results[1]])  # no numbers of NumPy
+    for index in range(both[0].num_rows):
+        own = task.tokens_read(both[0], index)
+        assert list(task.tokens_read(both[1], index)) == list(own)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "reason"),
+    [
+        ("answers", {"max_question_length": 1}, "35 of 35 rows do not fit"),
+        ("replies", {"max_length": 16}, "rows do not fit"),
+        ("preferences", {"max_length": 16}, "rows do not fit"),
+    ],
+)
+def test_rows_that_do_not_fit_are_told_as_in_memory(
+    name, options, reason, store, every_task, tokenizer
+):
+    task = replace(every_task[name], **options, max_truncated_fraction=0.0)
+    expected_splits, _ = check_splits(task, load_splits(task.dataset))
+    splits, _ = prepared_splits(task, store)
+    with pytest.raises(DataError, match=reason) as expected:
+        task.features(expected_splits.train, tokenizer, (), training=True)
+    with pytest.raises(DataError) as told:
+        prepared_features(task, splits.train, tokenizer, (), training=True, store=store)
+    assert str(told.value) == str(expected.value)
+    assert not [*store.root.glob("tokens-*/")]
+
+
+def test_a_table_holds_numbers_beyond_the_vocabulary(tmp_path):
+    rows = [
+        {"input_ids": [0, 299], "labels": [-100, 299], "seq_lengths": [70_000], "first": 2**40},
+        {"input_ids": [], "labels": [], "seq_lengths": [1, 2], "first": -1},
+    ]
+    for largest_id in (299, 2**16):
+        sink = FileSink(tmp_path / f"{largest_id}.arrow", largest_id)
+        if largest_id > 299:
+            rows[0]["input_ids"][0] = largest_id
+        for row in rows:
+            sink.append(row)
+        assert list(map(as_lists, sink.close())) == rows
 
 
 def test_wrapped_blocks_are_the_documents_one_after_the_other(store, helpdesk, tokenizer):
@@ -268,9 +396,19 @@ def test_a_single_document_is_cut_at_the_same_character(store, tmp_path):
         assert splits.train.locate(0) == expected.train.locate(0)
 
 
-@pytest.mark.parametrize("name", ["causal_lm", "text_classification"])
-def test_a_run_of_prepared_rows_ends_in_the_same_bytes(name, checkpoint, helpdesk, tmp_path, store):
-    plain = recipe_for(name, "full", checkpoint, helpdesk, tmp_path / "plain")
+@pytest.mark.parametrize(
+    ("name", "how", "options"),
+    [
+        *((name, "full", {}) for name in TASKS if name != "preference_tuning"),
+        ("preference_tuning", "lora", {}),
+        ("instruction_tuning", "full", {"packing": True}),
+    ],
+)
+def test_a_run_of_prepared_rows_ends_in_the_same_bytes(
+    name, how, options, checkpoint, helpdesk, tmp_path, store
+):
+    plain = recipe_for(name, how, checkpoint, helpdesk, tmp_path / "plain")
+    plain = replace(plain, task=replace(plain.task, **options))
     run(plain)
     assert not store.root.exists()  # the rows are few
     prepare(plain)
@@ -282,12 +420,22 @@ def test_a_run_of_prepared_rows_ends_in_the_same_bytes(name, checkpoint, helpdes
     metrics = [json.loads((tmp_path / n / "task.json").read_text()) for n in ("plain", "prepared")]
     assert metrics[0]["metrics"]["loss"] == metrics[1]["metrics"]["loss"]
     assert metrics[0]["dataset"] == metrics[1]["dataset"]
+    assert not [*store.root.glob("tokens-*/cache-*")]  # which nobody would hash
 
 
-def test_a_step_that_is_not_finite_names_its_blocks(checkpoint, helpdesk, tmp_path, store):
-    recipe = recipe_for("causal_lm", "full", checkpoint, helpdesk, tmp_path / "run")
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        ("causal_lm", r"block \d+, block \d+"),
+        ("instruction_tuning", r"\S+/train.jsonl:\d+, \S+/train.jsonl:\d+"),
+    ],
+)
+def test_a_step_that_is_not_finite_names_its_rows(
+    name, rows, checkpoint, helpdesk, tmp_path, store
+):
+    recipe = recipe_for(name, "full", checkpoint, helpdesk, tmp_path / "run")
     prepare(recipe)
-    with pytest.raises(NonFiniteError, match=r"It was the step of block \d+, block \d+"):
+    with pytest.raises(NonFiniteError, match=f"It was the step of {rows}"):
         run(recipe, [NaNAt(2)])
 
 
@@ -318,6 +466,23 @@ def test_a_damaged_file_is_noticed_and_made_again(file, damage, store, helpdesk,
     assert f"is damaged, and prepared again: {name}" in message
     assert prepare_all() == before
     assert "damaged" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "file"), [("answers", "windows.arrow"), ("replies", "prompts.arrow")]
+)
+def test_a_damaged_table_of_a_scorer_is_made_again(
+    name, file, store, every_task, tokenizer, capsys
+):
+    task = every_task[name]
+    splits, _ = prepared_splits(task, store)
+    contexts = []
+    for _ in range(2):
+        made = prepared_features(task, splits.train, tokenizer, (), training=False, store=store)
+        contexts.append(as_values(made.context))
+        flip(files_of(store, "tokens") / file)
+    assert contexts[0] == contexts[1]
+    assert f"prepared again: {file}" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_marker_that_is_unreadable_is_damage(store, tmp_path, capsys):

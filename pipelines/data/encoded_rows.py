@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, overload
+from typing import Any, Generic, Protocol, TypeVar, overload
 
 Row = dict[str, Any]
+T = TypeVar("T")
 BATCH_ROWS, BATCH_BYTES = 1000, 2**24  # of a batch of the file; the rows are all that readers see
 SMALL_VOCABULARY = 2**16
 """Tokens that fit two bytes."""
@@ -27,7 +29,26 @@ class RowSink(Protocol):
 
 
 Sinks = Callable[[str], RowSink]
-"""Returns a sink for rows of a name: "rows" for those of `Features.dataset`."""
+"""Returns a sink for the rows of a table of this name, as in `EncodedSplit.tables`."""
+
+
+@dataclass(frozen=True)
+class EncodedSplit:
+    """What a task makes of the rows of a split, in tables and JSON-like values."""
+
+    tables: Mapping[str, Sequence[Row]]
+    """Rows that were put into sinks, by the sinks' names; "rows" are those that a model reads."""
+    report: dict[str, int]
+    """Counts of what encoding did to the rows."""
+    lengths: Sequence[int] = ()
+    """Tokens of each row before truncation, if rows are truncated."""
+    context: Any = None
+    """What else the task has to know of the rows, as a JSON-like value."""
+
+    @property
+    def rows(self) -> Sequence[Row]:
+        """Return the rows that a model reads."""
+        return self.tables["rows"]
 
 
 class MemorySink(list[Row]):
@@ -44,15 +65,15 @@ class MemorySink(list[Row]):
 class FileSink:
     """Writes rows to an Arrow file.
 
-    Integer arrays and lists, such as token ids, become lists of 2 bytes an item for a small
-    vocabulary, or else of 4.
+    Arrays and lists of integers become lists of 4 bytes an item. Token ids, whose columns' names
+    end in `_ids`, have 2 bytes if `largest_id` fits them.
     """
 
-    def __init__(self, path: Path, vocabulary: int):
+    def __init__(self, path: Path, largest_id: int):
         import numpy as np
 
         self.path = path
-        self.dtype = np.uint16 if vocabulary <= SMALL_VOCABULARY else np.uint32
+        self.id_type = np.uint16 if largest_id < SMALL_VOCABULARY else np.uint32
         self._rows: list[Row] = []
         self._size = 0
         self._file = path.open("wb")
@@ -80,24 +101,28 @@ class FileSink:
 
         if not self._rows:
             return
-        columns = {name: self._column([row[name] for row in self._rows]) for name in self._rows[0]}
+        columns = {
+            name: self._column(name, [row[name] for row in self._rows]) for name in self._rows[0]
+        }
         if self._stream is None:
             self._schema = pyarrow.record_batch(columns).schema
             self._stream = pyarrow.ipc.new_stream(self._file, self._schema)
         self._stream.write_batch(pyarrow.record_batch(columns, schema=self._schema))
         self._rows, self._size = [], 0
 
-    def _column(self, values: list[Any]) -> Any:
+    def _column(self, name: str, values: list[Any]) -> Any:
         """Return the values of a column as an Arrow array."""
         import numpy as np
         import pyarrow
 
         first = values[0]
-        if isinstance(first, list | np.ndarray) and not any(isinstance(x, float) for x in first):
-            offsets = np.cumsum([0, *map(len, values)]).astype(np.int32)
-            items = np.concatenate(values).astype(self.dtype)
-            return pyarrow.ListArray.from_arrays(pyarrow.array(offsets), pyarrow.array(items))
-        return pyarrow.array(values)
+        if not isinstance(first, list | np.ndarray) or any(
+            isinstance(x, float | str) for x in first
+        ):
+            return pyarrow.array(values)
+        offsets = np.cumsum([0, *map(len, values)]).astype(np.int32)
+        items = np.concatenate(values).astype(self.id_type if name.endswith("_ids") else np.int32)
+        return pyarrow.ListArray.from_arrays(pyarrow.array(offsets), pyarrow.array(items))
 
 
 class EncodedRows(Sequence[Row]):
@@ -154,3 +179,21 @@ def read_column(column: Any) -> Callable[[int], Any]:
         offsets, items = column.offsets.to_numpy(), column.values.to_numpy()
         return lambda row: items[offsets[row] : offsets[row + 1]].astype(np.int64)
     return lambda row: column[row].as_py()
+
+
+class LazySequence(Sequence[T], Generic[T]):
+    """Items that are made each time they are read, by a picklable function of their index."""
+
+    def __init__(self, num_items: int, make: Callable[[int], T]):
+        self.num_items, self.make = num_items, make
+
+    def __len__(self) -> int:
+        return self.num_items
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[T]: ...
+    def __getitem__(self, index: int | slice) -> T | list[T]:
+        numbers = range(self.num_items)[index]  # raises IndexError, and counts from the end
+        return self.make(numbers) if isinstance(numbers, int) else list(map(self.make, numbers))

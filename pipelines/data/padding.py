@@ -56,9 +56,11 @@ class PaddingCollator:
 
     def __call__(self, rows: list[dict[str, Any]]) -> Batch:
         """Return the batch of some rows."""
+        import numpy as np
         import torch
 
         inputs = pad_inputs(rows, self.pad_token_id, self.multiple)
         if "labels" in rows[0]:
-            inputs["labels"] = torch.tensor([row["labels"] for row in rows])
+            labels = [np.asarray(row["labels"]).tolist() for row in rows]
+            inputs["labels"] = torch.tensor(labels)
         return inputs

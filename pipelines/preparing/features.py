@@ -11,9 +11,10 @@ from typing import Any, overload
 
 from transformers import PreTrainedTokenizerBase
 
-from pipelines.data.encoded_rows import EncodedRows, FileSink
+from pipelines.data.encoded_rows import EncodedRows, EncodedSplit, FileSink
 from pipelines.data.rows import Examples
 from pipelines.data.rows_on_disk import RowsOnDisk
+from pipelines.models.tokenizer_checks import max_token_id
 from pipelines.preparing.store import Store
 from pipelines.preparing.tokenizer import tokenizer_key
 from pipelines.recipe.schema import to_json_value
@@ -32,9 +33,9 @@ def prepared_features(
     training: bool,
     store: Store,
 ) -> Features:
-    """Encode rows as `task.features` does; those on disk only once, where the task can."""
+    """Encode rows as `task.features` does; those on disk only once."""
     rows = examples.rows
-    if not isinstance(rows, RowsOnDisk) or not task.encodes_to_disk:
+    if not isinstance(rows, RowsOnDisk):
         return task.features(examples, tokenizer, labels, training=training)
     folder = store.folder(
         "tokens",
@@ -77,33 +78,34 @@ def write_features(
     training: bool,
     store: Store,
 ) -> None:
-    """Write encoded rows, and what else their features have."""
+    """Write encoded rows, and what else their features are made of."""
     use = "training" if training else "evaluation"
     text = f"tokenising {examples.num_rows:,} {use} rows"
     with store.progress.phase("encoding", text, total=examples.num_rows):
         assert isinstance(examples.rows, RowsOnDisk)
         watched = replace(examples, rows=WatchedRows(examples.rows, store.progress.advance))
-        features = task.encode(
+        encoded = task.encode(
             watched,
             tokenizer,
             labels,
             training=training,
-            sinks=lambda name: FileSink(folder / f"{name}.arrow", len(tokenizer)),
+            sinks=lambda name: FileSink(folder / f"{name}.arrow", max_token_id(tokenizer)),
         )
     for file in folder.glob("*.arrow"):
-        if file.name != "rows.arrow":
+        if file.stem not in encoded.tables:
             file.unlink()
-    content = {"report": features.report, "context": features.context}
+    content = {"tables": [*encoded.tables], "report": encoded.report, "context": encoded.context}
     (folder / REST).write_text(json.dumps(content))
-    (folder / LENGTHS).write_bytes(array("q", features.lengths).tobytes())
+    (folder / LENGTHS).write_bytes(array("q", encoded.lengths).tobytes())
 
 
 def open_features(folder: Path, task: Task, examples: Examples) -> Features:
-    """Return the features that `write_features` has written."""
+    """Return the features of rows that `write_features` has written."""
     rest = json.loads((folder / REST).read_text())
-    rows = EncodedRows(folder / "rows.arrow")
+    tables = {name: EncodedRows(folder / f"{name}.arrow") for name in rest["tables"]}
     lengths = array("q", (folder / LENGTHS).read_bytes())
-    return task.restored(examples, rows, rest["report"], rest["context"], lengths)
+    encoded = EncodedSplit(tables, rest["report"], lengths, rest["context"])
+    return task.restored(examples, encoded)
 
 
 class WatchedRows(Sequence[dict[str, Any]]):

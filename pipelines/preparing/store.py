@@ -24,7 +24,7 @@ from pipelines.reporting.progress import RunProgress
 from pipelines.results.disk import explain_disk_errors, free_space, megabytes
 from pipelines.results.files import damage_of_file, entries, write_whole
 
-FORMAT = 1
+FORMAT = 2
 """Increase it when what is stored changes for the same rows, tokenizer and options."""
 LIBRARIES = ("gpt2-recipes", "tokenizers", "transformers")
 """Another version of one of these prepares its own data."""
@@ -98,7 +98,7 @@ class Store:
                     shutil.rmtree(stage, ignore_errors=True)
         return folder
 
-    def describe(self, has_tokens: bool, seconds: float) -> Iterator[str]:
+    def describe(self, seconds: float) -> Iterator[str]:
         """Yield lines on what was written or found, and where it is."""
         if not self.used:
             yield "  nothing is written: the rows are few, and each run tokenises them in memory"
@@ -109,8 +109,6 @@ class Store:
                 size = sum(file.stat().st_size for each in folders for file in each.iterdir())
                 yield f"  {megabytes(size)} {verb} in {seconds:,.1f} s"
         yield from (f"    {folder}" for folder in self.used)
-        if not has_tokens:
-            yield "  the rows are prepared, but not their tokens, which each run makes in memory"
 
     @contextmanager
     def _locked(self, folder: Path) -> Iterator[None]:

@@ -16,7 +16,7 @@ from collections.abc import (
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pipelines.data.encoded_rows import Sinks
+from pipelines.data.encoded_rows import EncodedSplit, MemorySink, Sinks
 from pipelines.data.padding import Collator, PaddingCollator
 from pipelines.data.rows import Examples
 from pipelines.data.source import DatasetSource
@@ -48,7 +48,7 @@ class Features:
     report: dict[str, int]
     num_rows: int
     context: Any = None
-    """Extra inputs of the task's scorer."""
+    """Extra inputs of the task's scorer; rows to train on may have none."""
     locate: Callable[[int], str] = "row {}".format
     """Returns the file and line, or the split and row, of a row of `dataset`."""
     lengths: Sequence[int] = ()
@@ -136,8 +136,6 @@ class Task:
     """What rows have in common that are in the same split."""
     streams: ClassVar[bool] = False
     """Whether rows can be read while training, without holding all in memory."""
-    encodes_to_disk: ClassVar[bool] = False
-    """Whether `encode` and `restored` keep encoded rows where they are told to."""
     needs_reference: ClassVar[bool] = False
     """Whether the loss compares the model with the base that it starts from."""
     chat_template: ClassVar[str | None] = None
@@ -286,7 +284,10 @@ class Task:
 
         Rows to predict are not `labelled`: they need no labels, and any labels are ignored.
         """
-        raise NotImplementedError
+        encoded = self.encode(
+            examples, tokenizer, labels, training=training, sinks=MemorySink, labelled=labelled
+        )
+        return self.restored(examples, encoded)
 
     def encode(
         self,
@@ -296,20 +297,20 @@ class Task:
         *,
         training: bool,
         sinks: Sinks,
-    ) -> Features:
-        """Encode labelled rows as `features` does, into sinks. It reads the rows once, in order."""
+        labelled: bool = True,
+    ) -> EncodedSplit:
+        """Encode rows for `features`, into sinks. It reads the rows once, in order."""
         raise NotImplementedError
 
-    def restored(
-        self,
-        examples: Examples,
-        dataset: Sequence[dict[str, Any]],
-        report: dict[str, int],
-        context: Any,
-        lengths: Sequence[int] = (),
-    ) -> Features:
-        """Return features from their parts, of which `context` is a JSON-like value."""
-        raise NotImplementedError
+    def restored(self, examples: Examples, encoded: EncodedSplit) -> Features:
+        """Return the features of rows that `encode` encoded, in this process or before."""
+        return Features(
+            encoded.rows,
+            encoded.report,
+            num_rows=len(encoded.rows),
+            locate=examples.locate,
+            lengths=encoded.lengths,
+        )
 
     def num_tokens(self, row: dict[str, Any]) -> int:
         """Return the number of tokens of an encoded row, by which batches are grouped."""

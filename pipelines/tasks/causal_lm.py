@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge
 
-from pipelines.data.encoded_rows import MemorySink, RowSink, Sinks
+from pipelines.data.encoded_rows import EncodedSplit, MemorySink, RowSink, Sinks
 from pipelines.data.lanes import Block, Chunk, Cursor, Lanes
 from pipelines.data.padding import Batch, PaddingCollator, pad_inputs, pad_right
 from pipelines.data.rows import Examples, Rejected
@@ -89,7 +89,6 @@ class CausalLM(Task):
     length_field: ClassVar[str] = "block_size"
     grouped_by: ClassVar[str] = "document"
     streams: ClassVar[bool] = True
-    encodes_to_disk: ClassVar[bool] = True
 
     def example(
         self,
@@ -144,7 +143,7 @@ class CausalLM(Task):
         """
         if examples.streamed:
             return Features(PackedStream(self, examples, tokenizer), {}, num_rows=-1)
-        return self.encode(examples, tokenizer, labels, training=training, sinks=MemorySink)
+        return super().features(examples, tokenizer, labels, training=training, labelled=labelled)
 
     def encode(
         self,
@@ -154,7 +153,8 @@ class CausalLM(Task):
         *,
         training: bool,
         sinks: Sinks,
-    ) -> Features:
+        labelled: bool = True,
+    ) -> EncodedSplit:
         """Pack documents into blocks, as `features` does."""
         documents = Documents(tokenizer, self.texts(examples))
         rows = sinks("rows")
@@ -173,18 +173,11 @@ class CausalLM(Task):
                 f"{examples.origin}: {report['tokens']} tokens fill no block of "
                 f"{self.block_size}. Lower --task.block-size or give more text."
             )
-        return self.restored(examples, blocks, report, documents.num_bytes)
+        return EncodedSplit({"rows": blocks}, report, context=documents.num_bytes)
 
-    def restored(
-        self,
-        examples: Examples,
-        dataset: Sequence[dict[str, Any]],
-        report: dict[str, int],
-        context: Any,
-        lengths: Sequence[int] = (),
-    ) -> Features:
-        locate = "block {}".format
-        return Features(dataset, report, num_rows=len(dataset), context=context, locate=locate)
+    def restored(self, examples: Examples, encoded: EncodedSplit) -> Features:
+        features = super().restored(examples, encoded)
+        return replace(features, context=encoded.context, locate="block {}".format)
 
     def write_wrapped(
         self, documents: Documents, rows: RowSink, *, training: bool

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain, islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from pipelines.tasks.base import token_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-BATCH_PIECES, BATCH_CHARACTERS = 1000, 2**21  # of a batch, whichever is reached first
+BATCH_ITEMS, BATCH_CHARACTERS = 1000, 2**21  # of a batch, whichever is reached first
+BATCH_WITH_OFFSETS = 2**19  # characters of a batch whose tokens keep their places in the text
 LONGEST_PIECE = 2**17  # characters; longer texts are cut, so that their tokens need no more memory
 NUM_TRIES = 50  # places that a cut is tried at
 CONTEXT = 64  # characters on each side of a cut by which it is checked
 BETWEEN_WORDS = re.compile(r"(?<=[a-z])(?=\s[A-Za-z])")
 
-
+T = TypeVar("T")
+Made = TypeVar("Made")
 Piece = tuple[str, bool]
 """A piece of a text, and whether the text ends with it."""
 
@@ -37,29 +39,42 @@ def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> It
 def encode_pieces(
     tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]
 ) -> Iterator[tuple[list[int], bool]]:
-    """Yield the token ids of each piece of the texts, and whether its text ends with it.
+    """Yield the token ids of each piece of the texts, and whether its text ends with it."""
+
+    def encode(batch: list[Piece]) -> list[list[int]]:
+        return token_ids(tokenizer, [piece for piece, _ in batch])
+
+    pieces = chain.from_iterable(cut_text(tokenizer, text) for text in texts)
+    for batch, encoded in made_ahead(encode, in_batches(pieces, lambda piece: len(piece[0]))):
+        yield from zip(encoded, [ends for _, ends in batch], strict=True)
+
+
+def made_ahead(make: Callable[[T], Made], items: Iterable[T]) -> Iterator[tuple[T, Made]]:
+    """Yield each item with what is made of it, while a thread makes the next one.
 
     A fast tokenizer encodes a batch on all cores, while the batch before it is used here.
     """
     with ThreadPoolExecutor(1) as pool:
-        before: tuple[list[bool], Future[list[list[int]]]] | None = None
-        for batch in in_batches(tokenizer, texts):
-            encoded = pool.submit(token_ids, tokenizer, [piece for piece, _ in batch])
+        before: tuple[T, Future[Made]] | None = None
+        for item in items:
+            made = pool.submit(make, item)
             if before is not None:
-                yield from zip(before[1].result(), before[0], strict=True)
-            before = [ends for _, ends in batch], encoded
+                yield before[0], before[1].result()
+            before = item, made
         if before is not None:
-            yield from zip(before[1].result(), before[0], strict=True)
+            yield before[0], before[1].result()
 
 
-def in_batches(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> Iterator[list[Piece]]:
-    """Yield the pieces of the texts in batches."""
-    batch: list[Piece] = []
+def in_batches(
+    items: Iterable[T], size_of: Callable[[T], int], most: int = BATCH_CHARACTERS
+) -> Iterator[list[T]]:
+    """Yield items in batches, which are full when their sizes reach `most`."""
+    batch: list[T] = []
     size = 0
-    for piece in chain.from_iterable(cut_text(tokenizer, text) for text in texts):
-        batch.append(piece)
-        size += len(piece[0])
-        if len(batch) >= BATCH_PIECES or size >= BATCH_CHARACTERS:
+    for item in items:
+        batch.append(item)
+        size += size_of(item)
+        if len(batch) >= BATCH_ITEMS or size >= most:
             yield batch
             batch, size = [], 0
     if batch:

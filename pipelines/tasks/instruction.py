@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import math
 import re
+from array import array
+from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from annotated_types import Ge, Lt
 
+from pipelines.data.encoded_rows import EncodedSplit, LazySequence, RowSink, Sinks
 from pipelines.data.padding import Batch, PaddingCollator, pad_inputs, pad_right
 from pipelines.errors import DataError
 from pipelines.metrics.bootstrap import bootstrap
@@ -25,7 +30,7 @@ from pipelines.tasks.base import (
     to_row_results,
 )
 from pipelines.tasks.chat_forms import looks_like_turns
-from pipelines.tasks.replies import IGNORED, Prompt, ReplyTask, encode_exchange
+from pipelines.tasks.replies import IGNORED, Prompt, ReplyTask, as_arrays, encode_rows
 
 if TYPE_CHECKING:
     from transformers import EvalPrediction, PreTrainedTokenizerBase
@@ -57,6 +62,37 @@ class PromptReferences:
     ids: Sequence[int]
     references: list[str]
     row: int
+
+
+class Prompts:
+    """The different prompts of rows, in the order of their first rows."""
+
+    def __init__(self) -> None:
+        self.positions: dict[bytes, int] = {}
+        """The position of each prompt, by a hash of its tokens."""
+        self.kept: list[PromptReferences] = []
+
+    def add(self, ids: Sequence[int], references: list[str], row: int, *, keep: bool) -> None:
+        """Add a row's prompt; only its hash, unless it is to `keep`."""
+        digest = blake2b(array("q", ids).tobytes(), digest_size=16).digest()
+        position = self.positions.setdefault(digest, len(self.positions))
+        if keep and position == len(self.kept):
+            self.kept.append(PromptReferences(ids, [], row))
+        if keep:
+            self.kept[position].references.extend(references)
+
+    def write(self, sink: RowSink) -> Sequence[dict[str, Any]]:
+        """Write the prompts that were kept."""
+        for each in self.kept:
+            ids, references, row = each.ids, each.references, each.row
+            sink.append({"prompt_ids": ids, "references": references, "row": row})
+        return sink.close()
+
+
+def read_prompt(prompts: Sequence[dict[str, Any]], index: int) -> PromptReferences:
+    """Return a prompt that was written."""
+    each = prompts[index]
+    return PromptReferences(list(map(int, each["prompt_ids"])), each["references"], each["row"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,56 +165,58 @@ class InstructionTuning(ReplyTask):
         It counts only Latin letters and digits.
         """
         yield from super().label_cautions(train)
-        replies = [
-            reply
-            for index, row in enumerate(train.rows)
-            for reply in self.example(train, index, row, None)[1]
-        ]
-        num_unseen = sum(ROUGE_WORD.search(reply.lower()) is None for reply in replies)
-        if 2 * num_unseen > len(replies):
+        num_replies = num_unseen = 0
+        for index, row in enumerate(train.rows):
+            for reply in self.example(train, index, row, None)[1]:
+                num_replies += 1
+                num_unseen += ROUGE_WORD.search(reply.lower()) is None
+        if 2 * num_unseen > num_replies:
             yield (
-                f"{num_unseen:,} of {len(replies):,} replies have no Latin letter or digit, which "
+                f"{num_unseen:,} of {num_replies:,} replies have no Latin letter or digit, which "
                 "are all that ROUGE-L counts: compare models by perplexity instead"
             )
 
-    def features(
+    def encode(
         self,
         examples: Examples,
         tokenizer: PreTrainedTokenizerBase,
         labels: tuple[str, ...],
         *,
         training: bool,
+        sinks: Sinks,
         labelled: bool = True,
-    ) -> Features:
-        import numpy as np
+    ) -> EncodedSplit:
+        rows, prompts, references = sinks("rows"), Prompts(), deque[list[str]]()
+        num_cut, lengths = 0, array("q")
 
-        rows: list[dict[str, Any]] = []
-        prompts: dict[tuple[int, ...], PromptReferences] = {}
-        num_cut, lengths = 0, []
-        for index, row in enumerate(examples.rows):
-            prompt, replies = self.example(examples, index, row, labels)
-            whole = encode_exchange(tokenizer, prompt, replies[0])
+        def learned() -> Iterator[tuple[Prompt, list[str]]]:
+            for index, row in enumerate(examples.rows):
+                prompt, replies = self.example(examples, index, row, labels)
+                references.append(replies)
+                yield prompt, replies[:1]
+
+        for [whole] in encode_rows(tokenizer, learned()):
+            cut = whole.truncated(self.max_length)
+            prompts.add(cut.prompt_ids, references.popleft(), len(lengths), keep=not training)
             num_cut += len(whole.input_ids) > self.max_length
             lengths.append(len(whole.input_ids))
-            cut = whole.truncated(self.max_length)
-            ids = {"input_ids": cut.input_ids, "labels": cut.labels}
-            rows.append({name: np.array(each, np.int32) for name, each in ids.items()})
-            own = prompts.setdefault(
-                tuple(cut.prompt_ids), PromptReferences(cut.prompt_ids, [], index)
-            )
-            own.references.extend(replies)
-        if not rows:
+            rows.append(as_arrays({"input_ids": cut.input_ids, "labels": cut.labels}))
+        if not lengths:
             raise DataError(f"{examples.origin}: no rows.")
-        check_truncated(examples, num_cut, len(rows), self.max_truncated_fraction)
-        report = {"rows": len(rows), "rows_cut": num_cut, "prompts": len(prompts)}
-        return Features(
-            rows,
-            report,
-            num_rows=len(rows),
-            context=list(prompts.values()),
-            locate=examples.locate,
-            lengths=lengths,
-        )
+        check_truncated(examples, num_cut, len(lengths), self.max_truncated_fraction)
+        report = {"rows": len(lengths), "rows_cut": num_cut, "prompts": len(prompts.positions)}
+        tables = {"rows": rows.close()}
+        if not training:
+            tables["prompts"] = prompts.write(sinks("prompts"))
+        return EncodedSplit(tables, report, lengths)
+
+    def restored(self, examples: Examples, encoded: EncodedSplit) -> Features:
+        """Return features whose context are the different prompts. Rows to train on have none."""
+        features, prompts = super().restored(examples, encoded), encoded.tables.get("prompts")
+        if prompts is None:
+            return features
+        context = LazySequence(len(prompts), partial(read_prompt, prompts))
+        return replace(features, context=context)
 
     def collate(self, pad_token_id: int, multiple: int = 1) -> ReplyCollator:
         return ReplyCollator(pad_token_id, multiple)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from annotated_types import Gt
 
+from pipelines.data.encoded_rows import EncodedSplit, Sinks
 from pipelines.data.padding import Batch, PaddingCollator, pad_inputs
 from pipelines.errors import DataError
 from pipelines.tasks.base import (
@@ -21,7 +23,7 @@ from pipelines.tasks.base import (
     to_row_results,
 )
 from pipelines.tasks.instruction import InstructionTuning
-from pipelines.tasks.replies import Prompt, ReplyTask, encode_exchange
+from pipelines.tasks.replies import Prompt, ReplyTask, as_arrays, encode_rows
 
 if TYPE_CHECKING:
     from transformers import EvalPrediction, PreTrainedTokenizerBase
@@ -101,22 +103,23 @@ class PreferenceTuning(ReplyTask):
             completion_column=self.chosen_column,
         )
 
-    def features(
+    def encode(
         self,
         examples: Examples,
         tokenizer: PreTrainedTokenizerBase,
         labels: tuple[str, ...],
         *,
         training: bool,
+        sinks: Sinks,
         labelled: bool = True,
-    ) -> Features:
-        import numpy as np
-
-        rows: list[dict[str, Any]] = []
-        num_cut, lengths = 0, []
-        for index, row in enumerate(examples.rows):
-            prompt, *replies = self.example(examples, index, row, labels)
-            chosen, rejected = (encode_exchange(tokenizer, prompt, reply) for reply in replies)
+    ) -> EncodedSplit:
+        rows, lengths, num_cut = sinks("rows"), array("q"), 0
+        pairs = (
+            (prompt, replies)
+            for index, row in enumerate(examples.rows)
+            for prompt, *replies in [self.example(examples, index, row, labels)]
+        )
+        for chosen, rejected in encode_rows(tokenizer, pairs):
             longest = max(len(chosen.reply_ids), len(rejected.reply_ids))
             num_kept = max(min(chosen.start, self.max_length - longest), 1)  # the prompt's end
             room = self.max_length - num_kept
@@ -127,12 +130,12 @@ class PreferenceTuning(ReplyTask):
                 "chosen_ids": chosen.reply_ids[:room],
                 "rejected_ids": rejected.reply_ids[:room],
             }
-            rows.append({name: np.array(ids, np.int32) for name, ids in pair.items()})
-        if not rows:
+            rows.append(as_arrays(pair))
+        if not lengths:
             raise DataError(f"{examples.origin}: no rows.")
-        check_truncated(examples, num_cut, len(rows), self.max_truncated_fraction)
-        report = {"pairs": len(rows), "pairs_cut": num_cut}
-        return Features(rows, report, num_rows=len(rows), locate=examples.locate, lengths=lengths)
+        check_truncated(examples, num_cut, len(lengths), self.max_truncated_fraction)
+        report = {"pairs": len(lengths), "pairs_cut": num_cut}
+        return EncodedSplit({"rows": rows.close()}, report, lengths)
 
     def num_tokens(self, row: dict[str, Any]) -> int:
         """Return the number of tokens of the prompt with the longer reply."""

@@ -7,13 +7,17 @@ the last token, the only one that attends to the whole window. A row is
 
 from __future__ import annotations
 
+from array import array
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from annotated_types import Ge, Le, Lt
 
+from pipelines.data.encoded_rows import EncodedSplit, LazySequence, Sinks
 from pipelines.errors import DataError
 from pipelines.metrics.bootstrap import bootstrap
 from pipelines.tasks.answer_forms import read_answers
@@ -28,7 +32,6 @@ from pipelines.tasks.base import (
     check_truncated,
     text_of,
     to_row_results,
-    token_ids,
 )
 from pipelines.tasks.cells import parse_bit, to_python
 from pipelines.tasks.interface import Interface
@@ -42,7 +45,7 @@ from pipelines.tasks.spans import (
     EncodedContext,
     Question,
     Window,
-    encode_contexts,
+    encode_questions,
     gold_span,
     is_widened,
     window_starts,
@@ -54,8 +57,8 @@ if TYPE_CHECKING:
 
     from pipelines.data.rows import Examples
 
-COUNTS = ("questions_cut", "answers_lost", "answers_widened", "answers_too_long")
-"""What encoding may do to questions and answers, for the report."""
+COUNTS = ("windows", "questions_cut", "answers_lost", "answers_widened", "answers_too_long")
+"""What encoding makes of questions, and may do to them and their answers, for the report."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,50 +148,65 @@ class QuestionAnswering(Task):
             )
         return Question(identity, context, answers)
 
-    def features(
+    def encode(
         self,
         examples: Examples,
         tokenizer: PreTrainedTokenizerBase,
         labels: tuple[str, ...],
         *,
         training: bool,
+        sinks: Sinks,
         labelled: bool = True,
-    ) -> Features:
-        questions = [
-            self.example(examples, i, row, labels, labelled=labelled)
-            for i, row in enumerate(examples.rows)
-        ]
-        if not questions:
-            raise DataError(f"{examples.origin}: no rows.")
-        encoded = token_ids(tokenizer, [row[self.question_column] for row in examples.rows])
-        contexts = encode_contexts(tokenizer, [question.context for question in questions])
+    ) -> EncodedSplit:
+        rows, windows = sinks("rows"), sinks("windows")
         eos = int(tokenizer.eos_token_id)
         longest = min(self.max_question_length, self.max_length // 2)
-        rows: list[dict[str, Any]] = []
-        windows: list[Window] = []
-        counts: Counter[str] = Counter()
-        for number, (question, question_ids) in enumerate(zip(questions, encoded, strict=True)):
-            context = contexts[question.context]
+        lengths, counts = array("q"), Counter[str]()
+        texts = (
+            (row[self.question_column], question)
+            for index, row in enumerate(examples.rows)
+            for question in [self.example(examples, index, row, labels, labelled=labelled)]
+        )
+        for question, question_ids, context in encode_questions(tokenizer, texts):
             gold = gold_span(context.offsets, question.answers)
-            own = list(self.windows_of(number, question_ids[:longest], context, gold, eos))
-            windows += [window for window, _ in own]
-            rows += [row for _, row in own]
-            lost = bool(question.answers["text"]) and not any(holds_answer(row) for _, row in own)
+            lost = bool(question.answers["text"])
+            for window, row in self.windows_of(
+                len(lengths), question_ids[:longest], context, gold, eos
+            ):
+                rows.append(row)
+                windows.append(window_row(window, decodable=not training))
+                lost = lost and not holds_answer(row)
+                counts["windows"] += 1
             counts["questions_cut"] += len(question_ids) > longest
             counts["answers_lost"] += lost
             if gold is not None:
                 counts["answers_widened"] += is_widened(question, context.offsets, gold)
                 counts["answers_too_long"] += gold[1] - gold[0] >= self.max_answer_length
+            lengths.append(len(question_ids))
+        if not lengths:
+            raise DataError(f"{examples.origin}: no rows.")
         for name in ("questions_cut", "answers_lost"):
-            check_truncated(examples, counts[name], len(questions), self.max_truncated_fraction)
-        return Features(
-            rows,
-            {"questions": len(questions), "windows": len(rows)} | {n: counts[n] for n in COUNTS},
-            num_rows=len(questions),
-            context=(questions, windows),
-            locate=examples.select(window.question for window in windows).locate,
-            lengths=[len(ids) for ids in encoded],
+            check_truncated(examples, counts[name], len(lengths), self.max_truncated_fraction)
+        report = {"questions": len(lengths)} | {name: counts[name] for name in COUNTS}
+        tables = {"rows": rows.close(), "windows": windows.close()}
+        return EncodedSplit(tables, report, lengths, None if training else {"labelled": labelled})
+
+    def restored(self, examples: Examples, encoded: EncodedSplit) -> Features:
+        """Return features whose context are the questions, and the windows of their contexts.
+
+        Both are read when they are needed. Rows to train on have none.
+        """
+        rows, num_questions = encoded.tables["windows"], len(encoded.lengths)
+        features = replace(
+            super().restored(examples, encoded),
+            num_rows=num_questions,
+            locate=partial(locate_window, examples, rows),
         )
+        if encoded.context is None:
+            return features
+        read = partial(read_question, self, examples, labelled=encoded.context["labelled"])
+        windows = LazySequence(len(rows), partial(read_window, rows))
+        return replace(features, context=(LazySequence(num_questions, read), windows))
 
     def windows_of(
         self,
@@ -292,12 +310,10 @@ class QuestionAnswering(Task):
         self, prediction: EvalPrediction, held_out: Features, labels: tuple[str, ...]
     ) -> list[RowResult]:
         questions, decoded = self.decode_rows(prediction.predictions, held_out)
-        first_windows: dict[int, int] = {}
-        for number, window in enumerate(held_out.context[1]):
-            first_windows.setdefault(window.question, number)
+        windows = held_out.context[1]
         best = [answers[0].text for answers in decoded]
         return to_row_results(
-            (held_out.locate(first_windows[number]) for number in range(len(questions))),
+            (held_out.locate(first_window(windows, number)) for number in range(len(questions))),
             as_predictions(decoded),
             (question.answers["text"] for question in questions),
             self.f1_of_answers(best, questions),
@@ -318,11 +334,9 @@ class QuestionAnswering(Task):
 
     def tokens_read(self, held_out: Features, index: int) -> Sequence[int]:
         """Return the question with the window that holds its answer, or with the first one."""
-        own = [
-            row
-            for window, row in zip(held_out.context[1], held_out.dataset, strict=True)
-            if window.question == index
-        ]
+        windows = held_out.context[1]
+        first, stop = first_window(windows, index), first_window(windows, index + 1)
+        own = held_out.dataset[first:stop]
         ids: Sequence[int] = next(filter(holds_answer, own), own[0])["input_ids"]
         return ids
 
@@ -426,6 +440,36 @@ def as_predictions(decoded: Sequence[Sequence[Answer]]) -> list[dict[str, Any]]:
         }
         for answers in decoded
     ]
+
+
+def window_row(window: Window, *, decodable: bool) -> dict[str, Any]:
+    """Return a window as it is put into a sink, its offsets as one list."""
+    row = {"question": window.question}
+    return row | {"first": window.first, "offsets": window.offsets.ravel()} if decodable else row
+
+
+def read_window(rows: Sequence[dict[str, Any]], index: int) -> Window:
+    """Return a window that was put into a sink."""
+    row = rows[index]
+    return Window(row["question"], row["first"], row["offsets"].reshape(-1, 2))
+
+
+def read_question(
+    task: QuestionAnswering, examples: Examples, index: int, *, labelled: bool
+) -> Question:
+    """Return the question of a row."""
+    assert isinstance(examples.rows, Sequence)
+    return task.example(examples, index, examples.rows[index], None, labelled=labelled)
+
+
+def locate_window(examples: Examples, windows: Sequence[dict[str, Any]], index: int) -> str:
+    """Return the file and line of the row that a window is of."""
+    return examples.locate(windows[index]["question"])
+
+
+def first_window(windows: Sequence[Window], question: int) -> int:
+    """Return the position of the first window of a question; its others follow."""
+    return bisect_left(windows, question, key=lambda window: window.question)
 
 
 def holds_answer(row: dict[str, Any]) -> bool:

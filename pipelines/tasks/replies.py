@@ -7,7 +7,8 @@ It ends in EOS, which is learned although it is the pad token too.
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from string import Formatter
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -17,6 +18,7 @@ from annotated_types import Ge, Le
 from pipelines.errors import DataError
 from pipelines.tasks.base import Task, token_ids
 from pipelines.tasks.chat_forms import begins_with_turn, looks_like_turns, read_turns
+from pipelines.tasks.encoding import BATCH_WITH_OFFSETS, in_batches, made_ahead
 from pipelines.tasks.generation import Generation, Turn
 from pipelines.tasks.interface import Interface
 
@@ -207,11 +209,11 @@ class ReplyTask(Task):
 
     def label_cautions(self, train: Examples) -> Iterator[str]:
         """Yield a caution for each column that usually belongs to a chat and is not read."""
-        counts = {
-            name: sum(bool(row.get(name)) for row in train.rows) if self.chat else 0
-            for name in CHAT_COLUMNS
-        }
-        for name, count in counts.items():
+        if not self.chat:
+            return
+        counts = Counter(name for row in train.rows for name in CHAT_COLUMNS if row.get(name))
+        for name in CHAT_COLUMNS:
+            count = counts[name]
             if count and name not in columns_of(self.prompt_format):
                 yield (
                     f"column {name!r} of {count:,} rows is not read: what belongs to a chat goes "
@@ -220,7 +222,7 @@ class ReplyTask(Task):
 
     def prompts(self, examples: Examples, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
         prompts = [self.prompt(row, examples.locate(i)) for i, row in enumerate(examples.rows)]
-        return [encode_prompt(tokenizer, prompt) for prompt in prompts]
+        return encode_prompts(tokenizer, prompts)
 
     @property
     def interface(self) -> Interface:
@@ -258,12 +260,12 @@ class ReplyTask(Task):
         if not self.chat:
             first, *others = columns_of(self.prompt_format)
             row = {first: text} | dict.fromkeys(others, "")
-            return encode_prompt(tokenizer, fill_format(self.prompt_format, row, "message"))
+            return encode_prompts(tokenizer, [fill_format(self.prompt_format, row, "message")])[0]
         messages = []
         for turn in turns:
             messages.append({"role": "user", "content": turn.message})
             messages.append({"role": "assistant", "content": turn.reply})
-        return encode_prompt(tokenizer, [*messages, {"role": "user", "content": text}])
+        return encode_prompts(tokenizer, [[*messages, {"role": "user", "content": text}]])[0]
 
 
 def format_problems(prompt_format: str) -> Iterator[str]:
@@ -306,35 +308,92 @@ def fill_format(prompt_format: str, row: dict[str, Any], location: str) -> str:
     return prompt_format.format_map({column: row[column] for column in columns})
 
 
-def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
-    """Return the tokens of a prompt, without a space at its end.
+def as_arrays(row: dict[str, list[int]]) -> dict[str, Any]:
+    """Return a row of token ids as arrays, which take less memory than lists."""
+    import numpy as np
 
-    The reply begins with that space.
+    return {name: np.array(ids, np.int32) for name, ids in row.items()}
+
+
+def encode_prompts(tokenizer: Any, prompts: Sequence[Prompt]) -> list[list[int]]:
+    """Return the tokens of prompts, all texts or all chats, without a space at their ends.
+
+    A reply begins with that space.
     """
-    if isinstance(prompt, str):
-        return token_ids(tokenizer, [prompt.rstrip(" ")])[0]
-    encoded = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)
-    input_ids: list[int] = encoded["input_ids"]
+    texts = [prompt.rstrip(" ") for prompt in prompts if isinstance(prompt, str)]
+    if texts or not prompts:
+        return token_ids(tokenizer, texts)
+    encoded = tokenizer.apply_chat_template(prompts, add_generation_prompt=True, return_dict=True)
+    input_ids: list[list[int]] = encoded["input_ids"]
     return input_ids
 
 
-def encode_exchange(tokenizer: Any, prompt: Prompt, reply: str) -> Exchange:
-    """Return the tokens of a prompt with its reply, and those that are learned.
+def encode_rows(
+    tokenizer: Any, rows: Iterable[tuple[Prompt, Sequence[str]]]
+) -> Iterator[list[Exchange]]:
+    """Yield the exchanges of each row, which is a prompt with its replies, see `encode_exchanges`.
+
+    Rows are encoded in batches, over all cores.
+    """
+
+    def encode(batch: list[tuple[Prompt, Sequence[str]]]) -> list[Exchange]:
+        return encode_exchanges(
+            tokenizer, [(p, reply) for p, replies in batch for reply in replies]
+        )
+
+    batches = in_batches(rows, num_characters, BATCH_WITH_OFFSETS)
+    for batch, encoded in made_ahead(encode, batches):
+        exchanges = iter(encoded)
+        for _, replies in batch:
+            yield [next(exchanges) for _ in replies]
+
+
+def num_characters(row: tuple[Prompt, Sequence[str]]) -> int:
+    """Return the characters of a prompt with each of its replies."""
+    prompt, replies = row
+    texts = [prompt] if isinstance(prompt, str) else [turn["content"] for turn in prompt]
+    return len(replies) * sum(map(len, texts)) + sum(map(len, replies))
+
+
+def encode_exchanges(tokenizer: Any, pairs: Sequence[tuple[Prompt, str]]) -> list[Exchange]:
+    """Return the tokens of prompts with their replies, and those that are learned.
 
     After a text prompt only the reply is learned; it begins with a space or on a new line. In a
     chat every reply is learned. Raise DataError if the checkpoint's own chat template marks no
     replies, or renders a prompt differently from the chat that begins with it.
     """
-    before = encode_prompt(tokenizer, prompt)
-    if isinstance(prompt, str):
-        space = "" if prompt.rstrip(" ").endswith("\n") else " "
-        after = [*token_ids(tokenizer, [space + reply])[0], tokenizer.eos_token_id]
-        return Exchange(before + after, [IGNORED] * len(before) + after, len(before))
-    turns = [*prompt, {"role": "assistant", "content": reply}]
+    texts = [(prompt, reply) for prompt, reply in pairs if isinstance(prompt, str)]
+    if texts or not pairs:
+        return text_exchanges(tokenizer, texts)
+    befores = encode_prompts(tokenizer, [prompt for prompt, _ in pairs])
+    chats = [[*prompt, {"role": "assistant", "content": reply}] for prompt, reply in pairs]
     encoded = tokenizer.apply_chat_template(
-        turns, return_dict=True, return_assistant_tokens_mask=True
+        chats, return_dict=True, return_assistant_tokens_mask=True
     )
-    ids, mask = encoded["input_ids"], encoded["assistant_masks"]
+    parts = zip(befores, encoded["input_ids"], encoded["assistant_masks"], strict=True)
+    return [chat_exchange(*each) for each in parts]
+
+
+def text_exchanges(tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> list[Exchange]:
+    """Return the tokens of text prompts, each different one encoded once, with their replies."""
+    prompts = list(dict.fromkeys(prompt for prompt, _ in pairs))
+    befores = dict(zip(prompts, encode_prompts(tokenizer, prompts), strict=True))
+    replies = [
+        ("" if prompt.rstrip(" ").endswith("\n") else " ") + reply for prompt, reply in pairs
+    ]
+    eos, exchanges = tokenizer.eos_token_id, []
+    for (prompt, _), ids in zip(pairs, token_ids(tokenizer, replies), strict=True):
+        before, after = befores[prompt], [*ids, eos]
+        labels = [IGNORED] * len(before) + after
+        exchanges.append(Exchange(before + after, labels, len(before)))
+    return exchanges
+
+
+def chat_exchange(before: list[int], ids: list[int], mask: list[int]) -> Exchange:
+    """Return the tokens of a chat, of which those of the replies have a mask of 1.
+
+    `before` are the tokens of its prompt.
+    """
     if ids[: len(before)] != before or not all(mask[len(before) :]):
         raise DataError(
             "the tokenizer's chat template does not mark replies with {% generation %}, or renders "

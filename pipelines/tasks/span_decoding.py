@@ -51,7 +51,8 @@ class SpanDecoder:
             null_scores[number] = min(null_scores[number], float(row[length - 1].sum()))
             context = questions[number].context
             for score, first, last in self.best_spans(row, window):
-                start, end = trim(context, window.offsets[first][0], window.offsets[last][1])
+                begins, ends = window.offsets[first][0], window.offsets[last][1]
+                start, end = trim(context, int(begins), int(ends))
                 if start < end:
                     spans[number].append(Answer(context[start:end], score, start, end))
         return [

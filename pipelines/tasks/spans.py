@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from pipelines.tasks.base import token_ids
+from pipelines.tasks.encoding import BATCH_WITH_OFFSETS, in_batches, made_ahead
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 UNSPACED = (
     r"\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}\p{Yi}\p{Hangul}"
@@ -22,11 +28,11 @@ CONTRACTION_OR_SYMBOL = (
 
 @dataclass(frozen=True)
 class Window:
-    """A part of one context. `offsets` are the (start, end) characters of its tokens."""
+    """A part of one context. `offsets`, (tokens, 2), are the start and end of its tokens."""
 
     question: int
     first: int  # position of its first context token in the row
-    offsets: Sequence[tuple[int, int]]
+    offsets: Any
 
 
 @dataclass(frozen=True)
@@ -40,20 +46,70 @@ class Question:
 
 @dataclass(frozen=True)
 class EncodedContext:
-    """Token ids of a context, and the (start, end) characters of each token."""
+    """Token ids of a context, and the (start, end) characters of each token, (tokens, 2)."""
 
-    input_ids: Sequence[int]
-    offsets: Sequence[tuple[int, int]]
+    input_ids: list[int]
+    offsets: Any
 
 
-def encode_contexts(tokenizer: Any, contexts: Iterable[str]) -> dict[str, EncodedContext]:
-    """Encode each different context once."""
-    unique = list(dict.fromkeys(contexts))
-    encoded = splitting_tokenizer(tokenizer)(
-        unique, add_special_tokens=False, verbose=False, return_offsets_mapping=True
-    )
-    pairs = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
-    return {text: EncodedContext(*each) for text, each in zip(unique, pairs, strict=True)}
+def encode_questions(
+    tokenizer: PreTrainedTokenizerBase, questions: Iterable[tuple[str, Question]]
+) -> Iterator[tuple[Question, list[int], EncodedContext]]:
+    """Yield each question with the token ids of its text, and with its encoded context.
+
+    Questions are encoded in batches, over all cores; those of a batch, and those after them,
+    share the tokens of a context.
+    """
+    encode = BatchEncoder(tokenizer)
+    batches = in_batches(questions, NewCharacters(), BATCH_WITH_OFFSETS)
+    for batch, (ids, contexts) in made_ahead(encode, batches):
+        for (_, question), question_ids in zip(batch, ids, strict=True):
+            yield question, question_ids, contexts[question.context]
+
+
+class NewCharacters:
+    """Counts the characters of questions, without a context that is that of the one before."""
+
+    def __init__(self) -> None:
+        self.context = ""
+
+    def __call__(self, question: tuple[str, Question]) -> int:
+        """Return the characters of a question that were not counted before."""
+        text, context = question[0], question[1].context
+        before, self.context = self.context, context
+        return len(text) + (0 if context == before else len(context))
+
+
+class BatchEncoder:
+    """Encodes batches of questions; it keeps the contexts of the latest batch."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        self.tokenizer, self.splitting = tokenizer, splitting_tokenizer(tokenizer)
+        self.contexts: dict[str, EncodedContext] = {}
+
+    def __call__(
+        self, batch: list[tuple[str, Question]]
+    ) -> tuple[list[list[int]], dict[str, EncodedContext]]:
+        """Return the token ids of each question of a batch, and the contexts of all."""
+        unique = dict.fromkeys(question.context for _, question in batch)
+        new = [context for context in unique if context not in self.contexts]
+        known = {text: each for text, each in self.contexts.items() if text in unique}
+        self.contexts = known | encode_contexts(self.splitting, new)
+        return token_ids(self.tokenizer, [text for text, _ in batch]), self.contexts
+
+
+def encode_contexts(splitting: Any, contexts: list[str]) -> dict[str, EncodedContext]:
+    """Encode different contexts with a splitting tokenizer."""
+    import numpy as np
+
+    backend = splitting.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    encodings = backend.encode_batch(contexts, add_special_tokens=False)
+    return {
+        text: EncodedContext(each.ids, np.array(each.offsets, np.int32).reshape(-1, 2))
+        for text, each in zip(contexts, encodings, strict=True)
+    }
 
 
 def splitting_tokenizer(tokenizer: Any) -> Any:
@@ -83,25 +139,23 @@ def window_starts(num_tokens: int, room: int, stride: int) -> list[int]:
     return starts
 
 
-def gold_span(
-    offsets: Sequence[tuple[int, int]], answers: dict[str, list[Any]]
-) -> tuple[int, int] | None:
-    """Return the first and last token of the first gold answer."""
+def gold_span(offsets: Any, answers: dict[str, list[Any]]) -> tuple[int, int] | None:
+    """Return the first and last token of the first gold answer; `offsets` is (tokens, 2)."""
+    import numpy as np
+
     if not answers["text"]:
         return None
     start = answers["answer_start"][0]
     end = start + len(answers["text"][0])
-    overlapping = [i for i, (a, b) in enumerate(offsets) if a < end and b > start]
-    return (overlapping[0], overlapping[-1]) if overlapping else None
+    overlapping = np.flatnonzero((offsets[:, 0] < end) & (offsets[:, 1] > start))
+    return (int(overlapping[0]), int(overlapping[-1])) if len(overlapping) else None
 
 
-def is_widened(
-    question: Question, offsets: Sequence[tuple[int, int]], gold: tuple[int, int]
-) -> bool:
+def is_widened(question: Question, offsets: Any, gold: tuple[int, int]) -> bool:
     """Tell whether a span of tokens holds more characters than the first gold answer."""
     start = question.answers["answer_start"][0]
     end = start + len(question.answers["text"][0])
-    span = trim(question.context, offsets[gold[0]][0], offsets[gold[1]][1])
+    span = trim(question.context, int(offsets[gold[0]][0]), int(offsets[gold[1]][1]))
     return span != trim(question.context, start, end)
 
 

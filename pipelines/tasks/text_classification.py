@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Le, Lt
 
-from pipelines.data.encoded_rows import MemorySink, Sinks
+from pipelines.data.encoded_rows import EncodedSplit, Sinks
 from pipelines.data.rows import Examples
 from pipelines.errors import DataError
 from pipelines.tasks import label_cautions
@@ -109,7 +109,6 @@ class TextClassification(Task):
 
     objective: ClassVar[Objective] = "head"
     auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
-    encodes_to_disk: ClassVar[bool] = True
     head: ClassVar[str | None] = "score"
     distils: ClassVar[bool] = True
     peft_task_type: ClassVar[str] = "SEQ_CLS"
@@ -274,19 +273,6 @@ class TextClassification(Task):
         texts = [text_of(examples, index, row, column) for column in columns]
         return texts, self.target(examples, index, row, labels) if labelled else None
 
-    def features(
-        self,
-        examples: Examples,
-        tokenizer: PreTrainedTokenizerBase,
-        labels: tuple[str, ...],
-        *,
-        training: bool,
-        labelled: bool = True,
-    ) -> Features:
-        return self.encode(
-            examples, tokenizer, labels, training=training, sinks=MemorySink, labelled=labelled
-        )
-
     def encode(
         self,
         examples: Examples,
@@ -296,7 +282,7 @@ class TextClassification(Task):
         training: bool,
         sinks: Sinks,
         labelled: bool = True,
-    ) -> Features:
+    ) -> EncodedSplit:
         task = self.resolved(examples) if labelled else self
         targets: deque[Any] = deque()
 
@@ -319,18 +305,7 @@ class TextClassification(Task):
             raise DataError(f"{examples.origin}: no rows.")
         check_truncated(examples, num_cut, len(lengths), self.max_truncated_fraction)
         report = {"rows": len(lengths), "rows_cut": num_cut}
-        return self.restored(examples, rows.close(), report, None, lengths)
-
-    def restored(
-        self,
-        examples: Examples,
-        dataset: Sequence[dict[str, Any]],
-        report: dict[str, int],
-        context: Any,
-        lengths: Sequence[int] = (),
-    ) -> Features:
-        locate, num_rows = examples.locate, len(dataset)
-        return Features(dataset, report, num_rows=num_rows, locate=locate, lengths=lengths)
+        return EncodedSplit({"rows": rows.close()}, report, lengths)
 
     def loss(
         self,

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
 from torch.nn import functional
+from torch.utils.data import Subset
 from transformers.trainer_utils import EvalLoopOutput
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
+from pipelines.data.encoded_rows import EncodedRows
 from pipelines.models.generation import continue_prompts, without_adapter_class
 from pipelines.tasks.base import Features, RowResult, Task
 from pipelines.tasks.generation import Continuation
+from pipelines.training.loaders import ROW, NumberedRows
 from pipelines.training.log_probs import use_right_log_probs
 from pipelines.training.parts import TrainerParts
 from pipelines.training.trainer import RecipeTrainer, Scored, with_metrics
@@ -40,7 +44,7 @@ class TrlTrainer(WithoutTelemetry, RecipeTrainer):
 
     def rows_to_score(self, split: str) -> Dataset:
         """Return the encoded rows of a split as trl's collators take them."""
-        return Dataset.from_list(super().rows_to_score(split))
+        return arrow_table(super().rows_to_score(split))
 
     def create_model_card(self, *arguments: Any, **options: Any) -> None:
         """Write none: `publish` writes the card of a result."""
@@ -190,6 +194,7 @@ def instruction_trainer(parts: TrainerParts) -> RecipeTrainer:
         SFTConfig,
         eval_packing=False,
         pad_to_multiple_of=task.pad_to_multiple_of,
+        dataset_kwargs={"skip_prepare_dataset": not task.isolates_rows},  # the task has cut them
         **OWN_DEFAULTS,
         **task.trainer_options(),
     )
@@ -198,7 +203,7 @@ def instruction_trainer(parts: TrainerParts) -> RecipeTrainer:
         task=task,
         processing_class=parts.tokenizer,
         eval_collator=task.collate(parts.pad_token_id),  # also where training packs the rows
-        **arrow_tables(parts.options),
+        **arrow_tables(parts.options, in_memory=task.isolates_rows),
     )
 
 
@@ -217,14 +222,26 @@ def preference_trainer(parts: TrainerParts) -> RecipeTrainer:
     )
 
 
-def arrow_tables(options: dict[str, Any]) -> dict[str, Any]:
+def arrow_tables(options: dict[str, Any], *, in_memory: bool = False) -> dict[str, Any]:
     """Return a trainer's options with both datasets as trl takes them.
 
-    Without rows to train on, trl gets the evaluation rows.
+    Without rows to train on, trl gets the evaluation rows. What trl makes of rows that are not
+    `in_memory`, `datasets` would write next to their file.
     """
-    held_out = Dataset.from_list(options["eval_dataset"])
+    held_out = arrow_table(options["eval_dataset"], in_memory=in_memory)
     train = options["train_dataset"]
     return options | {
         "eval_dataset": held_out,
-        "train_dataset": held_out if train is None else Dataset.from_list(train),
+        "train_dataset": held_out if train is None else arrow_table(train, in_memory=in_memory),
     }
+
+
+def arrow_table(rows: Any, *, in_memory: bool = False) -> Dataset:
+    """Return encoded rows as trl takes them; those of a file stay there, unless `in_memory`."""
+    if isinstance(rows, NumberedRows) and isinstance(rows.rows, EncodedRows):
+        table = Dataset.from_file(str(rows.rows.path), in_memory=in_memory)
+        return table.add_column(ROW, np.arange(len(table)))
+    if isinstance(rows, Subset) and isinstance(rows.dataset, EncodedRows):
+        table = Dataset.from_file(str(rows.dataset.path), in_memory=in_memory)
+        return table.select(rows.indices, keep_in_memory=True)
+    return Dataset.from_list(rows)

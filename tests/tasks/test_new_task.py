@@ -8,6 +8,7 @@ import pytest
 import torch.nn.functional as F
 
 from helpers.factories import method
+from pipelines.data.encoded_rows import EncodedSplit
 from pipelines.data.source import DatasetSource
 from pipelines.errors import DataError
 from pipelines.flow import run
@@ -15,7 +16,7 @@ from pipelines.hub.load import load_result
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import Model, Train
 from pipelines.tasks import TASKS
-from pipelines.tasks.base import Features, Objective, Score, Task
+from pipelines.tasks.base import Objective, Score, Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,15 +42,13 @@ class CommaSpotting(Task):
             raise DataError(f"{examples.locate(index)}: no text.")
         return row[self.text_column]
 
-    def features(self, examples, tokenizer, labels, *, training, labelled=True):
-        rows = [
-            {
-                "input_ids": tokenizer(text)["input_ids"][: self.max_length] or [0],
-                "labels": int("," in text),
-            }
-            for text in (self.example(examples, i, r, labels) for i, r in enumerate(examples.rows))
-        ]
-        return Features(rows, {"rows": len(rows)}, num_rows=len(rows), locate=examples.locate)
+    def encode(self, examples, tokenizer, labels, *, training, sinks, labelled=True):
+        rows = sinks("rows")
+        for i, row in enumerate(examples.rows):
+            text = self.example(examples, i, row, labels)
+            ids = tokenizer(text)["input_ids"][: self.max_length] or [0]
+            rows.append({"input_ids": ids, "labels": int("," in text)})
+        return EncodedSplit({"rows": rows.close()}, {"rows": examples.num_rows})
 
     def loss(self, outputs, labels, num_items):
         return F.cross_entropy(outputs.logits, labels, reduction="sum") / num_items

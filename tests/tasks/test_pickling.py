@@ -66,11 +66,12 @@ def test_unpickled_features_name_the_same_rows(name, tasks, tokenizer):
 def test_windows_are_named_after_the_row_of_their_question(tasks, tokenizer):
     task = replace(tasks["question_answering"], max_length=32, stride=4)
     train = load_splits(task.dataset).train
-    features = task.features(train, tokenizer, (), training=True)
-    _, windows = features.context
-    assert len(windows) > len(train.rows)
+    to_score = task.features(train, tokenizer, (), training=False)
+    to_train = task.features(train, tokenizer, (), training=True)
+    _, windows = to_score.context
+    assert len(windows) == len(to_train.dataset) > len(train.rows)
     for index, window in enumerate(windows):
-        assert features.locate(index) == train.locate(window.question)
+        assert to_score.locate(index) == train.locate(window.question) == to_train.locate(index)
 
 
 @pytest.mark.parametrize("packing", ["wrapped", "bfd_split"])

@@ -19,7 +19,7 @@ from pipelines.recipe.values import Lora, Model, Train
 from pipelines.tasks.generation import Generation
 from pipelines.tasks.instruction import InstructionTuning
 from pipelines.tasks.preference import PreferenceTuning
-from pipelines.tasks.replies import CHAT_TEMPLATE, encode_exchange
+from pipelines.tasks.replies import CHAT_TEMPLATE, encode_exchanges
 from pipelines.training.build import build_trainer
 
 ANYWHERE = DatasetSource(path="nowhere")
@@ -38,6 +38,12 @@ def chat_tokenizer(tokenizer):
     tokenizer.chat_template = CHAT_TEMPLATE
     yield tokenizer
     tokenizer.chat_template = None
+
+
+def encode_exchange(tokenizer, prompt, reply):
+    """Return the tokens of one prompt with its reply."""
+    [exchange] = encode_exchanges(tokenizer, [(prompt, reply)])
+    return exchange
 
 
 def trainer_for(task, checkpoint, tokenizer, folder, name="lora", training=None, **train):
@@ -212,10 +218,12 @@ def test_the_end_is_learned(tasks, checkpoint, tokenizer, tmp_path):
         output_dir=str(tmp_path),
         **method("lora"),
     )
-    features = task.features(examples, tokenizer, (), training=True)
+    train, held_out = (
+        task.features(examples, tokenizer, (), training=which) for which in (True, False)
+    )
     model = build_model(recipe, tokenizer, ())
     trainer = build_trainer(
-        recipe, model, tokenizer, train=features, scored={"eval": features}, labels=()
+        recipe, model, tokenizer, train=train, scored={"eval": held_out}, labels=()
     )
     before = trainer.score("eval").metrics
     trainer.train()
