@@ -444,7 +444,7 @@ def test_a_config_of_deepspeed_gets_autocast_and_a_bucket_for_the_gradients_ther
     assert config["bf16"] == {"enabled": False}
     assert config["torch_autocast"]["dtype"] == "bfloat16"
     assert config["zero_optimization"]["reduce_bucket_size"] == 1000
-    for given, expected in (({}, 500_000_000), ({"reduce_bucket_size": 7}, 7)):
+    for given, expected in (({}, 50_000_000), ({"reduce_bucket_size": 7}, 7)):
         config = {"zero_optimization": given}
         complete_config(config, num_trained=10**9, bf16=False)
         assert config == {"zero_optimization": {"reduce_bucket_size": expected}}

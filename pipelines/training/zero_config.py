@@ -37,9 +37,9 @@ AUTO = (
 """What the recipe decides; a file of DeepSpeed's own must leave it to it."""
 ALLOWED = (*AUTO, "zero_optimization", "communication_data_type", "comms_logger")
 """Sections of a file of DeepSpeed's own."""
-BUCKET = 500_000_000
-"""Gradients that DeepSpeed reduces at once, unless its config says otherwise; on a GPU it keeps
-memory for all of them."""
+BUCKET = 50_000_000
+"""Gradients that DeepSpeed reduces at once, unless its config says otherwise. On a GPU it keeps
+memory for all of them; its own default of 500 million takes 2 GB."""
 AUTOCAST: dict[str, Any] = {
     "bf16": {"enabled": False},
     "torch_autocast": {

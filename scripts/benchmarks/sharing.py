@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from pipelines.planning.gpus import CONTEXT, UTILISATION, Gpu, GpuBytes
 from pipelines.planning.parameters import Parameters
+from pipelines.training.zero_config import BUCKET
 
 BF16, FP32 = 2, 4
 DDP, FSDP2, ZERO2, ZERO3 = "DDP", "FSDP2", "ZeRO-2", "ZeRO-3"
@@ -17,9 +18,6 @@ MACHINE = 8
 """GPUs of a machine."""
 LIVE = 1_000_000_000
 """Parameters that ZeRO-3 may keep gathered: DeepSpeed's default of stage3_max_live_parameters."""
-BUCKET = 500_000_000
-"""Gradients that DeepSpeed reduces at once: its default of reduce_bucket_size; fewer if fewer are
-trained."""
 REACHED = 0.8
 """Of a link's rate that a collective reaches; an assumption."""
 
