@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from bitsandbytes.functional import dequantize_4bit
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
@@ -141,7 +142,8 @@ def test_a_recovery_chooses_weights_and_thresholds_as_the_recipe_does_and_publis
     chosen, tmp_path
 ):
     folder = tmp_path / "small"
-    found = compress(chosen, folder, Compression(sparsity=0.5, recover_steps=2, bits=4))
+    sparse = Compression(sparsity=0.5, recover_steps=2, recover_learning_rate=0.1, bits=4)
+    found = compress(chosen, folder, sparse)
     assert found["after"].size_mb < found["before"].size_mb
     recipe = Recipe.from_file(folder / "recipe.json")
     assert (recipe.train.keep, recipe.train.eval_steps, recipe.train.max_steps) == ("best", 1, 2)
@@ -151,6 +153,9 @@ def test_a_recovery_chooses_weights_and_thresholds_as_the_recipe_does_and_publis
     sidecar = json.loads((folder / "task.json").read_text())
     assert sidecar["kept"]["keep"] == "best"
     assert sidecar["thresholds"].keys() == {"bill", "hinge", "parcel"}
+    weight = load(folder).model.transformer.h[0].mlp.c_fc.weight
+    zeros = dequantize_4bit(weight, weight.quant_state) == 0
+    assert zeros.float().mean() >= 0.5  # those that were set to zero before the training
     write_report(folder)  # is no file of the result: as often as one likes
     assert evaluate(folder).equal
     damaged = tmp_path / "damaged"
