@@ -27,6 +27,7 @@ from pipelines.models.pruning import check_prunable, pruned, sparsify
 from pipelines.process import quiet_libraries
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import Distillation, Model
+from pipelines.reporting.run_files import SAMPLES
 from pipelines.results.files import read_manifest, update_manifest, write_manifest
 from pipelines.results.names import public_name
 from pipelines.results.new_folder import check_new, removed_on_error
@@ -159,6 +160,7 @@ def store_in_bits(out: Path, bits: int) -> None:
             file.unlink()
         for file in Path(name).iterdir():
             file.replace(out / file.name)
+    (out / SAMPLES).unlink(missing_ok=True)  # of the weights before
     write_manifest(out, sidecar)
     score_again(out)
 

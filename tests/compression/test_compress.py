@@ -115,6 +115,7 @@ def test_a_compressed_result_says_what_was_done_and_names_no_folder_that_is_gone
     assert "stored in 8 bits" in card
     assert paths_that_are_gone(folder, root=results) == set()
     assert recipe.model.name_or_path == str(results / "text_classification")
+    assert not (folder / "samples.jsonl").exists()  # those would be of the weights in fp32
     report = (folder / "report.html").read_text()
     assert ".compress-" not in report
     assert "small-again --prune-heads 0.5 --prune-neurons 0.5 --recover-steps 3 --distill" in report
