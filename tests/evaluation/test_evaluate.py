@@ -185,7 +185,8 @@ def test_no_pickle_and_no_code_of_a_repository_runs(results, checkpoint, tmp_pat
 def test_files_and_hubs_that_are_not_there_are_told_without_a_trace(results, tmp_path):
     said = command("predict", results / "causal_lm", "nothing.jsonl", cwd=tmp_path, code=3)
     assert "nothing.jsonl: No such file or directory." in said
-    said = command("evaluate", "local/x", cwd=tmp_path, code=2, HF_ENDPOINT="http://127.0.0.1:9")
+    nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9", "GPT2_RECIPES_HUB_TIMEOUT": "3"}
+    said = command("evaluate", "local/x", cwd=tmp_path, code=2, **nowhere)
     assert "'local/x' is not a folder here, and http://127.0.0.1:9 does not answer" in said
 
 
