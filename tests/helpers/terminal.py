@@ -90,8 +90,13 @@ def at_terminal(*words, columns: int = 80, **variables: str):
 
 
 def take_terminal() -> None:
-    """Make standard input the terminal of the session, so that Ctrl-C is a signal."""
+    """Make standard input the terminal of the session, so that Ctrl-C is a signal.
+
+    A shell that runs the tests in the background lets its processes ignore that signal.
+    """
     import fcntl
+    import signal
     import termios
 
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
