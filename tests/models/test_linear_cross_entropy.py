@@ -126,5 +126,5 @@ def test_ligers_kernel_gives_the_same_in_tritons_interpreter():
     command = [sys.executable, "-c", KERNEL]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
     if "only 0-dimensional arrays can be converted" in done.stderr:
-        pytest.skip("Triton's interpreter needs NumPy before 2.4")
+        pytest.skip("Triton's interpreter needs NumPy before 2.4, as of scripts/oldest.sh")
     assert done.returncode == 0, done.stderr
