@@ -14,6 +14,8 @@ from pipelines.training.upstream import use_one_device
 
 LOGGED_FRACTION = 0.01
 """Part of all steps between two logs where the recipe does not say how many."""
+ONE_BUCKET = 2**20
+"""Megabytes of a bucket of DDP that holds the gradients of any model."""
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
 
@@ -72,6 +74,8 @@ def device_options() -> dict[str, Any]:
     """Return what depends on the device of this process.
 
     Fp32 stays fp32, which `torch_compile` would round to TF32; `precision_of_training` decides.
+    On CPUs the cores that reduce gradients are those that compute them: one bucket, after the
+    backward pass, is faster than buckets that overlap with it.
     """
     device = PartialState().device.type
     on_gpu = device == "cuda"
@@ -80,6 +84,7 @@ def device_options() -> dict[str, Any]:
         "dataloader_pin_memory": on_gpu,
         "accelerator_config": {"non_blocking": on_gpu},
         "tf32": False if on_gpu else None,
+        "ddp_bucket_cap_mb": ONE_BUCKET if device == "cpu" else None,
     }
 
 
