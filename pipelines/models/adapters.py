@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -25,7 +26,7 @@ def add_adapter(base: PreTrainedModel, recipe: Recipe) -> Any:
 
     lora = recipe.lora
     assert lora is not None
-    check_targets(base, lora)
+    check_targets(base, lora, recipe.task.head)
     if recipe.quantization:
         prepare: Any = prepare_model_for_kbit_training
         base = prepare(base, use_gradient_checkpointing=False)
@@ -62,20 +63,36 @@ def lora_config(recipe: Recipe, *, fan_in_fan_out: bool = False) -> LoraConfig:
     )
 
 
-def check_targets(base: PreTrainedModel, lora: Lora) -> None:
-    """Raise RecipeError for a target module that the model does not have."""
+def check_targets(base: PreTrainedModel, lora: Lora, head: str | None) -> None:
+    """Raise RecipeError for a target that names anything but linear layers of the body.
+
+    PEFT matches the name of a module, or its end.
+    """
     if lora.target_modules == ("all-linear",):
         return
-    known = sorted({name.rsplit(".", 1)[-1] for name, _ in base.named_modules() if name})
-    problems = [
-        Problem("lora.target_modules", f"the model has no {target!r}; {suggest(target, known)}")
-        for target in lora.target_modules
-        if target.rsplit(".", 1)[-1] not in known
-    ]
-    if "lm_head" in lora.target_modules:
-        text = (
-            "an adapter on 'lm_head' would, merged, change the embeddings, which share its weights."
-        )
+    modules = dict(base.named_modules())
+    outside = {head, "lm_head"}
+    linear = {
+        name
+        for name, module in modules.items()
+        if isinstance(module, torch.nn.Linear | Conv1D) and name not in outside
+    }
+    known = ["all-linear", *sorted({name.rsplit(".", 1)[-1] for name in linear})]
+    problems = []
+    for target in lora.target_modules:
+        matched = {name for name in modules if f".{name}".endswith(f".{target}")}
+        others = sorted({type(modules[name]).__name__ for name in matched - linear - outside})
+        if target == "lm_head":
+            text = "an adapter on 'lm_head' would, merged, change the embeddings, which share its "
+            text += "weights."
+        elif target == head:
+            text = f"{target!r} is trained as a whole. Leave it out."
+        elif not matched:
+            text = f"the model has no {target!r}; {suggest(target, known)}"
+        elif others:
+            text = f"{target!r} is {others[0]}, not a linear layer. Allowed: {', '.join(known)}."
+        else:
+            continue
         problems.append(Problem("lora.target_modules", text))
     if problems:
         raise RecipeError(problems)
