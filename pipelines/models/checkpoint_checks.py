@@ -67,7 +67,7 @@ def read_config(model: Model, task: Task | None, path: str) -> Any:
             raise refused(
                 f"{name!r} cannot be loaded for {type(task).__name__}: transformers has no "
                 f"{task.auto_class} of the family {config.model_type!r}. Use another family, such "
-                "as gpt2, llama or qwen2."
+                "as gpt2, gpt_neo or opt."
             )
         if Path(name).is_dir() and not any(Path(name).glob("*.safetensors")):
             raise refused(f"{name!r} cannot be loaded: {missing_weights(Path(name))}")
