@@ -7,6 +7,7 @@ The names below are the public Python API. Each is imported at its first use, so
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from pipelines.collector import collecting_rarely
 from pipelines.log import quiet_bitsandbytes
 
 if TYPE_CHECKING:
@@ -106,6 +107,7 @@ if not TYPE_CHECKING:  # type checkers read the imports above, and know that the
         if name not in _HOMES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         quiet_bitsandbytes()  # which peft imports
-        value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+        with collecting_rarely():
+            value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
         globals()[name] = value
         return value

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from accelerate import PartialState
 from transformers import TrainerCallback, set_seed
 
+from pipelines.collector import collector_without_imports
 from pipelines.console import json_lines, say
 from pipelines.data.splits import Splits, list_rejected, num_skipped
 from pipelines.errors import Preempted
@@ -84,22 +84,6 @@ def run(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> dict[str, 
             shown = RunProgress(started)
             with lock_run_folder(recipe.folder), log, shown as progress, ranks.ending_together():
                 return run_in_folder(recipe, ranks, progress, signals, callbacks)
-
-
-@contextmanager
-def collector_without_imports() -> Iterator[None]:
-    """Let Python's garbage collector skip the half million objects of the imports inside.
-
-    In a search, the objects of one run are not skipped in the next: only the outer block counts.
-    """
-    if gc.get_freeze_count():
-        yield
-        return
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 def run_in_folder(

@@ -17,6 +17,7 @@ import torch
 from accelerate import PartialState
 from transformers.utils import logging as transformers_logging
 
+from pipelines.collector import collect_as_usual
 from pipelines.log import quiet_bitsandbytes
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of glibc's malloc.h
@@ -55,6 +56,7 @@ def prepare_process() -> Iterator[None]:
     kernels and the precision of its products are set, for good; no result changes beyond rounding.
     """
     quiet_bitsandbytes()
+    collect_as_usual()
     if PartialState().device.type == "cpu":
         limit_kernel_caches()
         disable_malloc_trim()

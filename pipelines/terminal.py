@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from pipelines.abandonable import end_process, end_process_now
+from pipelines.collector import collecting_rarely
 from pipelines.errors import Problem, RankError, RecipeError, RunError
 from pipelines.log import quiet_bitsandbytes, quiet_torch_sockets, scrubbed
 
@@ -36,7 +37,8 @@ class Exit:
 def report_errors() -> Iterator[None]:
     """Turn an error that ends a command into a few lines and an exit code.
 
-    Nothing else is printed of errors: bitsandbytes' warnings would come before the message.
+    Nothing else is printed of errors: bitsandbytes' warnings would come before the message. The
+    garbage collector runs rarely until the libraries are imported, and `prepare_process` is called.
     """
     quiet_bitsandbytes()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -45,7 +47,8 @@ def report_errors() -> Iterator[None]:
         if isinstance(stream, TextIOWrapper):  # escape what the terminal's encoding lacks
             stream.reconfigure(errors="backslashreplace")
     try:
-        yield
+        with collecting_rarely():
+            yield
     except RankError as error:
         stop(error.lines, error.exit_code, everywhere=error.speaks, secondhand=not error.own)
     except RunError as error:

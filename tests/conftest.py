@@ -153,6 +153,24 @@ def hub(tmp_path_factory):
         yield served
 
 
+@pytest.fixture(scope="session", autouse=True)
+def first_environment() -> dict[str, str]:
+    """Return the variables that the tests begin with."""
+    return dict(os.environ)
+
+
+@pytest.fixture(scope="session")
+def commands(tmp_path_factory, first_environment):
+    """Run commands offline, each in a fork of a process that has imported the libraries.
+
+    Where a test is about the start, a signal or a terminal, it starts a process by itself.
+    """
+    from helpers.commands import CommandServer
+
+    with CommandServer(tmp_path_factory.mktemp("commands"), first_environment) as server:
+        yield server
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, helpdesk):
     """A folder to work in, with the data at data/helpdesk as a user would have it."""

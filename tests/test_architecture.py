@@ -57,6 +57,7 @@ LAYERS = (
     "shipped",
     "paths",
     "abandonable",
+    "collector",
     "log",
     "errors",
 )

@@ -9,12 +9,11 @@ import json
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from helpers.commands import CommandServer
 from helpers.documents import PAGES, blocks_of, commands_of
 from helpers.factories import ROOT, load_module
 from helpers.hub_process import SECRET, environment
@@ -83,42 +82,12 @@ api.upload_folder(repo_id="openai-community/gpt2", folder_path="gpt2")
 """Puts a small model onto the Hub under the name of GPT-2."""
 
 
-class Server:
-    """The process that runs the commands."""
-
-    def __init__(self, variables, log: Path):
-        self.output = log
-        self.process = subprocess.Popen(
-            [sys.executable, ROOT / "tests" / "helpers" / "command_server.py"],
-            env=variables,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert self.process.stdout.readline() == "ready\n"
-
-    def run(self, cwd: Path, **job) -> tuple[int, str]:
-        """Run `words` or `code` in a folder; return the exit code and what it printed."""
-        job |= {"cwd": str(cwd), "output": str(self.output)}
-        self.process.stdin.write(json.dumps(job) + "\n")
-        self.process.stdin.flush()
-        code = int(self.process.stdout.readline())
-        return code, self.output.read_text(encoding="utf-8", errors="replace")
-
-    def succeed(self, cwd: Path, command: str) -> None:
-        """Run a command that must succeed."""
-        code, printed = self.run(cwd, words=shlex.split(command))
-        assert code == 0, f"{command}\n{printed[-3000:]}"
-
-
 @pytest.fixture(scope="module")
 def server(hub, tmp_path_factory):
     """The process, as a user of the Hub with an empty cache."""
     home = tmp_path_factory.mktemp("home")
-    started = Server(environment(hub, home), tmp_path_factory.mktemp("log") / "output")
-    yield started
-    started.process.stdin.close()
-    assert started.process.wait(timeout=60) == 0
+    with CommandServer(tmp_path_factory.mktemp("log"), environment(hub, home)) as started:
+        yield started
 
 
 @pytest.fixture(scope="module")

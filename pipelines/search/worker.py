@@ -6,9 +6,9 @@ import time
 
 from optuna.trial import FrozenTrial, TrialState
 
+from pipelines.collector import collector_without_imports
 from pipelines.console import say
 from pipelines.errors import Problem, RecipeError
-from pipelines.flow import collector_without_imports
 from pipelines.search.best import train_best
 from pipelines.search.claims import Claim, claim_next_trial, running_elsewhere
 from pipelines.search.locks import Lock

@@ -48,20 +48,6 @@ def results(tmp_path_factory, checkpoint, helpdesk):
     return folder
 
 
-def command(*arguments, cwd, code=0, **environment) -> str:
-    """Run `gpt2-recipes`; return what it printed."""
-    done = subprocess.run(
-        [sys.executable, *CLI, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env=os.environ | {"HF_HUB_OFFLINE": "0"} | environment,
-    )
-    assert done.returncode == code, (done.stdout[-2000:], done.stderr[-2000:])
-    assert "Traceback" not in done.stderr
-    return done.stdout + done.stderr
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -182,15 +168,29 @@ def test_no_pickle_and_no_code_of_a_repository_runs(results, checkpoint, tmp_pat
     assert not (tmp_path / "canary").exists()
 
 
-def test_files_and_hubs_that_are_not_there_are_told_without_a_trace(results, tmp_path):
-    said = command("predict", results / "causal_lm", "nothing.jsonl", cwd=tmp_path, code=3)
+def test_a_file_that_is_not_there_is_told_without_a_trace(results, commands, tmp_path):
+    words = ("predict", results / "causal_lm", "nothing.jsonl")
+    said = commands.printed("gpt2-recipes", *words, cwd=tmp_path, code=3)
     assert "nothing.jsonl: No such file or directory." in said
+
+
+def test_a_hub_that_is_not_there_is_told_without_a_trace(tmp_path):
     nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9", "GPT2_RECIPES_HUB_TIMEOUT": "3"}
-    said = command("evaluate", "local/x", cwd=tmp_path, code=2, **nowhere)
-    assert "'local/x' is not a folder here, and http://127.0.0.1:9 does not answer" in said
+    done = subprocess.run(
+        [sys.executable, *CLI, "evaluate", "local/x"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"HF_HUB_OFFLINE": "0"} | nowhere,
+    )
+    assert done.returncode == 2
+    assert "'local/x' is not a folder here, and http://127.0.0.1:9 does not answer" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
-def test_a_base_that_is_gone_is_named_and_a_copy_of_it_serves(results, checkpoint, tmp_path):
+def test_a_base_that_is_gone_is_named_and_a_copy_of_it_serves(
+    results, checkpoint, commands, tmp_path
+):
     import shutil
 
     folder = shutil.copytree(results / "causal_lm", tmp_path / "run")
@@ -198,14 +198,16 @@ def test_a_base_that_is_gone_is_named_and_a_copy_of_it_serves(results, checkpoin
         text = (folder / name).read_text()
         (folder / name).write_text(text.replace(str(checkpoint), "./runs/gone"))
     write_manifest(folder)
-    said = command("evaluate", folder, cwd=tmp_path, code=2, HF_HUB_OFFLINE="1")
+    said = commands.printed("gpt2-recipes", "evaluate", folder, cwd=tmp_path, code=2)
     assert "--base: the adapter's base, './runs/gone', is not a folder here" in said
-    command("evaluate", folder, "--base", checkpoint, cwd=tmp_path)
+    commands.printed("gpt2-recipes", "evaluate", folder, "--base", checkpoint, cwd=tmp_path)
 
 
-def test_evaluate_takes_metrics_with_options(results, tmp_path):
+def test_evaluate_takes_metrics_with_options(results, commands, tmp_path):
     folder = results / "text_classification"
-    said = command("evaluate", folder, "--metric", "f1", cwd=tmp_path, code=2)
+    said = commands.printed(
+        "gpt2-recipes", "evaluate", folder, "--metric", "f1", cwd=tmp_path, code=2
+    )
     assert "--metric: f1: Target is multiclass but average='binary'" in said
     found = evaluate_result(folder, metric="f1", metric_options={"average": "macro"})
     assert found.metrics["added"]["f1"] == pytest.approx(found.metrics["macro_f1"])
@@ -215,16 +217,20 @@ def test_evaluate_takes_metrics_with_options(results, tmp_path):
         evaluate_result(folder, metric="nowhere")
 
 
-def test_evaluate_compares_with_the_claim(results, helpdesk, tmp_path):
+def test_evaluate_compares_with_the_claim(results, helpdesk, commands, tmp_path):
     folder = results / "question_answering"
-    said = command("evaluate", folder, "--metric", "squad_v2", cwd=tmp_path)
+    said = commands.printed(
+        "gpt2-recipes", "evaluate", folder, "--metric", "squad_v2", cwd=tmp_path
+    )
     claimed = json.loads((folder / "task.json").read_text())["metrics"]["f1"]
     assert f"equal to the score of the run, {claimed:.4f}" in said
     assert "HasAns_f1" in said
 
     rows = (helpdesk / "answer" / "test.jsonl").read_text().splitlines()[:5]
     (tmp_path / "mine.jsonl").write_text("\n".join(rows) + "\n")
-    said = command("evaluate", folder, "--data", tmp_path / "mine.jsonl", cwd=tmp_path)
+    said = commands.printed(
+        "gpt2-recipes", "evaluate", folder, "--data", tmp_path / "mine.jsonl", cwd=tmp_path
+    )
     assert "5 rows" in said
     assert "these are not the rows of the run" in said
 
@@ -232,7 +238,7 @@ def test_evaluate_compares_with_the_claim(results, helpdesk, tmp_path):
     sidecar["metrics"]["f1"] += 0.01
     text = (folder / "task.json").read_text()
     (folder / "task.json").write_text(json.dumps(sidecar))
-    said = command("evaluate", folder, cwd=tmp_path, code=1)
+    said = commands.printed("gpt2-recipes", "evaluate", folder, cwd=tmp_path, code=1)
     assert f"NOT equal: the run claims {claimed + 0.01:.6f}" in said
     (folder / "task.json").write_text(text)
 
@@ -316,7 +322,7 @@ def test_a_pipeline_answers_single_questions_and_pairs(results):
         Pipeline(load_result(results / "causal_lm"))
 
 
-def test_the_harness_scores_an_adapter_offline(results, tmp_path):
+def test_the_harness_scores_an_adapter_offline(results, commands, tmp_path):
     rows = [
         {"prompt": f"My order TS-{i:05d}", "good": "is late.", "bad": "zxq vvv kkk"}
         for i in range(20)
@@ -336,7 +342,8 @@ doc_to_target: 0
 metric_list:
   - metric: acc
 """)
-    said = command(
+    said = commands.printed(
+        "gpt2-recipes",
         "lm-eval",
         results / "causal_lm",
         "--tasks",
@@ -347,7 +354,8 @@ metric_list:
     )
     assert "late" in said
     assert "acc" in said
-    wrong = command(
+    wrong = commands.printed(
+        "gpt2-recipes",
         "lm-eval",
         results / "causal_lm",
         "--tasks",

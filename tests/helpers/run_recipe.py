@@ -10,13 +10,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from helpers import callbacks  # noqa: E402
-from pipelines.flow import run  # noqa: E402
 from pipelines.recipe.recipe import Recipe  # noqa: E402
 from pipelines.terminal import report_errors  # noqa: E402
 
 if __name__ == "__main__":
     file, *calls = sys.argv[1:]
     with report_errors():
+        from helpers import callbacks
+        from pipelines.flow import run
+
         made = [eval(call, vars(callbacks)) for call in calls]  # noqa: S307 - our own tests'
         run(Recipe.from_file(Path(file)), made)
