@@ -58,6 +58,8 @@ LAYERS = (
     "paths",
     "abandonable",
     "log",
+    "parallel",
+    "workers",
     "errors",
 )
 """Files and folders of the package; each imports only those below it."""

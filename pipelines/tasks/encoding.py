@@ -40,12 +40,9 @@ def encode_pieces(
     tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]
 ) -> Iterator[tuple[list[int], bool]]:
     """Yield the token ids of each piece of the texts, and whether its text ends with it."""
-
-    def encode(batch: list[Piece]) -> list[list[int]]:
-        return token_ids(tokenizer, [piece for piece, _ in batch])
-
     pieces = chain.from_iterable(cut_text(tokenizer, text) for text in texts)
-    for batch, encoded in made_ahead(encode, in_batches(pieces, lambda piece: len(piece[0]))):
+    for batch in in_batches(pieces, lambda piece: len(piece[0])):
+        encoded = token_ids(tokenizer, [piece for piece, _ in batch])
         yield from zip(encoded, [ends for _, ends in batch], strict=True)
 
 
