@@ -189,15 +189,21 @@ class Examples:
         return len(self.rows)
 
     @property
+    def sequence(self) -> Sequence[dict[str, Any]]:
+        """Return the rows, which are not streamed."""
+        assert isinstance(self.rows, Sequence)
+        return self.rows
+
+    @property
     def first_row(self) -> dict[str, Any]:
         """Return the first row."""
         return self.rows.first if isinstance(self.rows, RowsOnDisk) else next(iter(self.rows))
 
     def at(self, positions: range) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield the rows at some positions, each after its position."""
-        assert isinstance(self.rows, Sequence)
+        rows = self.sequence
         for index in positions:
-            yield index, self.rows[index]
+            yield index, rows[index]
 
     def row_number(self, index: int) -> int:
         """Return the line of a row, or its number in the split."""

@@ -49,8 +49,7 @@ class Checked:
 
 def drop_unusable(task: RowReader, examples: Examples, labels: tuple[str, ...] | None) -> Examples:
     """Return the rows that a task can use; `rejected` lists the others by line."""
-    assert isinstance(examples.rows, Sequence)
-    rows = examples.rows
+    rows = examples.sequence
     usable, rejected = array("q"), list(examples.rejected)
     facts: dict[str, list[Any]] = {name: [] for name in names_of_facts(examples)}
     same: dict[Any, Any] = {}

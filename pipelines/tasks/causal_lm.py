@@ -398,8 +398,7 @@ class Documents:
         """Yield the token ids of some documents at a time."""
         import numpy as np
 
-        assert isinstance(self.examples.rows, Sequence)
-        for part in map_rows(self.encode, self.examples.rows):
+        for part in map_rows(self.encode, self.examples.sequence):
             self.number += len(part.lengths)
             self.num_bytes += part.num_bytes
             self.num_tokens += len(part.input_ids)
