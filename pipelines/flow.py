@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,11 @@ from pipelines.models.build import build_model
 from pipelines.models.compiling import compile_blocks
 from pipelines.preparing.splits import check_prepared
 from pipelines.preparing.store import Store
-from pipelines.process import prepare_process, returning_freed_memory
+from pipelines.process import (
+    collector_without_imports,
+    prepare_process,
+    returning_freed_memory,
+)
 from pipelines.recipe.recipe import Recipe
 from pipelines.reporting.last_screen import print_last_screen
 from pipelines.reporting.progress import RunProgress
@@ -84,22 +87,6 @@ def run(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> dict[str, 
             shown = RunProgress(started)
             with lock_run_folder(recipe.folder), log, shown as progress, ranks.ending_together():
                 return run_in_folder(recipe, ranks, progress, signals, callbacks)
-
-
-@contextmanager
-def collector_without_imports() -> Iterator[None]:
-    """Let Python's garbage collector skip the half million objects of the imports inside.
-
-    In a search, the objects of one run are not skipped in the next: only the outer block counts.
-    """
-    if gc.get_freeze_count():
-        yield
-        return
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 def run_in_folder(

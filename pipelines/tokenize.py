@@ -35,12 +35,21 @@ def prepare(recipe: Recipe) -> None:
     from pipelines.inputs import encode, read_rows
     from pipelines.preparing.splits import check_prepared
     from pipelines.preparing.store import Store
-    from pipelines.process import prepare_process, returning_freed_memory
+    from pipelines.process import (
+        collector_without_imports,
+        prepare_process,
+        returning_freed_memory,
+    )
     from pipelines.reporting.progress import RunProgress
     from pipelines.reporting.report import describe_split
 
     started = time.perf_counter()
-    with prepare_process(), returning_freed_memory(), RunProgress() as progress:
+    with (
+        prepare_process(),
+        collector_without_imports(),
+        returning_freed_memory(),
+        RunProgress() as progress,
+    ):
         store = Store(progress, always=True)
         recipe, raw = read_rows(pin_revisions(recipe), store)
         splits, labels = check_prepared(recipe.task, raw, None, store)

@@ -8,7 +8,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from pipelines.console import say
 from pipelines.errors import Problem, RecipeError
-from pipelines.flow import collector_without_imports
+from pipelines.process import collector_without_imports
 from pipelines.search.best import train_best
 from pipelines.search.claims import Claim, claim_next_trial, running_elsewhere
 from pipelines.search.locks import Lock

@@ -56,7 +56,11 @@ def prepare(file: str, tokenizer: str):
     from pipelines.inputs import encode, read_rows
     from pipelines.preparing.splits import check_prepared
     from pipelines.preparing.store import Store
-    from pipelines.process import prepare_process, returning_freed_memory
+    from pipelines.process import (
+        collector_without_imports,
+        prepare_process,
+        returning_freed_memory,
+    )
     from pipelines.recipe.recipe import Recipe
     from pipelines.recipe.values import Model, Scratch
     from pipelines.tasks.causal_lm import CausalLM
@@ -64,7 +68,7 @@ def prepare(file: str, tokenizer: str):
     size = Scratch(size="tiny", n_positions=BLOCK, tokenizer=Model(name_or_path=tokenizer))
     task = CausalLM(dataset=DatasetSource(path=file), block_size=BLOCK)
     started = time.perf_counter()
-    with prepare_process(), returning_freed_memory():
+    with prepare_process(), collector_without_imports(), returning_freed_memory():
         store = Store()
         recipe, raw = read_rows(Recipe(name="corpus", model=size, task=task), store)
         splits, labels = check_prepared(recipe.task, raw, None, store)
