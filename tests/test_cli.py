@@ -333,17 +333,66 @@ def test_a_token_beyond_the_vocabulary_names_the_row(tokenizer):
         check_vocabulary(rows, tokenizer, most)
 
 
-def test_unknown_target_modules_name_the_nearest(checkpoint, tokenizer, tasks):
+def build_with_targets(targets, checkpoint, tokenizer, task):
+    """Build a model with an adapter on some modules."""
     from pipelines.models.build import build_model
 
-    recipe = Recipe(
-        name="a",
-        task=tasks["causal_lm"],
-        model=Model(name_or_path=str(checkpoint)),
-        lora=Lora(target_modules=("c_atn",)),
-    )
-    with pytest.raises(RecipeError, match="no 'c_atn'; did you mean c_attn"):
-        build_model(recipe, tokenizer, ())
+    model = Model(name_or_path=str(checkpoint))
+    recipe = Recipe(name="a", task=task, model=model, lora=Lora(target_modules=targets))
+    labels = ("a", "b") if isinstance(task, TextClassification) else ()
+    return build_model(recipe, tokenizer, labels)
+
+
+@pytest.mark.parametrize(
+    ("task", "target", "message"),
+    [
+        ("causal_lm", "c_atn", "the model has no 'c_atn'; did you mean c_attn"),
+        ("causal_lm", "h.7.attn.c_attn", "the model has no 'h.7.attn.c_attn'"),
+        ("causal_lm", "q_proj", "the model has no 'q_proj'; did you mean c_proj"),
+        ("causal_lm", "key", "'key'; allowed: all-linear, c_attn, c_fc, c_proj"),
+        ("causal_lm", "attn", "'attn' is GPT2Attention, not a linear layer. Allowed: all-linear"),
+        ("causal_lm", "transformer", "'transformer' is GPT2Model, not a linear layer"),
+        ("causal_lm", "ln_1", "'ln_1' is LayerNorm, not a linear layer"),
+        ("causal_lm", "wte", "'wte' is Embedding, not a linear layer"),
+        ("causal_lm", "lm_head", "would, merged, change the embeddings"),
+        ("text_classification", "score", "'score' is trained as a whole. Leave it out"),
+        ("question_answering", "qa_outputs", "'qa_outputs' is trained as a whole"),
+    ],
+)
+def test_target_modules_without_linear_layers_are_named(
+    task, target, message, checkpoint, tokenizer, tasks
+):
+    with pytest.raises(RecipeError, match=f"^lora.target_modules: .*{message}"):
+        build_with_targets(("c_attn", target), checkpoint, tokenizer, tasks[task])
+
+
+@pytest.mark.parametrize(
+    ("targets", "layers"),
+    [(("h.0.attn.c_attn", "c_fc"), 3), (("mlp.c_proj",), 2), (("all-linear",), 8)],
+)
+def test_target_modules_are_ends_of_names(targets, layers, checkpoint, tokenizer, tasks):
+    model = build_with_targets(targets, checkpoint, tokenizer, tasks["text_classification"])
+    assert sum(name.endswith("lora_A.default.weight") for name in model.state_dict()) == layers
+
+
+def test_all_linear_layers_are_those_of_gpt2_by_their_ends(checkpoint, tokenizer, tasks):
+    model = build_with_targets(("all-linear",), checkpoint, tokenizer, tasks["question_answering"])
+    assert model.peft_config["default"].target_modules == {"c_attn", "c_proj", "c_fc"}
+
+
+def test_all_linear_layers_are_named_whole_where_an_end_is_also_anothers():
+    import torch
+
+    from pipelines.models.adapters import target_modules
+
+    def linear():
+        return torch.nn.Linear(2, 2)
+
+    parts = {"query": linear(), "proj": linear(), "norm": torch.nn.LayerNorm(2)}
+    model = torch.nn.ModuleDict({"a": torch.nn.ModuleDict(parts), "score": linear()})
+    model["b"] = torch.nn.ModuleDict({"proj": torch.nn.LayerNorm(2), "score": linear()})
+    expected = ["query", "a.proj", "b.score"]
+    assert target_modules(model, Lora(), "score") == expected
 
 
 @pytest.mark.parametrize("name", ["classify", "answer", "documents"])

@@ -13,6 +13,8 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from pipelines.errors import ExportError
+
 OPSET = 20
 """The first with GELU as one operator."""
 INPUTS = ("input_ids", "attention_mask")
@@ -79,6 +81,9 @@ def write_onnx(model: Any, file: Path, *, writes: bool) -> None:
     torch's exporter by tracing is used: it takes a second where the one by torch.export takes half
     a minute, and gives the axes names. The attention of `model` becomes the unfused one, which is
     made of operators that ONNX has.
+
+    Raise ExportError for a family that cannot be traced, such as one that counts positions by the
+    mask, which is that of attention here.
     """
     model.set_attn_implementation("eager")
     graph = Graph(model, writes=writes).eval()
@@ -97,18 +102,22 @@ def write_onnx(model: Any, file: Path, *, writes: bool) -> None:
     for name in heads:
         axes[name] = {0: "batch", 1: "length"} if given[name].shape[:2] == (2, 3) else {0: "batch"}
     mask = torch.ones(2, 6 if writes else 3, dtype=torch.long)
-    with quiet_exporters():
-        torch.onnx.export(
-            graph,
-            (ids, mask, *past),
-            str(file),
-            input_names=[*INPUTS, *inputs],
-            output_names=[*heads, *outputs],
-            dynamic_axes=axes,
-            opset_version=OPSET,
-            dynamo=False,
-            do_constant_folding=False,  # would hold the embedding again, as the head's matrix
-        )
+    try:
+        with quiet_exporters():
+            torch.onnx.export(
+                graph,
+                (ids, mask, *past),
+                str(file),
+                input_names=[*INPUTS, *inputs],
+                output_names=[*heads, *outputs],
+                dynamic_axes=axes,
+                opset_version=OPSET,
+                dynamo=False,
+                do_constant_folding=False,  # would hold the embedding again, as the head's matrix
+            )
+    except Exception as error:  # of the family's own code, and of torch's
+        family = model.config.model_type
+        raise ExportError(f"torch cannot write {family} as ONNX: {error}") from error
 
 
 def write_int8(fp32: Path, file: Path) -> None:

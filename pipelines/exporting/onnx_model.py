@@ -22,6 +22,8 @@ from pipelines.tasks.base import Score
 LARGEST_DIFFERENCE = 1e-4
 """Of a logit, as a fraction of the largest one if that is above 1."""
 CACHE = "past_key_values."
+LONGEST = 1024
+"""Tokens of the longest row that is compared, of models that read more."""
 
 
 class OnnxModel:
@@ -87,7 +89,7 @@ Reads = list[tuple[dict[str, torch.Tensor], torch.Tensor]]
 def reads_of(model: Any, batch: dict[str, torch.Tensor]) -> Reads:
     """Return what a file is compared by: padded rows, one row, one token, and the longest row."""
     generator = torch.Generator().manual_seed(0)
-    shape = (1, num_positions(model.config))
+    shape = (1, min(LONGEST, num_positions(model.config)))
     longest = torch.randint(model.config.vocab_size, shape, generator=generator)
     ids = batch["input_ids"]
     mask = torch.ones_like(ids)

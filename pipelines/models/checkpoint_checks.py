@@ -67,7 +67,7 @@ def read_config(model: Model, task: Task | None, path: str) -> Any:
             raise refused(
                 f"{name!r} cannot be loaded for {type(task).__name__}: transformers has no "
                 f"{task.auto_class} of the family {config.model_type!r}. Use another family, such "
-                "as gpt2, llama or qwen2."
+                "as gpt2, gpt_neo or opt."
             )
         if Path(name).is_dir() and not any(Path(name).glob("*.safetensors")):
             raise refused(f"{name!r} cannot be loaded: {missing_weights(Path(name))}")
@@ -138,6 +138,11 @@ def check_weights(
     )
     if problems:
         text = "The copy is not complete, or config.json is that of another model."
+        missing, unexpected = loading["missing_keys"], loading["unexpected_keys"]
+        if in_another_body(base, missing, unexpected):
+            problems = problems[:1]
+            text = f"transformers' {type(base).__name__} names them otherwise, and does not read "
+            text += "them. Use another family, such as gpt2, for this task."
         raise RecipeError([Problem(path, f"{problem}. {text}") for problem in problems])
 
 
@@ -168,6 +173,17 @@ def some(names: Iterable[str]) -> str:
 def in_head(model: PreTrainedModel, key: str) -> bool:
     """Tell a tensor next to the body of a model from one inside it."""
     return model.base_model is not model and not key.startswith(f"{model.base_model_prefix}.")
+
+
+def in_another_body(
+    model: PreTrainedModel, missing: Collection[str], unexpected: Collection[str]
+) -> bool:
+    """Tell whether all tensors that the body lacks are in the checkpoint by another prefix.
+
+    LlamaForQuestionAnswering has its body in `transformer`, other Llama models in `model`.
+    """
+    lacking = {key.partition(".")[2] for key in missing if not in_head(model, key)}
+    return bool(lacking) and lacking <= {key.partition(".")[2] for key in unexpected}
 
 
 def dropped_weights(model: PreTrainedModel, keys: Collection[str]) -> list[str]:

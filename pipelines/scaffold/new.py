@@ -81,6 +81,9 @@ def guessed(name: str, flags: NewFlags) -> tuple[Recipe, str, list[Guess]]:
     read_hub = flags.task is None or not (columns_given or flags.task in ("pretrain", "prefer"))
     look = look_at(flags.data, flags.data_name, read_hub=read_hub)
     fit = guess_task(look, columns_of(look.rows), flags)
+    if fit.task.needs_reference and isinstance(base.model, Scratch):
+        text = f"{flags.model}: DPO tunes a pretrained model. Name its folder or Hub id."
+        raise RecipeError([Problem("model", text)])
     if fit.task.needs_reference and method == "full":
         text = "full: DPO compares with the base without the adapter. Use --method lora."
         raise RecipeError([Problem("method", text)])

@@ -6,7 +6,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BloomConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OPTConfig,
+    OPTForSequenceClassification,
+)
 
 from helpers.exported import run_snippet
 from helpers.named_paths import paths_that_are_gone
@@ -249,6 +258,27 @@ def test_another_decoder_with_shared_keys_is_written_too(tmp_path):
     file = OnnxModel(tmp_path / "model.onnx")
     check_equal(compare(file, reads))
     assert list(file.cache.values())[0] == ["batch", 2, "past", 8]
+
+
+def test_a_family_that_counts_by_its_mask_is_refused(tmp_path):
+    sizes = {"hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    opt = OPTConfig(vocab_size=100, word_embed_proj_dim=32, max_position_embeddings=64, **sizes)
+    with pytest.raises(ExportError, match="torch cannot write opt as ONNX: "):
+        write_onnx(OPTForSequenceClassification(opt).eval(), tmp_path / "model.onnx", writes=False)
+
+
+@pytest.mark.parametrize("family", ["a million positions", "positions without end"])
+def test_what_is_compared_is_no_longer_than_memory_allows(family):
+    if family == "a million positions":
+        config = LlamaConfig(
+            vocab_size=10, hidden_size=4, intermediate_size=4, num_hidden_layers=1,
+            num_attention_heads=1, num_key_value_heads=1, max_position_embeddings=1_000_000,
+        )  # fmt: skip
+    else:
+        config = BloomConfig(vocab_size=10, hidden_size=4, n_layer=1, n_head=1)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    reads = reads_of(model, {"input_ids": torch.arange(8).reshape(2, 4)})
+    assert max(batch["input_ids"].shape[1] for batch, _ in reads) == 1024
 
 
 def test_a_wrong_file_leaves_nothing(results, tmp_path, monkeypatch):

@@ -248,3 +248,12 @@ def test_examples_are_not_packed_where_a_family_would_mix_them(
     prepared(folders["llama"], task, tokenizer, tmp_path)
     with pytest.raises(RecipeError, match="task.packing: mpt does not isolate the documents"):
         prepared(folders["mpt"], task, tokenizer, tmp_path)
+
+
+def test_a_body_that_another_head_names_otherwise_is_not_begun_anew(folders, helpdesk, tokenizer):
+    """transformers' LlamaForQuestionAnswering would begin with random weights."""
+    task = make_tasks(helpdesk)["question_answering"]
+    recipe = Recipe(name="a", task=task, model=Model(name_or_path=str(folders["llama"])))
+    message = "lacks 20 tensors .* LlamaForQuestionAnswering names them otherwise, and does not"
+    with pytest.raises(RecipeError, match=message):
+        build_model(recipe, tokenizer, ())

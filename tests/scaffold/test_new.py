@@ -264,6 +264,11 @@ MISTAKES = {
         {"method": "full"},
         "--method: full: DPO compares with the base without the adapter. Use --method lora.",
     ),
+    "random weights by DPO": (
+        (("prompt", "chosen", "rejected"), [(text(i), text(i + 1), text(i + 2)) for i in range(9)]),
+        {"model": "scratch:tiny"},
+        "--model: scratch:tiny: DPO tunes a pretrained model. Name its folder or Hub id.",
+    ),
     "an adapter of random weights": (
         (("text", "label"), PLAIN),
         {"model": "scratch:tiny", "method": "lora"},
