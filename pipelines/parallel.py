@@ -95,9 +95,14 @@ def _forking() -> Iterator[None]:
 
 
 def _start_worker(make: Callable[[Any], Any], parent: int) -> None:
-    """Keep the function of this worker, which ends with its parent."""
+    """Keep the function of this worker, which ends with its parent, and by SIGTERM.
+
+    The pool terminates the others so where one was killed, which may hold what they wait for.
+    """
     global _make
     _make = make
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     gc.freeze()  # a collection would copy the pages of all objects of the parent
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:

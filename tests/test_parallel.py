@@ -95,6 +95,22 @@ def test_a_killed_worker_ends_the_map():
 
 
 @needs_fork
+@pytest.mark.parametrize("position", [0, 1])
+def test_a_worker_that_is_killed_from_outside_ends_the_map(position):
+    """The other one may wait for what the killed one held, and is not left to wait."""
+    text = "x" * 2**21  # more than a pipe holds
+
+    def items():
+        yield from [text] * 4
+        psutil.Process().children()[position].kill()
+        yield from [text] * 9
+
+    with pytest.raises(WorkerError):
+        [*map_in_order(lambda each: time.sleep(0.2), items())]
+    assert psutil.Process().children() == []
+
+
+@needs_fork
 def test_a_map_that_is_not_read_to_the_end_leaves_no_process():
     results = map_in_order(slow_for_even, range(99))
     next(results)
