@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import TrainingArguments
 
-from pipelines.training.workers import worker_context
+from pipelines.workers import worker_context
 
 Collate = Callable[[list[dict[str, Any]]], dict[str, Any]]
 ROW = "row"  # the key of a row's number, in a row and in a batch
