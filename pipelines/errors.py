@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,9 @@ class RecipeError(RunError):
     def __init__(self, problems: list[Problem]):
         self.problems = problems
         super().__init__("\n".join(f"{p.path}: {p.message}" for p in problems))
+
+    def __reduce__(self) -> Any:
+        return RecipeError, (self.problems,)
 
 
 class NonFiniteError(RunError):
@@ -69,6 +73,12 @@ class ExportError(RunError):
     """An exported file that does not give what its model gives; it was deleted."""
 
     exit_code = 1
+
+
+class WorkerError(RunError):
+    """A process that prepares rows was killed; the same command prepares them again."""
+
+    exit_code = 75
 
 
 class DataError(RunError, ValueError):

@@ -28,7 +28,7 @@ from pipelines.recipe.values import Int8, Lora, Model, Scratch, Tokenizer, Train
 from pipelines.tasks.causal_lm import CausalLM
 from pipelines.tasks.text_classification import TextClassification
 from pipelines.terminal import report_errors
-from pipelines.training.workers import STOP_SIGNALS
+from pipelines.workers import STOP_SIGNALS
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback

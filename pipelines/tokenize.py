@@ -30,6 +30,7 @@ def tokenize(recipe: str, flags: Sequence[str]) -> None:
 
 def prepare(recipe: Recipe) -> None:
     """Read, check, split and encode the rows of a recipe, or find that this was done before."""
+    from pipelines.collector import collector_without_imports
     from pipelines.console import say
     from pipelines.hub.pin import pin_revisions
     from pipelines.inputs import encode, read_rows
@@ -40,7 +41,12 @@ def prepare(recipe: Recipe) -> None:
     from pipelines.reporting.report import describe_split
 
     started = time.perf_counter()
-    with prepare_process(), returning_freed_memory(), RunProgress() as progress:
+    with (
+        prepare_process(),
+        collector_without_imports(),
+        returning_freed_memory(),
+        RunProgress() as progress,
+    ):
         store = Store(progress, always=True)
         recipe, raw = read_rows(pin_revisions(recipe), store)
         splits, labels = check_prepared(recipe.task, raw, None, store)

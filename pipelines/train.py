@@ -357,7 +357,7 @@ def passed_on() -> list[signal.Signals]:
 
     One that is ignored, as SIGHUP is under nohup, stays ignored.
     """
-    from pipelines.training.workers import STOP_SIGNALS
+    from pipelines.workers import STOP_SIGNALS
 
     signals = (*STOP_SIGNALS, signal.SIGQUIT)
     return [each for each in signals if signal.getsignal(each) != signal.SIG_IGN]

@@ -59,6 +59,8 @@ LAYERS = (
     "abandonable",
     "collector",
     "log",
+    "parallel",
+    "workers",
     "errors",
 )
 """Files and folders of the package; each imports only those below it."""

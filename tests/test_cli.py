@@ -372,6 +372,26 @@ def test_target_modules_are_ends_of_names(targets, layers, checkpoint, tokenizer
     assert sum(name.endswith("lora_A.default.weight") for name in model.state_dict()) == layers
 
 
+def test_all_linear_layers_are_those_of_gpt2_by_their_ends(checkpoint, tokenizer, tasks):
+    model = build_with_targets(("all-linear",), checkpoint, tokenizer, tasks["question_answering"])
+    assert model.peft_config["default"].target_modules == {"c_attn", "c_proj", "c_fc"}
+
+
+def test_all_linear_layers_are_named_whole_where_an_end_is_also_anothers():
+    import torch
+
+    from pipelines.models.adapters import target_modules
+
+    def linear():
+        return torch.nn.Linear(2, 2)
+
+    parts = {"query": linear(), "proj": linear(), "norm": torch.nn.LayerNorm(2)}
+    model = torch.nn.ModuleDict({"a": torch.nn.ModuleDict(parts), "score": linear()})
+    model["b"] = torch.nn.ModuleDict({"proj": torch.nn.LayerNorm(2), "score": linear()})
+    expected = ["query", "a.proj", "b.score"]
+    assert target_modules(model, Lora(), "score") == expected
+
+
 @pytest.mark.parametrize("name", ["classify", "answer", "documents"])
 def test_helpdesk_data_is_the_same_for_a_seed_and_shares_no_ticket(name, tmp_path):
     module = load_module(ROOT / "scripts" / "helpdesk_data.py")

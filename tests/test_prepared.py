@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
 
@@ -26,10 +26,13 @@ from transformers import EvalPrediction
 from helpers.callbacks import NaNAt, SignalAt
 from helpers.factories import ROOT, TASKS, make_tasks
 from helpers.resumable_runs import command_for, cut, flip, recipe_for, weights
+from pipelines import parallel
+from pipelines.data import rows_on_disk
 from pipelines.data.encoded_rows import EncodedRows, FileSink
+from pipelines.data.formats import json_rows
 from pipelines.data.load import hub_rows, load_splits, read_into_memory
 from pipelines.data.rejected_file import read_lines
-from pipelines.data.rows_on_disk import RowsOnDisk
+from pipelines.data.rows_on_disk import ChunkFile, RowsOnDisk
 from pipelines.data.source import DatasetSource
 from pipelines.data.splits import check_splits
 from pipelines.errors import CheckpointError, DataError, NonFiniteError, Preempted
@@ -187,6 +190,86 @@ def test_encoded_rows_on_disk_are_those_in_memory(
         monkeypatch.setattr(type(task), "encode", None)
     ids = {name for name in found.dataset[0] if name.endswith("_ids")}
     assert {row[each].dtype for row in found.dataset for each in ids} == {np.dtype(np.int64)}
+
+
+@pytest.fixture
+def many_parts(monkeypatch):
+    """Let files of 39 rows have several batches and chunks; set the number of workers."""
+    monkeypatch.setattr(rows_on_disk, "CHUNK_ROWS", 7)
+    monkeypatch.setattr(json_rows, "BATCH_LINES", 5)
+    return lambda workers: monkeypatch.setattr(parallel, "num_cores", lambda: workers)
+
+
+def stored_bytes(root):
+    """Return the bytes of every prepared file by its path; the same data has the same paths."""
+    return {str(file.relative_to(root)): file.read_bytes() for file in root.rglob("*.*")}
+
+
+@pytest.mark.parametrize("name", TASKS_OF)
+def test_one_and_two_workers_store_the_same_bytes(
+    name, many_parts, every_task, chat_tokenizer, tmp_path, monkeypatch
+):
+    task, stored = every_task[name], []
+    for workers in (1, 2):
+        many_parts(workers)
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / f"with {workers}")
+        store = Store(always=True)
+        splits, labels = prepared_splits(task, store)
+        assert len([*splits.train.rows.parts()]) > 2
+        for training, rows in ((True, splits.train), (False, splits.held_out)):
+            prepared_features(task, rows, chat_tokenizer, labels, training=training, store=store)
+        stored.append(stored_bytes(store.root))
+    assert stored[0] == stored[1]
+    assert len([name for name in stored[0] if name.endswith("rows.arrow")]) == 2  # train and eval
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_unusable_rows_are_told_in_the_order_of_the_file(workers, many_parts, store, tmp_path):
+    lines = [json.dumps({"text": f"text {i}"}) for i in range(1, 40)]
+    lines[12], lines[30], lines[33] = '{"text": 13}', '{"text": }', '{"text": null}'
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(lines))
+    many_parts(workers)
+    task = CausalLM(dataset=DatasetSource(path=str(file)), block_size=8)
+    with pytest.raises(DataError) as in_memory:
+        check_splits(task, load_splits(task.dataset))
+    with pytest.raises(DataError) as caught:
+        prepared_splits(task, store)
+    assert str(caught.value) == str(in_memory.value)
+    assert str(caught.value).splitlines()[:3] == [
+        f"{file}:13: column 'text' holds 13, not a text. Columns: text.",
+        f"{file}:31: not JSON: Expecting value.",
+        f"{file}:34: column 'text' holds None, not a text. Columns: text.",
+    ]
+    assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize("name", ["classes", "answers", "replies"])
+def test_rows_on_disk_are_read_once_to_check_and_split_them(name, many_parts, store, every_task):
+    """Labels and cautions that are the task's own read them again."""
+    many_parts(1)
+    task = every_task[name]
+    raw = load_prepared(task.dataset, store)
+    read: list[int] = []
+    chunks = raw.train.rows.chunks
+    counted = CountedChunks(chunks.path, chunks.offsets, chunks.starts, read)
+    rows = RowsOnDisk(counted, raw.train.rows.key)
+    check_prepared(task, replace(raw, train=replace(raw.train, rows=rows)), None, store)
+    num_chunks = len(chunks.starts) - 1
+    assert num_chunks == 6  # of 39 rows, 7 in each
+    own = {"classes": 3, "answers": 0, "replies": 1}[name]  # two of labels, and of cautions one
+    assert len(read) <= (1 + own) * num_chunks + own
+
+
+@dataclass(frozen=True)
+class CountedChunks(ChunkFile):
+    """Chunks that note which of them are read."""
+
+    counted: list
+
+    def read(self, chunk):
+        self.counted.append(chunk)
+        return super().read(chunk)
 
 
 @pytest.mark.parametrize("name", ["answers", "windows"])

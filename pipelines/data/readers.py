@@ -28,7 +28,17 @@ from pipelines.data.formats.text_stream import (
     decode,
     open_bytes,
 )
-from pipelines.data.rows import NO_TEXT, Line, Numbered, Place, Unreadable, why_not_text
+from pipelines.data.rows import (
+    NO_TEXT,
+    Batch,
+    Line,
+    Numbered,
+    Place,
+    Unreadable,
+    strings,
+    why_not_text,
+)
+from pipelines.data.rows_on_disk import CHUNK_CHARACTERS, CHUNK_ROWS
 from pipelines.errors import DataError
 
 TEXT_SUFFIXES = (*LINE_SUFFIXES, ".json", ".csv", ".tsv", ".tab", ".psv", ".txt")
@@ -50,12 +60,12 @@ USUAL = {  # formats that a suffix tells
 class Opened:
     """The rows of an open file, and notes on its format that its suffix does not tell.
 
-    Those of Parquet and Arrow are in `batches`, each with the RecordBatch that they are.
+    Formats whose rows can be parsed apart have them in `batches`, too.
     """
 
     rows: Iterator[Numbered | Place]
     notes: tuple[str, ...]
-    batches: Iterator[tuple[list[Numbered], Any]] | None = None
+    batches: Iterator[Batch] | None = None
 
 
 def read_records(file: Path) -> Iterator[Numbered]:
@@ -77,17 +87,28 @@ def read_from(file: Path, place: Place | None = None) -> Iterator[Numbered | Pla
         yield from opened.rows
 
 
-def read_batches(file: Path) -> Iterator[tuple[list[Numbered], Any]]:
-    """Yield the rows of `read_records` in lists, each with its RecordBatch; other formats' alone.
-
-    A text's are one at a time, with None.
-    """
+def read_batches(file: Path) -> Iterator[Batch]:
+    """Yield the rows of `read_records` in batches, parsed already where the format needs it."""
     with _opened(file) as opened:
         if opened.batches is not None:
             yield from opened.batches
-        for row in opened.rows:
-            if not isinstance(row, Place):
-                yield [row], None
+            return
+        rows, size = list[Numbered](), 0
+        for item in opened.rows:
+            if isinstance(item, Place):
+                continue
+            rows.append(item)
+            size += sum(len(each) for each in strings(item[1])) if isinstance(item[1], dict) else 0
+            if len(rows) >= CHUNK_ROWS or size >= CHUNK_CHARACTERS:
+                yield Batch(_parsed, rows[0][0], rows)
+                rows, size = [], 0
+        if rows:
+            yield Batch(_parsed, rows[0][0], rows)
+
+
+def _parsed(number: int, rows: list[Numbered]) -> list[Numbered]:
+    """Return rows that were parsed while they were read."""
+    return rows
 
 
 def read_files(files: Sequence[Path]) -> Iterator[Numbered]:
@@ -174,45 +195,46 @@ def _opened(file: Path, place: Place | None = None) -> Iterator[Opened]:
                 if COLUMNAR_SUFFIXES.get(suffix) != columnar:
                     notes.append(columnar)
                 parts = read_columnar(file, stream, columnar, place)
-                batches = ((rows, batch) for _, rows, batch in parts)
-                yield Opened(_flat(parts), tuple(notes), batches)
+                tables = (batch for _, batch in parts)
+                yield Opened(_flat(parts), tuple(notes), tables)
                 return
             other = binary_format(head)
             if other is not None:
                 raise DataError(f"{file}: {other}. Rows are read from {ACCEPTED}.")
             lines, encoding = decode(stream, seekable=compression is None and stream.seekable())
             notes += [encoding] if encoding else []
-            form, rows = _read_text(file, lines, suffix, place)
-            yield Opened(rows, (*notes, *form))
+            form, rows, batches = _read_text(file, lines, suffix, place)
+            yield Opened(rows, (*notes, *form), batches)
 
 
-def _flat(
-    parts: Iterator[tuple[Place | None, list[Numbered], Any]],
-) -> Iterator[Numbered | Place]:
+def _flat(parts: Iterator[tuple[Place | None, Batch]]) -> Iterator[Numbered | Place]:
     """Yield the rows of a columnar file, each place before the rows that begin there."""
-    for begin, rows, _ in parts:
+    for begin, batch in parts:
         if begin is not None:
             yield begin
-        yield from rows
+        yield from batch.rows()
 
 
 def _read_text(
     file: Path, lines: TextLines, suffix: str, place: Place | None
-) -> tuple[list[str], Iterator[Numbered | Place]]:
-    """Return the rows of a text from a place on, after notes that its suffix does not tell."""
+) -> tuple[list[str], Iterator[Numbered | Place], Iterator[Batch] | None]:
+    """Return the rows of a text from a place on, after notes that its suffix does not tell.
+
+    Last come the batches of a text whose rows can be parsed apart.
+    """
     if suffix == ".txt":
         two = lines.first_non_blank(2)
         as_json = len(two) == 2 and all(map(is_object, two))
         notes = ["plain text, though it looks like JSON lines"] if as_json else []
-        return notes, read_document(lines)
+        return notes, read_document(lines), None
     hint = DELIMITED_SUFFIXES.get(suffix)
     if _is_delimited(lines, hint):
         dialect = sniff(lines.sample(), hint or ",")
         notes = ["delimited text"] if hint is None else []
         notes += dialect.notes(hint or "")
-        return notes, read_delimited(file, lines, dialect, place)
-    form, rows = read_json(file, lines, suffix, place)
-    return [] if form in USUAL.get(suffix, ()) else [form], rows
+        return notes, read_delimited(file, lines, dialect, place), None
+    form, rows, batches = read_json(file, lines, suffix, place)
+    return [] if form in USUAL.get(suffix, ()) else [form], rows, batches
 
 
 def _is_delimited(lines: TextLines, hint: str | None) -> bool:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from array import array
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from typing import Any, overload
 
@@ -24,6 +24,22 @@ class Unreadable:
 
 
 Numbered = tuple[int, dict[str, Any] | Unreadable]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some rows of a file as they were read, which another process may parse."""
+
+    parse: Callable[[int, Any], list[Numbered]]
+    number: int
+    """Line or position of the first."""
+    content: Any
+    is_table: bool = False
+    """Whether the content is a RecordBatch of the rows."""
+
+    def rows(self) -> list[Numbered]:
+        """Return the numbered rows."""
+        return self.parse(self.number, self.content)
 
 
 @dataclass(frozen=True)
@@ -128,6 +144,12 @@ def first_reason(texts: Iterator[str] | list[str]) -> str | None:
     return next(filter(None, map(why_not_text, texts)), None)
 
 
+def hash_of(row: dict[str, Any]) -> bytes:
+    """Return a hash of a row's content."""
+    line = json.dumps(row, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(line.encode()).digest()
+
+
 @dataclass(frozen=True)
 class Rejected:
     """An unusable row: its location and content, and the reason."""
@@ -166,6 +188,23 @@ class Examples:
         assert isinstance(self.rows, Sized)
         return len(self.rows)
 
+    @property
+    def sequence(self) -> Sequence[dict[str, Any]]:
+        """Return the rows, which are not streamed."""
+        assert isinstance(self.rows, Sequence)
+        return self.rows
+
+    @property
+    def first_row(self) -> dict[str, Any]:
+        """Return the first row."""
+        return self.rows.first if isinstance(self.rows, RowsOnDisk) else next(iter(self.rows))
+
+    def at(self, positions: range) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield the rows at some positions, each after its position."""
+        rows = self.sequence
+        for index in positions:
+            yield index, rows[index]
+
     def row_number(self, index: int) -> int:
         """Return the line of a row, or its number in the split."""
         numbers = self.numbers if self.lines is None else self.lines
@@ -194,9 +233,10 @@ class Examples:
 
     def hashes(self) -> Iterator[bytes]:
         """Yield a hash of each row's content."""
-        for row in self.rows:
-            line = json.dumps(row, sort_keys=True, ensure_ascii=False, default=str)
-            yield hashlib.sha256(line.encode()).digest()
+        if isinstance(self.rows, RowsOnDisk) and self.rows.facts is not None:
+            yield from self.rows.facts["hashes"]
+        else:
+            yield from map(hash_of, self.rows)
 
     def fingerprint(self) -> str:
         """Return a hash of the rows, to tell whether two scores are of the same data."""

@@ -8,14 +8,21 @@ from __future__ import annotations
 import json
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby, pairwise
 from pathlib import Path
-from typing import Any, Protocol, overload
+from typing import Any, Protocol, TypeVar, overload
+
+from pipelines.parallel import map_in_order
 
 CHUNK_ROWS, CHUNK_CHARACTERS = 1000, 2**22  # of a chunk, whichever is reached first
 JSON = "json"
 """Name of the one column of a chunk whose rows are a JSON array, its only value."""
+
+Made = TypeVar("Made")
 
 
 class Chunks(Protocol):
@@ -40,7 +47,8 @@ class RowsOnDisk(Sequence[dict[str, Any]]):
     """Rows of which one chunk at a time is in memory; `key` identifies all rows of `chunks`.
 
     `indices` chooses some of them. Where they are known already, `sha256` is
-    `Examples.fingerprint()`, and `label_counts` has the number of rows with each label.
+    `Examples.fingerprint()`, `label_counts` has the number of rows with each label, and `facts`
+    what `data.row_facts` knows of each row.
     """
 
     def __init__(
@@ -53,7 +61,9 @@ class RowsOnDisk(Sequence[dict[str, Any]]):
     ):
         self.chunks, self.key, self.indices = chunks, key, indices
         self.sha256, self.label_counts = sha256, label_counts
+        self.facts: Mapping[str, Sequence[Any]] | None = None
         self._chunk, self._rows = -1, list[dict[str, Any]]()
+        self.advance: Callable[[int], None] | None = None
 
     def __len__(self) -> int:
         return self.chunks.starts[-1] if self.indices is None else len(self.indices)
@@ -75,6 +85,23 @@ class RowsOnDisk(Sequence[dict[str, Any]]):
         else:
             yield from map(self._read, self.indices)
 
+    @cached_property
+    def first(self) -> dict[str, Any]:
+        """Return the first row, which stays in memory."""
+        return next(iter(self))
+
+    def parts(self) -> Iterator[range]:
+        """Yield the positions of all rows, those of each chunk together."""
+        starts = self.chunks.starts
+        if self.indices is None:
+            yield from (range(*each) for each in pairwise(starts))
+            return
+        begin = 0
+        for _, numbers in groupby(self.indices, lambda number: bisect_right(starts, number)):
+            end = begin + sum(1 for _ in numbers)
+            yield range(begin, end)
+            begin = end
+
     @property
     def num_bytes(self) -> int:
         """Return about how many bytes the rows have."""
@@ -90,9 +117,44 @@ class RowsOnDisk(Sequence[dict[str, Any]]):
 
     def select(self, indices: Iterable[int]) -> RowsOnDisk:
         """Return some of the rows."""
+        chosen = array("q", indices)
+        numbers = chosen
         if self.indices is not None:
-            indices = map(self.indices.__getitem__, indices)
-        return RowsOnDisk(self.chunks, self.key, array("q", indices))
+            numbers = array("q", map(self.indices.__getitem__, chosen))
+        rows = RowsOnDisk(self.chunks, self.key, numbers)
+        if self.facts is not None:
+            rows.facts = {
+                name: [*map(values.__getitem__, chosen)] for name, values in self.facts.items()
+            }
+        return rows
+
+    def with_facts(self, facts: Mapping[str, Sequence[Any]]) -> RowsOnDisk:
+        """Return the same rows, of which more is known."""
+        rows = copy(self)
+        rows.facts = facts
+        return rows
+
+    def watched(self, advance: Callable[[int], None]) -> RowsOnDisk:
+        """Return the same rows; `map_rows` tells `advance` how many of them are done."""
+        rows = copy(self)
+        rows.advance = advance
+        return rows
+
+
+def map_rows(make: Callable[[range], Made], rows: Sequence[dict[str, Any]]) -> Iterator[Made]:
+    """Yield what `make` returns for the positions of some rows at a time, in order.
+
+    Rows on disk are read in several processes, whose results are pickled; others in this one.
+    """
+    if not isinstance(rows, RowsOnDisk):
+        starts = range(0, len(rows), CHUNK_ROWS)
+        yield from (make(range(len(rows))[start : start + CHUNK_ROWS]) for start in starts)
+        return
+    parts = [*rows.parts()]
+    for part, made in zip(parts, map_in_order(make, parts), strict=True):
+        if rows.advance is not None:
+            rows.advance(part.stop)
+        yield made
 
 
 @dataclass(frozen=True)
@@ -126,6 +188,11 @@ class ChunkFile:
         return rows
 
 
+def row_text(row: dict[str, Any]) -> str:
+    """Return a row of values that JSON has, as it is stored."""
+    return json.dumps(row, ensure_ascii=False, separators=(",", ":"))
+
+
 class ChunkFileWriter:
     """Writes rows to a ChunkFile: JSON-like ones, or batches of Arrow as they are."""
 
@@ -138,7 +205,11 @@ class ChunkFileWriter:
 
     def write(self, row: dict[str, Any]) -> None:
         """Write a row of values that JSON has."""
-        self._texts.append(json.dumps(row, ensure_ascii=False, separators=(",", ":")))
+        self.write_text(row_text(row))
+
+    def write_text(self, text: str) -> None:
+        """Write a row from its `row_text`."""
+        self._texts.append(text)
         self._size += len(self._texts[-1])
         if len(self._texts) >= CHUNK_ROWS or self._size >= CHUNK_CHARACTERS:
             self._flush()

@@ -11,8 +11,9 @@ from typing import Any
 from pipelines.data.load import RawSplits
 from pipelines.data.local_files import is_local
 from pipelines.data.rejected_file import append_rejected, read_lines
+from pipelines.data.row_facts import facts_of
 from pipelines.data.row_reader import RowReader
-from pipelines.data.row_selection import compact_key, draw_rows, hold_out_rows
+from pipelines.data.row_selection import draw_rows, hold_out_rows
 from pipelines.data.rows import Examples
 from pipelines.data.source import DEFAULT_TEST_FRACTION
 from pipelines.data.stream import Stream
@@ -217,15 +218,9 @@ def draw_at_most(task: RowReader, examples: Examples, count: int | None) -> Exam
 
 def groups_and_labels(
     task: RowReader, examples: Examples
-) -> tuple[list[Hashable], list[Sequence[str]]]:
-    """Return the group and the labels of each row, in little memory: many rows share labels."""
-    groups, labels = list[Hashable](), list[Sequence[str]]()
-    known: dict[tuple[str, ...], tuple[str, ...]] = {}
-    for index, row in enumerate(examples.rows):
-        groups.append(compact_key(task.group(row)))
-        names = tuple(task.row_labels(examples, index, row))
-        labels.append(known.setdefault(names, names))
-    return groups, labels
+) -> tuple[Sequence[Hashable], Sequence[Sequence[str]]]:
+    """Return the group and the labels of each row."""
+    return facts_of(task, examples, "groups"), facts_of(task, examples, "labels")
 
 
 def describe_part(record: Mapping[str, Any]) -> str:

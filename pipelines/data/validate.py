@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from functools import partial
 from typing import Any
 
+from pipelines.data.row_facts import FACTS
 from pipelines.data.row_reader import RowReader
 from pipelines.data.rows import Examples, Numbered, Rejected, Unreadable, file_and_line
+from pipelines.data.rows_on_disk import RowsOnDisk, map_rows
 from pipelines.errors import DataError
 
 SHOWN = 10  # rows that a message lists
@@ -33,23 +37,59 @@ def to_examples(records: Iterable[Numbered], origin: str, local: bool) -> Exampl
     return Examples(rows, origin, lines, numbers=others, rejected=tuple(rejected))
 
 
+@dataclass(frozen=True)
+class Checked:
+    """Positions of the usable rows among some, and of the others, with the reasons."""
+
+    usable: list[int]
+    unusable: list[tuple[int, str]]
+    facts: dict[str, list[Any]]
+    """What is known of each usable row, see `data.row_facts`; nothing of rows in memory."""
+
+
 def drop_unusable(task: RowReader, examples: Examples, labels: tuple[str, ...] | None) -> Examples:
     """Return the rows that a task can use; `rejected` lists the others by line."""
-    usable, rejected = [], list(examples.rejected)
-    for index, row in enumerate(examples.rows):
+    rows = examples.sequence
+    usable, rejected = array("q"), list(examples.rejected)
+    facts: dict[str, list[Any]] = {name: [] for name in names_of_facts(examples)}
+    same: dict[Any, Any] = {}
+    for part in map_rows(partial(check_rows, task, examples, labels), rows):
+        usable.extend(part.usable)
+        for name, values in part.facts.items():
+            shared = name == "labels"  # many rows have the same
+            facts[name] += (same.setdefault(each, each) for each in values) if shared else values
+        for index, reason in part.unusable:
+            number, location = examples.row_number(index), examples.locate(index)
+            rejected.append(Rejected(examples.origin, number, location, reason, rows[index]))
+    if len(rejected) > len(examples.rejected):
+        rejected.sort(key=lambda each: each.line)
+        examples = replace(examples.select(usable), rejected=tuple(rejected))
+    if isinstance(examples.rows, RowsOnDisk):
+        examples = replace(examples, rows=examples.rows.with_facts(facts))
+    return examples
+
+
+def names_of_facts(examples: Examples) -> Sequence[str]:
+    """Return the facts that are kept: of rows in memory none, since they are read again at once."""
+    return [*FACTS] if isinstance(examples.rows, RowsOnDisk) else []
+
+
+def check_rows(
+    task: RowReader, examples: Examples, labels: tuple[str, ...] | None, positions: range
+) -> Checked:
+    """Return which rows at some positions a task can use."""
+    checked = Checked([], [], {name: [] for name in names_of_facts(examples)})
+    for index, row in examples.at(positions):
         try:
             task.example(examples, index, row, labels)
         except DataError as error:
-            location = examples.locate(index)
-            reason = str(error).removeprefix(f"{location}: ")
-            number = examples.row_number(index)
-            rejected.append(Rejected(examples.origin, number, location, reason, row))
-        else:
-            usable.append(index)
-    if len(rejected) == len(examples.rejected):
-        return examples
-    rejected.sort(key=lambda each: each.line)
-    return replace(examples.select(usable), rejected=tuple(rejected))
+            reason = str(error).removeprefix(f"{examples.locate(index)}: ")
+            checked.unusable.append((index, reason))
+            continue
+        checked.usable.append(index)
+        for name, values in checked.facts.items():
+            values.append(FACTS[name](task, examples, index, row))
+    return checked
 
 
 def check_columns(task: RowReader, *splits: tuple[Examples | None, Examples | None]) -> None:

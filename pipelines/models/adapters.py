@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,9 @@ from pipelines.recipe.values import Lora, Model
 if TYPE_CHECKING:
     from peft import LoraConfig
 
+ALL_LINEAR = ("all-linear",)
+"""PEFT's word for all linear layers but the head."""
+
 
 def add_adapter(base: PreTrainedModel, recipe: Recipe) -> Any:
     """Put a LoRA adapter on every target module; the head is trained as a whole."""
@@ -26,7 +30,6 @@ def add_adapter(base: PreTrainedModel, recipe: Recipe) -> Any:
 
     lora = recipe.lora
     assert lora is not None
-    check_targets(base, lora, recipe.task.head)
     if recipe.quantization:
         prepare: Any = prepare_model_for_kbit_training
         base = prepare(base, use_gradient_checkpointing=False)
@@ -35,24 +38,25 @@ def add_adapter(base: PreTrainedModel, recipe: Recipe) -> Any:
     if initial == "olora" and transposed:
         text = "'olora' does not know GPT-2's Conv1D layers; did you mean pissa?"
         raise RecipeError([Problem("lora.init_lora_weights", text)])
-    config = lora_config(recipe, fan_in_fan_out=transposed)
-    return get_peft_model(base, config)
+    targets = target_modules(base, lora, recipe.task.head)
+    return get_peft_model(base, lora_config(recipe, targets, fan_in_fan_out=transposed))
 
 
-def lora_config(recipe: Recipe, *, fan_in_fan_out: bool = False) -> LoraConfig:
-    """Return PEFT's configuration of a recipe's adapter."""
+def lora_config(
+    recipe: Recipe, targets: list[str] | None = None, *, fan_in_fan_out: bool = False
+) -> LoraConfig:
+    """Return PEFT's configuration of a recipe's adapter, on `targets` if not the recipe's."""
     from peft import LoraConfig
 
     lora, task = recipe.lora, recipe.task
     assert lora is not None
     assert isinstance(recipe.model, Model)
-    every = lora.target_modules == ("all-linear",)
     return LoraConfig(
         task_type=task.peft_task_type,
         r=lora.r,
         lora_alpha=lora.lora_alpha,
         lora_dropout=lora.lora_dropout,
-        target_modules="all-linear" if every else list(lora.target_modules),
+        target_modules=targets or list(lora.target_modules),
         exclude_modules=[task.head] if task.head else None,
         modules_to_save=[task.head] if task.head else None,
         use_rslora=lora.use_rslora,
@@ -63,39 +67,52 @@ def lora_config(recipe: Recipe, *, fan_in_fan_out: bool = False) -> LoraConfig:
     )
 
 
-def check_targets(base: PreTrainedModel, lora: Lora, head: str | None) -> None:
-    """Raise RecipeError for a target that names anything but linear layers of the body.
+def target_modules(base: PreTrainedModel, lora: Lora, head: str | None) -> list[str]:
+    """Return the ends of names by which PEFT finds the layers of an adapter.
 
-    PEFT matches the name of a module, or its end.
+    Where an end is also that of another module, such as the head, whole names take its place.
+    Raise RecipeError for a target that names anything but linear layers of the body.
     """
-    if lora.target_modules == ("all-linear",):
-        return
-    modules = dict(base.named_modules())
-    outside = {head, "lm_head"}
-    linear = {
+    names = [name for name, _ in base.named_modules()]
+    linear = [
         name
-        for name, module in modules.items()
-        if isinstance(module, torch.nn.Linear | Conv1D) and name not in outside
-    }
-    known = ["all-linear", *sorted({name.rsplit(".", 1)[-1] for name in linear})]
-    problems = []
-    for target in lora.target_modules:
-        matched = {name for name in modules if f".{name}".endswith(f".{target}")}
-        others = sorted({type(modules[name]).__name__ for name in matched - linear - outside})
-        if target == "lm_head":
-            text = "an adapter on 'lm_head' would, merged, change the embeddings, which share its "
-            text += "weights."
-        elif target == head:
-            text = f"{target!r} is trained as a whole. Leave it out."
-        elif not matched:
-            text = f"the model has no {target!r}; {suggest(target, known)}"
-        elif others:
-            text = f"{target!r} is {others[0]}, not a linear layer. Allowed: {', '.join(known)}."
-        else:
-            continue
-        problems.append(Problem("lora.target_modules", text))
-    if problems:
-        raise RecipeError(problems)
+        for name, module in base.named_modules()
+        if isinstance(module, torch.nn.Linear | Conv1D) and name not in (head, "lm_head")
+    ]
+    ends = sorted({name.rsplit(".", 1)[-1] for name in linear})
+    if lora.target_modules != ALL_LINEAR:
+        for target in lora.target_modules:
+            check_target(target, base, linear, ["all-linear", *ends], head)
+        return list(lora.target_modules)
+    shared = [end for end in ends if not matched(end, names) <= set(linear)]
+    whole = [name for name in linear if name.rsplit(".", 1)[-1] in shared]
+    return [*(end for end in ends if end not in shared), *whole]
+
+
+def matched(target: str, names: Iterable[str]) -> set[str]:
+    """Return the names that are a target or end with it, as PEFT takes it."""
+    return {name for name in names if f".{name}".endswith(f".{target}")}
+
+
+def check_target(
+    target: str, base: PreTrainedModel, linear: list[str], allowed: list[str], head: str | None
+) -> None:
+    """Raise RecipeError for a target that is not the name or the end of linear layers alone."""
+    modules = dict(base.named_modules())
+    found = matched(target, modules)
+    others = sorted({type(modules[name]).__name__ for name in found - {*linear, head, "lm_head"}})
+    if target == "lm_head":
+        text = "an adapter on 'lm_head' would, merged, change the embeddings, which share its "
+        text += "weights."
+    elif target == head:
+        text = f"{target!r} is trained as a whole. Leave it out."
+    elif not found:
+        text = f"the model has no {target!r}; {suggest(target, allowed)}"
+    elif others:
+        text = f"{target!r} is {others[0]}, not a linear layer. Allowed: {', '.join(allowed)}."
+    else:
+        return
+    raise RecipeError([Problem("lora.target_modules", text)])
 
 
 def load_adapter_weights(base: PreTrainedModel, folder: Path, *, path: str) -> Any:

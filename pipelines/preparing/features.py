@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -83,7 +82,7 @@ def write_features(
     text = f"tokenising {examples.num_rows:,} {use} rows"
     with store.progress.phase("encoding", text, total=examples.num_rows):
         assert isinstance(examples.rows, RowsOnDisk)
-        watched = replace(examples, rows=WatchedRows(examples.rows, store.progress.advance))
+        watched = replace(examples, rows=examples.rows.watched(store.progress.advance))
         encoded = task.encode(
             watched,
             tokenizer,
@@ -106,26 +105,3 @@ def open_features(folder: Path, task: Task, examples: Examples) -> Features:
     lengths = array("q", (folder / LENGTHS).read_bytes())
     encoded = EncodedSplit(tables, rest["report"], lengths, rest["context"])
     return task.restored(examples, encoded)
-
-
-class WatchedRows(Sequence[dict[str, Any]]):
-    """Rows that tell how many of them were read."""
-
-    def __init__(self, rows: Sequence[dict[str, Any]], advance: Callable[[int], None]):
-        self.rows, self.advance = rows, advance
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @overload
-    def __getitem__(self, index: int) -> dict[str, Any]: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[dict[str, Any]]: ...
-    def __getitem__(self, index: int | slice) -> dict[str, Any] | Sequence[dict[str, Any]]:
-        return self.rows[index]
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        for number, row in enumerate(self.rows):
-            if not number % ADVANCE_ROWS:
-                self.advance(number)
-            yield row

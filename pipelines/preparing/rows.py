@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import json
 from array import array
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pipelines.data.load import LARGE, RawSplits, load_splits, read_into_memory
 from pipelines.data.readers import read_batches
-from pipelines.data.rows import Examples, LineNumbers, Rejected, Unreadable, file_and_line
-from pipelines.data.rows_on_disk import ChunkFile, ChunkFileWriter, RowsOnDisk
+from pipelines.data.rows import (
+    Batch,
+    Examples,
+    LineNumbers,
+    Rejected,
+    Unreadable,
+    file_and_line,
+)
+from pipelines.data.rows_on_disk import ChunkFile, ChunkFileWriter, RowsOnDisk, row_text
 from pipelines.data.source import DatasetSource
 from pipelines.data.stream import origin_of
 from pipelines.errors import DataError
+from pipelines.parallel import map_in_order
 from pipelines.preparing.store import Store
 from pipelines.results.files import sha256
 
@@ -51,6 +60,37 @@ def read_through(store: Store, files: tuple[Path, ...]) -> Examples:
     return open_rows(store.folder("rows", key, build, num_bytes=num_bytes), files)
 
 
+@dataclass(frozen=True)
+class StoredBatch:
+    """Some rows of a file, as texts or as a table, and the unreadable lines between them."""
+
+    lines: array[int]
+    """Of the rows that are stored."""
+    last: int
+    texts: list[str]
+    table: Any
+    """A RecordBatch, or None."""
+    rejected: list[dict[str, Any]]
+
+
+def to_store(batch: Batch) -> StoredBatch:
+    """Parse a batch, in any process."""
+    numbered = batch.rows()
+    readable = [i for i, (_, row) in enumerate(numbered) if not isinstance(row, Unreadable)]
+    rejected = [
+        {"line": line, "reason": row.reason, "row": row.content}
+        for line, row in numbered
+        if isinstance(row, Unreadable)
+    ]
+    lines = array("q", [numbered[index][0] for index in readable])
+    last = numbered[-1][0] if numbered else 0
+    if batch.is_table:
+        table = batch.content.take(readable) if rejected else batch.content
+        return StoredBatch(lines, last, [], table, rejected)
+    texts = [row_text(row) for _, row in numbered if isinstance(row, dict)]
+    return StoredBatch(lines, last, texts, None, rejected)
+
+
 def write_rows(folder: Path, files: tuple[Path, ...]) -> None:
     """Write the rows of a split's files, their lines, and the unreadable lines.
 
@@ -62,21 +102,15 @@ def write_rows(folder: Path, files: tuple[Path, ...]) -> None:
     last = 0
     for position, file in enumerate(files):
         offsets.append(last)
-        for rows, batch in read_batches(file):
-            readable = []
-            for index, (line, row) in enumerate(rows):
-                last = offsets[-1] + line
-                if isinstance(row, Unreadable):
-                    entry = {"reason": row.reason, "row": row.content}
-                    rejected.append({"line": line, "file": position, **entry})
-                    continue
-                readable.append(index)
-                lines.append(line)
-                of_files.append(position)
-                if batch is None:
-                    writer.write(row)
-            if batch is not None:
-                writer.write_batch(batch if len(readable) == len(rows) else batch.take(readable))
+        for batch in map_in_order(to_store, read_batches(file)):
+            last = max(last, offsets[-1] + batch.last)
+            lines.extend(batch.lines)
+            of_files.extend([position] * len(batch.lines))
+            rejected += [each | {"file": position} for each in batch.rejected]
+            for text in batch.texts:
+                writer.write_text(text)
+            if batch.table is not None:
+                writer.write_batch(batch.table)
     chunks = writer.close()
     if not lines and not rejected:
         raise DataError(f"{origin_of(files)}: no rows.")

@@ -105,8 +105,8 @@ class Lora:
     """Scale: the update is multiplied by lora_alpha / r."""
     lora_dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Dropout on the adapter's input."""
-    target_modules: tuple[str, ...] = ("c_attn", "c_proj", "c_fc")
-    """Modules to adapt, by the ends of their names; all-linear for all but the head."""
+    target_modules: tuple[str, ...] = ("all-linear",)
+    """Linear layers to adapt, by the ends of their names; all-linear is all but the head."""
     use_rslora: bool = False
     """Scale by lora_alpha / sqrt(r)."""
     use_dora: bool = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 
-from pipelines.data.row_selection import compact_key
+from pipelines.data.row_facts import facts_of
 from pipelines.data.source import DEFAULT_TEST_FRACTION
 from pipelines.data.splits import Splits
 from pipelines.recipe.recipe import Recipe
@@ -63,7 +63,7 @@ def row_cautions(task: Task, splits: Splits) -> Iterator[str]:
                 "they are listed in rejected.jsonl"
             )
         if not examples.streamed:
-            ids = [compact_key(str(row["id"])) for row in examples.rows if "id" in row]
+            ids = [each for each in facts_of(task, examples, "ids") if each is not None]
             if len(set(ids)) < len(ids):
                 yield f"{len(ids) - len(set(ids)):,} {name} rows have the id of another row"
     yield from shared_input_cautions(task, splits)
@@ -83,9 +83,9 @@ def shared_inputs(task: Task, splits: Splits) -> Iterator[tuple[str, str, int, i
     """Yield a split, another one whose inputs it shares, how many rows do, and of how many."""
     seen: list[tuple[str, set[Hashable]]] = []
     if not splits.train.streamed:
-        seen.append(("train", {compact_key(task.inputs(row)) for row in splits.train.rows}))
+        seen.append(("train", set(facts_of(task, splits.train, "inputs"))))
     for split, examples in splits.scored.items():
-        inputs = [compact_key(task.inputs(row)) for row in examples.rows]
+        inputs = facts_of(task, examples, "inputs")
         for other, known in seen:
             num_shared = sum(each in known for each in inputs)
             if num_shared:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from pipelines.data.row_facts import facts_of
 from pipelines.data.rows import Examples
 from pipelines.data.rows_on_disk import RowsOnDisk
 from pipelines.tasks.base import Task
@@ -17,11 +18,7 @@ def count_labels(task: Task, examples: Examples) -> Counter[str]:
         return Counter()
     if isinstance(examples.rows, RowsOnDisk) and examples.rows.label_counts is not None:
         return Counter(examples.rows.label_counts)
-    return Counter(
-        name
-        for index, row in enumerate(examples.rows)
-        for name in task.row_labels(examples, index, row)
-    )
+    return Counter(name for names in facts_of(task, examples, "labels") for name in names)
 
 
 def short_label(name: str) -> str:

@@ -6,13 +6,21 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import Problem, RecipeError
-from pipelines.models.adapters import lora_config
+from pipelines.models.adapters import ALL_LINEAR, lora_config, matched
 from pipelines.models.quantization import HEADS
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.schema import shortened
 from pipelines.recipe.values import Model
 from pipelines.results.check_config import JSON_BYTES
-from pipelines.results.check_tensors import ADAPTER, FLOATS, INDEX, WHOLE, Tensors, read_tensors
+from pipelines.results.check_tensors import (
+    ADAPTER,
+    FLOATS,
+    INDEX,
+    WHOLE,
+    Tensors,
+    read_shapes,
+    read_tensors,
+)
 from pipelines.results.sidecar import file_error, is_list_of_strings, read_json
 
 
@@ -43,14 +51,14 @@ def check_adapter_config(folder: Path, recipe: Recipe) -> None:
     assert isinstance(recipe.model, Model)
     assert recipe.lora is not None
     by_peft: PeftConfig = lora_config(recipe)
-    all_linear = recipe.lora.target_modules == ("all-linear",)  # PEFT writes the model's names
+    layers = adapted_layers(read_shapes(folder / ADAPTER[1]))
     expected = by_peft.to_dict() | {
         "base_model_name_or_path": recipe.model.name_or_path,
         "inference_mode": True,
     }
     problems = []
     for name, value in config.items():
-        if not is_expected(name, value, expected, all_linear=all_linear):
+        if not is_expected(name, value, expected, layers):
             text = f"{name} is {value!r}, but the recipe's is {expected.get(name)!r}."
             problems.append(Problem(ADAPTER[0], shortened(text)))
     needed = ("peft_type", "task_type", "r", "lora_alpha", "target_modules", "revision")
@@ -63,16 +71,25 @@ def check_adapter_config(folder: Path, recipe: Recipe) -> None:
         raise RecipeError(problems)
 
 
-def is_expected(name: str, value: Any, expected: dict[str, Any], *, all_linear: bool) -> bool:
-    """Tell whether a field of adapter_config.json has the value that PEFT writes."""
+def adapted_layers(tensors: Tensors) -> set[str]:
+    """Return the names of the layers that tensors are the adapters of."""
+    return {name.partition(".lora_")[0] for name in tensors if ".lora_" in name}
+
+
+def is_expected(name: str, value: Any, expected: dict[str, Any], layers: set[str]) -> bool:
+    """Tell whether a field of adapter_config.json has the value that PEFT writes.
+
+    `layers` are the adapted ones, whose names stand for all linear layers.
+    """
     wanted = expected.get(name)
     match name:
         case "peft_version":
             return isinstance(value, str)
         case "fan_in_fan_out":
             return isinstance(value, bool)
-        case "target_modules" if all_linear:
-            return isinstance(value, list) and is_list_of_strings(value)
+        case "target_modules" if wanted == {*ALL_LINEAR}:
+            ends = [matched(end, layers) for end in value] if is_list_of_strings(value) else []
+            return all(ends) and set().union(*ends) == layers
         case "modules_to_save":  # PEFT adds the names that heads of this kind may have
             names = set(value) if is_list_of_strings(value) else set()
             return names <= {*HEADS} and names >= {*(wanted or ())} and bool(value) == bool(names)

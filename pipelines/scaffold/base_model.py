@@ -36,8 +36,6 @@ class BaseModel:
     count_tokens: Counter
     counted: str
     """How tokens are counted, in a phrase."""
-    family: str = "gpt2"
-    """`model_type` of its config.json."""
 
 
 def base_model(name: str) -> BaseModel:
@@ -124,9 +122,9 @@ def from_config(model: Model, config: dict[str, Any], tokenizer: Path, source: s
     counted = "estimated by GPT-2's rule"
     if tokenizer.is_file():
         count, counted = exact_counter(tokenizer), "counted by its tokenizer"
-    positions, width = int(positions or GPT2_POSITIONS), int(width or 768)
-    family = str(config.get("model_type"))
-    return BaseModel(model, positions, width, why, count, counted, family)
+    return BaseModel(
+        model, int(positions or GPT2_POSITIONS), int(width or 768), why, count, counted
+    )
 
 
 def read_json(file: Path) -> dict[str, Any] | None:

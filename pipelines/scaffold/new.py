@@ -14,7 +14,7 @@ from pipelines.recipe.names import METHODS, TASK_NAMES, method_parts
 from pipelines.recipe.python_source import names_in, to_python
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.rules import wrong_name
-from pipelines.recipe.values import Lora, Scratch
+from pipelines.recipe.values import Scratch
 from pipelines.scaffold.base_model import BaseModel, base_model
 from pipelines.scaffold.columns import columns_of
 from pipelines.scaffold.flags import NewFlags
@@ -96,7 +96,6 @@ def guessed(name: str, flags: NewFlags) -> tuple[Recipe, str, list[Guess]]:
         rows = max(1, sum(lengths) * look.num_rows // len(lengths) // task.length)
     train, training_guess = training(word, method, base, rows, task.length)
     quantization, lora = method_parts(method)
-    lora, targets = on_layers_of(base, lora)
     recipe = Recipe(
         name=name,
         task=task,
@@ -108,18 +107,8 @@ def guessed(name: str, flags: NewFlags) -> tuple[Recipe, str, list[Guess]]:
     model = Guess("model", flags.model or DEFAULT_MODEL, base.why, "--model")
     data = Guess("data", look.source.path, look.description.partition(": ")[2])
     splits = Guess("splits", "", look.splits)
-    chosen = [model, method_guess, *targets, length, training_guess]
-    guesses = [data, *fit.guesses, splits, *bad, *chosen]
+    guesses = [data, *fit.guesses, splits, *bad, model, method_guess, length, training_guess]
     return recipe, f"{word.capitalize()} on {look.source.path}.", guesses
-
-
-def on_layers_of(base: BaseModel, lora: Lora | None) -> tuple[Lora | None, list[Guess]]:
-    """Return an adapter that fits the model, and a line where its layers are not GPT-2's."""
-    if lora is None or base.family == "gpt2":
-        return lora, []
-    why = f"{base.family} names its layers otherwise than GPT-2"
-    guess = Guess("adapter", "all-linear", why, "--lora.target-modules")
-    return replace(lora, target_modules=("all-linear",)), [guess]
 
 
 def method_of(flags: NewFlags) -> tuple[str, Guess]:
@@ -178,9 +167,8 @@ def copied(name: str, flags: NewFlags) -> tuple[Recipe, str, list[Guess]]:
         guesses.append(Guess("splits", "", look.splits))
     if flags.model is not None:
         base = base_model(flags.model)
-        lora, targets = on_layers_of(base, recipe.lora)
-        recipe = replace(with_model(recipe, base), lora=lora)
-        guesses += [Guess("model", flags.model, base.why), *targets]
+        recipe = with_model(recipe, base)
+        guesses.append(Guess("model", flags.model, base.why))
     return recipe, title_of(file, recipe), guesses
 
 

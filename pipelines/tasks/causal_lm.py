@@ -14,6 +14,7 @@ from pipelines.data.encoded_rows import EncodedSplit, MemorySink, RowSink, Sinks
 from pipelines.data.lanes import Block, Chunk, Cursor, Lanes
 from pipelines.data.padding import Batch, PaddingCollator, pad_inputs, pad_right
 from pipelines.data.rows import Examples, Rejected
+from pipelines.data.rows_on_disk import map_rows
 from pipelines.data.stream import Stream
 from pipelines.errors import DataError
 from pipelines.metrics.bootstrap import bootstrap
@@ -156,7 +157,7 @@ class CausalLM(Task):
         labelled: bool = True,
     ) -> EncodedSplit:
         """Pack documents into blocks, as `features` does."""
-        documents = Documents(tokenizer, self.texts(examples))
+        documents = Documents(self, examples, tokenizer)
         rows = sinks("rows")
         if self.packing == "wrapped":
             counts = self.write_wrapped(documents, rows, training=training)
@@ -186,8 +187,8 @@ class CausalLM(Task):
         import numpy as np
 
         num_left_out, tokens = 0, np.array([documents.eos])
-        for ids, _ in documents.pieces():
-            tokens = np.concatenate([tokens, ids])
+        for part in documents.parts():
+            tokens = np.concatenate([tokens, part.input_ids])
             full = max(0, len(tokens) - 1) // (self.block_size - 1)
             for block in self.cut(tokens)[:full]:
                 rows.append({"input_ids": block})
@@ -367,11 +368,22 @@ class CausalLM(Task):
         return self.prompts(Examples([self.row("\n".join(texts))], "text"), tokenizer)[0]
 
 
+@dataclass(frozen=True)
+class EncodedDocuments:
+    """The token ids of documents, one after the other, each of which ends in EOS."""
+
+    input_ids: Any
+    lengths: Sequence[int]
+    """Tokens of each document, with EOS."""
+    num_bytes: int
+    """Bytes of the texts."""
+
+
 class Documents:
     """The token ids of texts, as arrays that end in EOS, and counts of those that were read."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]):
-        self.tokenizer, self.texts = tokenizer, texts
+    def __init__(self, task: CausalLM, examples: Examples, tokenizer: PreTrainedTokenizerBase):
+        self.task, self.examples, self.tokenizer = task, examples, tokenizer
         self.eos: int = tokenizer.eos_token_id
         self.number, self.num_bytes, self.num_tokens = 0, 0, 1
         """Documents; bytes of their texts; tokens, with the EOS before the first document."""
@@ -379,28 +391,34 @@ class Documents:
     def __iter__(self) -> Iterator[Any]:
         import numpy as np
 
-        pieces = []
-        for ids, ends in self.pieces():
-            pieces.append(ids)
-            if ends:
-                yield pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
-                pieces = []
+        for part in self.parts():
+            yield from np.split(part.input_ids, np.cumsum(part.lengths)[:-1])
 
-    def pieces(self) -> Iterator[tuple[Any, bool]]:
-        """Yield the token ids of each piece of a document, and whether the document ends there."""
+    def parts(self) -> Iterator[EncodedDocuments]:
+        """Yield the token ids of some documents at a time."""
         import numpy as np
 
-        for ids, ends in encode_pieces(self.tokenizer, self.counted()):
-            tokens = np.asarray([*ids, self.eos] if ends else ids, dtype=np.int64)
-            self.num_tokens += len(tokens)
-            yield tokens, ends
+        for part in map_rows(self.encode, self.examples.sequence):
+            self.number += len(part.lengths)
+            self.num_bytes += part.num_bytes
+            self.num_tokens += len(part.input_ids)
+            yield replace(part, input_ids=part.input_ids.astype(np.int64))
 
-    def counted(self) -> Iterator[str]:
-        """Yield the texts, and count them."""
-        for text in self.texts:
-            self.number += 1
-            self.num_bytes += len(text.encode())
-            yield text
+    def encode(self, positions: range) -> EncodedDocuments:
+        """Encode the documents at some positions."""
+        import numpy as np
+
+        texts = [
+            self.task.example(self.examples, index, row, None)
+            for index, row in self.examples.at(positions)
+        ]
+        ids, lengths = [], [0]
+        for piece, ends in encode_pieces(self.tokenizer, texts):
+            ids.append(np.array([*piece, self.eos] if ends else piece, dtype=np.uint32))
+            lengths[-1] += len(ids[-1])
+            lengths += [0] if ends else []
+        num_bytes = sum(len(text.encode()) for text in texts)
+        return EncodedDocuments(np.concatenate(ids), lengths[:-1], num_bytes)
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,9 @@
-"""Encode many texts: several at a time, over all cores, in little memory."""
+"""Encode many texts: several at a time, in little memory."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain, islice
 from typing import TYPE_CHECKING, TypeVar
 
@@ -21,7 +20,6 @@ CONTEXT = 64  # characters on each side of a cut by which it is checked
 BETWEEN_WORDS = re.compile(r"(?<=[a-z])(?=\s[A-Za-z])")
 
 T = TypeVar("T")
-Made = TypeVar("Made")
 Piece = tuple[str, bool]
 """A piece of a text, and whether the text ends with it."""
 
@@ -40,29 +38,10 @@ def encode_pieces(
     tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]
 ) -> Iterator[tuple[list[int], bool]]:
     """Yield the token ids of each piece of the texts, and whether its text ends with it."""
-
-    def encode(batch: list[Piece]) -> list[list[int]]:
-        return token_ids(tokenizer, [piece for piece, _ in batch])
-
     pieces = chain.from_iterable(cut_text(tokenizer, text) for text in texts)
-    for batch, encoded in made_ahead(encode, in_batches(pieces, lambda piece: len(piece[0]))):
+    for batch in in_batches(pieces, lambda piece: len(piece[0])):
+        encoded = token_ids(tokenizer, [piece for piece, _ in batch])
         yield from zip(encoded, [ends for _, ends in batch], strict=True)
-
-
-def made_ahead(make: Callable[[T], Made], items: Iterable[T]) -> Iterator[tuple[T, Made]]:
-    """Yield each item with what is made of it, while a thread makes the next one.
-
-    A fast tokenizer encodes a batch on all cores, while the batch before it is used here.
-    """
-    with ThreadPoolExecutor(1) as pool:
-        before: tuple[T, Future[Made]] | None = None
-        for item in items:
-            made = pool.submit(make, item)
-            if before is not None:
-                yield before[0], before[1].result()
-            before = item, made
-        if before is not None:
-            yield before[0], before[1].result()
 
 
 def in_batches(

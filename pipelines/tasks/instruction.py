@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 import re
 from array import array
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import blake2b
+from itertools import chain
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from annotated_types import Ge, Lt
 
 from pipelines.data.encoded_rows import EncodedSplit, LazySequence, RowSink, Sinks
 from pipelines.data.padding import Batch, PaddingCollator, pad_inputs, pad_right
+from pipelines.data.rows_on_disk import map_rows
 from pipelines.errors import DataError
 from pipelines.metrics.bootstrap import bootstrap
 from pipelines.tasks.base import (
@@ -64,6 +65,17 @@ class PromptReferences:
     row: int
 
 
+@dataclass(frozen=True)
+class EncodedExchange:
+    """A row as the model reads it, with its tokens before truncation, and its prompt."""
+
+    row: dict[str, Any]
+    length: int
+    prompt_hash: bytes
+    prompt: PromptReferences | None
+    """That of this row alone; None in rows to train on."""
+
+
 class Prompts:
     """The different prompts of rows, in the order of their first rows."""
 
@@ -72,14 +84,14 @@ class Prompts:
         """The position of each prompt, by a hash of its tokens."""
         self.kept: list[PromptReferences] = []
 
-    def add(self, ids: Sequence[int], references: list[str], row: int, *, keep: bool) -> None:
-        """Add a row's prompt; only its hash, unless it is to `keep`."""
-        digest = blake2b(array("q", ids).tobytes(), digest_size=16).digest()
-        position = self.positions.setdefault(digest, len(self.positions))
-        if keep and position == len(self.kept):
-            self.kept.append(PromptReferences(ids, [], row))
-        if keep:
-            self.kept[position].references.extend(references)
+    def add(self, exchange: EncodedExchange, row: int) -> None:
+        """Add a row's prompt; only its hash, if the row has no more of it."""
+        position = self.positions.setdefault(exchange.prompt_hash, len(self.positions))
+        if exchange.prompt is None:
+            return
+        if position == len(self.kept):
+            self.kept.append(PromptReferences(exchange.prompt.ids, [], row))
+        self.kept[position].references.extend(exchange.prompt.references)
 
     def write(self, sink: RowSink) -> Sequence[dict[str, Any]]:
         """Write the prompts that were kept."""
@@ -186,21 +198,14 @@ class InstructionTuning(ReplyTask):
         sinks: Sinks,
         labelled: bool = True,
     ) -> EncodedSplit:
-        rows, prompts, references = sinks("rows"), Prompts(), deque[list[str]]()
+        make = partial(self.encode_part, examples, tokenizer, labels, training)
+        rows, prompts = sinks("rows"), Prompts()
         num_cut, lengths = 0, array("q")
-
-        def learned() -> Iterator[tuple[Prompt, list[str]]]:
-            for index, row in enumerate(examples.rows):
-                prompt, replies = self.example(examples, index, row, labels)
-                references.append(replies)
-                yield prompt, replies[:1]
-
-        for [whole] in encode_rows(tokenizer, learned()):
-            cut = whole.truncated(self.max_length)
-            prompts.add(cut.prompt_ids, references.popleft(), len(lengths), keep=not training)
-            num_cut += len(whole.input_ids) > self.max_length
-            lengths.append(len(whole.input_ids))
-            rows.append(as_arrays({"input_ids": cut.input_ids, "labels": cut.labels}))
+        for each in chain.from_iterable(map_rows(make, examples.sequence)):
+            prompts.add(each, len(lengths))
+            num_cut += each.length > self.max_length
+            lengths.append(each.length)
+            rows.append(each.row)
         if not lengths:
             raise DataError(f"{examples.origin}: no rows.")
         check_truncated(examples, num_cut, len(lengths), self.max_truncated_fraction)
@@ -209,6 +214,26 @@ class InstructionTuning(ReplyTask):
         if not training:
             tables["prompts"] = prompts.write(sinks("prompts"))
         return EncodedSplit(tables, report, lengths)
+
+    def encode_part(
+        self,
+        examples: Examples,
+        tokenizer: PreTrainedTokenizerBase,
+        labels: tuple[str, ...],
+        training: bool,
+        positions: range,
+    ) -> list[EncodedExchange]:
+        """Return the encoded rows at some positions."""
+        some = [self.example(examples, index, row, labels) for index, row in examples.at(positions)]
+        learned = ((prompt, replies[:1]) for prompt, replies in some)
+        part = []
+        for (_, replies), [whole] in zip(some, encode_rows(tokenizer, learned), strict=True):
+            cut = whole.truncated(self.max_length)
+            row = as_arrays({"input_ids": cut.input_ids, "labels": cut.labels})
+            digest = blake2b(array("q", cut.prompt_ids).tobytes(), digest_size=16).digest()
+            prompt = None if training else PromptReferences(cut.prompt_ids, replies, -1)
+            part.append(EncodedExchange(row, len(whole.input_ids), digest, prompt))
+        return part
 
     def restored(self, examples: Examples, encoded: EncodedSplit) -> Features:
         """Return features whose context are the different prompts. Rows to train on have none."""

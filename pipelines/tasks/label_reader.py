@@ -135,7 +135,7 @@ class LabelReader:
                 f"{examples.locate(index)}: label -1 marks a row without a label. If it is a class "
                 "of yours, give it a name."
             )
-        first = to_python(next(iter(examples.rows)).get(self.column))
+        first = to_python(examples.first_row.get(self.column))
         if self.several:
             first = next(iter(list_of(first, self.separator) or []), None)
         if type(first) in KINDS and KINDS[type(first)] != KINDS[type(value)]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from annotated_types import Gt
 
 from pipelines.data.encoded_rows import EncodedSplit, Sinks
 from pipelines.data.padding import Batch, PaddingCollator, pad_inputs
+from pipelines.data.rows_on_disk import map_rows
 from pipelines.errors import DataError
 from pipelines.tasks.base import (
     Features,
@@ -113,29 +116,44 @@ class PreferenceTuning(ReplyTask):
         sinks: Sinks,
         labelled: bool = True,
     ) -> EncodedSplit:
+        make = partial(self.encode_part, examples, tokenizer, labels)
         rows, lengths, num_cut = sinks("rows"), array("q"), 0
-        pairs = (
-            (prompt, replies)
-            for index, row in enumerate(examples.rows)
-            for prompt, *replies in [self.example(examples, index, row, labels)]
-        )
-        for chosen, rejected in encode_rows(tokenizer, pairs):
-            longest = max(len(chosen.reply_ids), len(rejected.reply_ids))
-            num_kept = max(min(chosen.start, self.max_length - longest), 1)  # the prompt's end
-            room = self.max_length - num_kept
-            num_cut += num_kept < chosen.start or longest > room
-            lengths.append(chosen.start + longest)
-            pair = {
-                "prompt_ids": chosen.prompt_ids[-num_kept:],
-                "chosen_ids": chosen.reply_ids[:room],
-                "rejected_ids": rejected.reply_ids[:room],
-            }
-            rows.append(as_arrays(pair))
+        for pair, length, is_cut in chain.from_iterable(map_rows(make, examples.sequence)):
+            rows.append(pair)
+            lengths.append(length)
+            num_cut += is_cut
         if not lengths:
             raise DataError(f"{examples.origin}: no rows.")
         check_truncated(examples, num_cut, len(lengths), self.max_truncated_fraction)
         report = {"pairs": len(lengths), "pairs_cut": num_cut}
         return EncodedSplit({"rows": rows.close()}, report, lengths)
+
+    def encode_part(
+        self,
+        examples: Examples,
+        tokenizer: PreTrainedTokenizerBase,
+        labels: tuple[str, ...],
+        positions: range,
+    ) -> list[tuple[dict[str, Any], int, bool]]:
+        """Return encoded pairs, each with its tokens before truncation, and whether it is cut."""
+        pairs = (
+            (prompt, replies)
+            for index, row in examples.at(positions)
+            for prompt, *replies in [self.example(examples, index, row, labels)]
+        )
+        part = []
+        for chosen, rejected in encode_rows(tokenizer, pairs):
+            longest = max(len(chosen.reply_ids), len(rejected.reply_ids))
+            num_kept = max(min(chosen.start, self.max_length - longest), 1)  # the prompt's end
+            room = self.max_length - num_kept
+            pair = {
+                "prompt_ids": chosen.prompt_ids[-num_kept:],
+                "chosen_ids": chosen.reply_ids[:room],
+                "rejected_ids": rejected.reply_ids[:room],
+            }
+            is_cut = num_kept < chosen.start or longest > room
+            part.append((as_arrays(pair), chosen.start + longest, is_cut))
+        return part
 
     def num_tokens(self, row: dict[str, Any]) -> int:
         """Return the number of tokens of the prompt with the longer reply."""

@@ -13,11 +13,13 @@ from collections import Counter
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from annotated_types import Ge, Le, Lt
 
 from pipelines.data.encoded_rows import EncodedSplit, LazySequence, Sinks
+from pipelines.data.rows_on_disk import map_rows
 from pipelines.errors import DataError
 from pipelines.metrics.bootstrap import bootstrap
 from pipelines.tasks.answer_forms import read_answers
@@ -42,6 +44,7 @@ from pipelines.tasks.span_decoding import (
     span_and_margin,
 )
 from pipelines.tasks.spans import (
+    BatchEncoder,
     EncodedContext,
     Question,
     Window,
@@ -59,6 +62,17 @@ if TYPE_CHECKING:
 
 COUNTS = ("windows", "questions_cut", "answers_lost", "answers_widened", "answers_too_long")
 """What encoding makes of questions, and may do to them and their answers, for the report."""
+
+
+@dataclass(frozen=True)
+class EncodedQuestion:
+    """The rows of a question's windows, each with the place of its tokens in the context."""
+
+    windows: list[tuple[dict[str, Any], dict[str, Any]]]
+    """The place, as it is put into a sink, is {} in rows to train on."""
+    length: int
+    """Tokens of the question before it is cut."""
+    counts: dict[str, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,31 +172,16 @@ class QuestionAnswering(Task):
         sinks: Sinks,
         labelled: bool = True,
     ) -> EncodedSplit:
+        encoder = BatchEncoder(tokenizer)
+        make = partial(self.encode_part, examples, encoder, labels, training, labelled)
         rows, windows = sinks("rows"), sinks("windows")
-        eos = int(tokenizer.eos_token_id)
-        longest = min(self.max_question_length, self.max_length // 2)
         lengths, counts = array("q"), Counter[str]()
-        texts = (
-            (row[self.question_column], question)
-            for index, row in enumerate(examples.rows)
-            for question in [self.example(examples, index, row, labels, labelled=labelled)]
-        )
-        for question, question_ids, context in encode_questions(tokenizer, texts):
-            gold = gold_span(context.offsets, question.answers)
-            lost = bool(question.answers["text"])
-            for window, row in self.windows_of(
-                len(lengths), question_ids[:longest], context, gold, eos
-            ):
+        for question in chain.from_iterable(map_rows(make, examples.sequence)):
+            for row, window in question.windows:
                 rows.append(row)
-                windows.append(window_row(window, decodable=not training))
-                lost = lost and not holds_answer(row)
-                counts["windows"] += 1
-            counts["questions_cut"] += len(question_ids) > longest
-            counts["answers_lost"] += lost
-            if gold is not None:
-                counts["answers_widened"] += is_widened(question, context.offsets, gold)
-                counts["answers_too_long"] += gold[1] - gold[0] >= self.max_answer_length
-            lengths.append(len(question_ids))
+                windows.append({"question": len(lengths), **window})
+            counts.update(question.counts)
+            lengths.append(question.length)
         if not lengths:
             raise DataError(f"{examples.origin}: no rows.")
         for name in ("questions_cut", "answers_lost"):
@@ -190,6 +189,40 @@ class QuestionAnswering(Task):
         report = {"questions": len(lengths)} | {name: counts[name] for name in COUNTS}
         tables = {"rows": rows.close(), "windows": windows.close()}
         return EncodedSplit(tables, report, lengths, None if training else {"labelled": labelled})
+
+    def encode_part(
+        self,
+        examples: Examples,
+        encoder: BatchEncoder,
+        labels: tuple[str, ...],
+        training: bool,
+        labelled: bool,
+        positions: range,
+    ) -> list[EncodedQuestion]:
+        """Return the questions of the rows at some positions, in windows of their contexts."""
+        eos = int(encoder.tokenizer.eos_token_id)
+        longest = min(self.max_question_length, self.max_length // 2)
+        texts = (
+            (row[self.question_column], question)
+            for index, row in examples.at(positions)
+            for question in [self.example(examples, index, row, labels, labelled=labelled)]
+        )
+        part = []
+        for question, question_ids, context in encode_questions(encoder, texts):
+            gold = gold_span(context.offsets, question.answers)
+            found = [*self.windows_of(question_ids[:longest], context, gold, eos)]
+            lost = bool(question.answers["text"]) and not any(holds_answer(row) for row, _ in found)
+            counts = {
+                "windows": len(found),
+                "questions_cut": len(question_ids) > longest,
+                "answers_lost": lost,
+            }
+            if gold is not None:
+                counts["answers_widened"] = is_widened(question, context.offsets, gold)
+                counts["answers_too_long"] = gold[1] - gold[0] >= self.max_answer_length
+            windows = [(row, {} if training else window) for row, window in found]
+            part.append(EncodedQuestion(windows, len(question_ids), counts))
+        return part
 
     def restored(self, examples: Examples, encoded: EncodedSplit) -> Features:
         """Return features whose context are the questions, and the windows of their contexts.
@@ -210,13 +243,12 @@ class QuestionAnswering(Task):
 
     def windows_of(
         self,
-        number: int,
         question_ids: Sequence[int],
         context: EncodedContext,
         gold: tuple[int, int] | None,
         eos: int,
-    ) -> Iterator[tuple[Window, dict[str, Any]]]:
-        """Yield the windows of a question's context, each with its row.
+    ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+        """Yield the rows of the windows of a question's context, each with the place of its tokens.
 
         A row's `labels` are start, end, first and one past the last position to choose from. Start
         and end are the last position, the no-answer slot, where the window lacks the gold span.
@@ -230,8 +262,8 @@ class QuestionAnswering(Task):
             target = [len(row) - 1] * 2
             if gold and start <= gold[0] and gold[1] < end:
                 target = [first + gold[0] - start, first + gold[1] - start]
-            window = Window(number, first, context.offsets[start:end])
-            yield window, {"input_ids": row, "labels": [*target, first, len(row)]}
+            window = {"first": first, "offsets": context.offsets[start:end].ravel()}
+            yield {"input_ids": row, "labels": [*target, first, len(row)]}, window
 
     def loss(self, outputs: Any, labels: torch.Tensor, num_items: torch.Tensor) -> torch.Tensor:
         """Return the mean cross-entropy of start and end, smoothed by `label_smoothing`.
@@ -440,12 +472,6 @@ def as_predictions(decoded: Sequence[Sequence[Answer]]) -> list[dict[str, Any]]:
         }
         for answers in decoded
     ]
-
-
-def window_row(window: Window, *, decodable: bool) -> dict[str, Any]:
-    """Return a window as it is put into a sink, its offsets as one list."""
-    row = {"question": window.question}
-    return row | {"first": window.first, "offsets": window.offsets.ravel()} if decodable else row
 
 
 def read_window(rows: Sequence[dict[str, Any]], index: int) -> Window:

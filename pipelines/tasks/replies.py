@@ -18,7 +18,7 @@ from annotated_types import Ge, Le
 from pipelines.errors import DataError
 from pipelines.tasks.base import Task, token_ids
 from pipelines.tasks.chat_forms import begins_with_turn, looks_like_turns, read_turns
-from pipelines.tasks.encoding import BATCH_WITH_OFFSETS, in_batches, made_ahead
+from pipelines.tasks.encoding import BATCH_WITH_OFFSETS, in_batches
 from pipelines.tasks.generation import Generation, Turn
 from pipelines.tasks.interface import Interface
 
@@ -333,17 +333,11 @@ def encode_rows(
 ) -> Iterator[list[Exchange]]:
     """Yield the exchanges of each row, which is a prompt with its replies, see `encode_exchanges`.
 
-    Rows are encoded in batches, over all cores.
+    Rows are encoded in batches.
     """
-
-    def encode(batch: list[tuple[Prompt, Sequence[str]]]) -> list[Exchange]:
-        return encode_exchanges(
-            tokenizer, [(p, reply) for p, replies in batch for reply in replies]
-        )
-
-    batches = in_batches(rows, num_characters, BATCH_WITH_OFFSETS)
-    for batch, encoded in made_ahead(encode, batches):
-        exchanges = iter(encoded)
+    for batch in in_batches(rows, num_characters, BATCH_WITH_OFFSETS):
+        pairs = [(prompt, reply) for prompt, replies in batch for reply in replies]
+        exchanges = iter(encode_exchanges(tokenizer, pairs))
         for _, replies in batch:
             yield [next(exchanges) for _ in replies]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipelines.tasks.base import token_ids
-from pipelines.tasks.encoding import BATCH_WITH_OFFSETS, in_batches, made_ahead
+from pipelines.tasks.encoding import BATCH_WITH_OFFSETS, in_batches
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -53,16 +53,15 @@ class EncodedContext:
 
 
 def encode_questions(
-    tokenizer: PreTrainedTokenizerBase, questions: Iterable[tuple[str, Question]]
+    encode: BatchEncoder, questions: Iterable[tuple[str, Question]]
 ) -> Iterator[tuple[Question, list[int], EncodedContext]]:
     """Yield each question with the token ids of its text, and with its encoded context.
 
-    Questions are encoded in batches, over all cores; those of a batch, and those after them,
-    share the tokens of a context.
+    Questions are encoded in batches; those of a batch, and those after them, share the tokens of a
+    context.
     """
-    encode = BatchEncoder(tokenizer)
-    batches = in_batches(questions, NewCharacters(), BATCH_WITH_OFFSETS)
-    for batch, (ids, contexts) in made_ahead(encode, batches):
+    for batch in in_batches(questions, NewCharacters(), BATCH_WITH_OFFSETS):
+        ids, contexts = encode(batch)
         for (_, question), question_ids in zip(batch, ids, strict=True):
             yield question, question_ids, contexts[question.context]
 

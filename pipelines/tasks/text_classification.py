@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Le, Lt
 
 from pipelines.data.encoded_rows import EncodedSplit, Sinks
 from pipelines.data.rows import Examples
+from pipelines.data.rows_on_disk import map_rows
 from pipelines.errors import DataError
 from pipelines.tasks import label_cautions
 from pipelines.tasks.base import (
@@ -284,28 +286,39 @@ class TextClassification(Task):
         labelled: bool = True,
     ) -> EncodedSplit:
         task = self.resolved(examples) if labelled else self
-        targets: deque[Any] = deque()
-
-        def texts() -> Iterator[str]:
-            for index, row in enumerate(examples.rows):
-                parts, target = task.example(examples, index, row, labels, labelled=labelled)
-                targets.append(target)
-                yield from parts
-
-        encoded = encode_texts(tokenizer, texts())
+        make = partial(task.encode_part, examples, tokenizer, labels, labelled)
         rows, lengths, num_cut = sinks("rows"), array("q"), 0
-        eos_token_id = int(tokenizer.eos_token_id)
-        for parts in zip(*[encoded] * (2 if self.text_pair_column else 1), strict=True):
-            input_ids, cut = join_texts(list(parts), eos_token_id, self.max_length)
-            num_cut += cut
-            lengths.append(sum(map(len, parts)) + len(parts) - 1)
-            target = targets.popleft()
-            rows.append({"input_ids": input_ids} | ({"labels": target} if labelled else {}))
+        for row, length, is_cut in chain.from_iterable(map_rows(make, examples.sequence)):
+            rows.append(row)
+            lengths.append(length)
+            num_cut += is_cut
         if not lengths:
             raise DataError(f"{examples.origin}: no rows.")
         check_truncated(examples, num_cut, len(lengths), self.max_truncated_fraction)
         report = {"rows": len(lengths), "rows_cut": num_cut}
         return EncodedSplit({"rows": rows.close()}, report, lengths)
+
+    def encode_part(
+        self,
+        examples: Examples,
+        tokenizer: PreTrainedTokenizerBase,
+        labels: tuple[str, ...],
+        labelled: bool,
+        positions: range,
+    ) -> list[tuple[dict[str, Any], int, bool]]:
+        """Return encoded rows, each with its tokens before truncation, and whether it is cut."""
+        made = [
+            self.example(examples, index, row, labels, labelled=labelled)
+            for index, row in examples.at(positions)
+        ]
+        encoded = encode_texts(tokenizer, (text for texts, _ in made for text in texts))
+        eos_token_id, part = int(tokenizer.eos_token_id), []
+        for texts, target in made:
+            parts = [next(encoded) for _ in texts]
+            input_ids, is_cut = join_texts(parts, eos_token_id, self.max_length)
+            row = {"input_ids": input_ids} | ({"labels": target} if labelled else {})
+            part.append((row, sum(map(len, parts)) + len(parts) - 1, is_cut))
+        return part
 
     def loss(
         self,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from pipelines.training.workers import worker_context
+from pipelines.workers import worker_context
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments

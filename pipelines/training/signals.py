@@ -16,7 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from pipelines.errors import Preempted
 from pipelines.training.host_copy import HostCopy
-from pipelines.training.workers import STOP_SIGNALS
+from pipelines.workers import STOP_SIGNALS
 
 AGAIN = "run the same command again to resume."
 

@@ -35,7 +35,7 @@ from pipelines.data.stream import BlockStream
 from pipelines.errors import DataError, Problem, RecipeError
 from pipelines.results.files import write_whole
 from pipelines.training.loaders import Collate, sent
-from pipelines.training.workers import worker_context
+from pipelines.workers import worker_context
 
 FILE = "stream.json"  # of a checkpoint
 BLOCKS = "blocks"  # the key of a batch's blocks

@@ -52,6 +52,7 @@ def peak_megabytes(field: str = "VmHWM") -> float:
 def prepare(file: str, tokenizer: str):
     """Prepare a corpus as a run does; return the encoded rows and the seconds."""
     import pipelines.flow  # noqa: F401 - a run imports it
+    from pipelines.collector import collector_without_imports
     from pipelines.data.source import DatasetSource
     from pipelines.inputs import encode, read_rows
     from pipelines.preparing.splits import check_prepared
@@ -64,7 +65,7 @@ def prepare(file: str, tokenizer: str):
     size = Scratch(size="tiny", n_positions=BLOCK, tokenizer=Model(name_or_path=tokenizer))
     task = CausalLM(dataset=DatasetSource(path=file), block_size=BLOCK)
     started = time.perf_counter()
-    with prepare_process(), returning_freed_memory():
+    with prepare_process(), collector_without_imports(), returning_freed_memory():
         store = Store()
         recipe, raw = read_rows(Recipe(name="corpus", model=size, task=task), store)
         splits, labels = check_prepared(recipe.task, raw, None, store)

@@ -12,7 +12,7 @@ from multiprocessing import resource_tracker
 import psutil
 from torch.utils.data import DataLoader
 
-from pipelines.training.workers import STOP_SIGNALS, worker_context
+from pipelines.workers import STOP_SIGNALS, worker_context
 
 if __name__ == "__main__":
     multiprocessing.set_start_method(sys.argv[1])

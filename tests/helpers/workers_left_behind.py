@@ -8,7 +8,7 @@ import sys
 
 from torch.utils.data import DataLoader
 
-from pipelines.training.workers import worker_context
+from pipelines.workers import worker_context
 
 
 def fail() -> None:

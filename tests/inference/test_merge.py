@@ -194,7 +194,7 @@ def test_without_its_rows_its_score_is_said_to_be_the_adapters(merged, tmp_path)
     before = sidecar["merged"]["adapter_score"]
     card = model_card(recipe, sidecar, "me/merged")
     assert f"On the base as it was trained on, the adapter's accuracy was {before:.4f}." in card
-    assert "LoRA, r 4, alpha 32, on c_attn, c_proj, c_fc, on the base in Int8" in card
+    assert "LoRA, r 4, alpha 32, on all linear layers, on the base in Int8" in card
     assert "library_name: transformers" in card
     assert "base_model_relation: finetune" in card or "base_model" not in card
     assert "PeftModel" not in card

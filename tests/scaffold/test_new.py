@@ -396,18 +396,3 @@ def test_a_written_recipe_trains(tmp_path, monkeypatch, checkpoint):
     metrics = run(replace(recipe, train=replace(recipe.train, max_steps=2)))
     assert metrics["rows"] == 4  # a tenth of 40
     assert (tmp_path / "runs" / "mine" / "task.json").is_file()
-
-
-def test_an_adapter_of_another_family_is_on_all_its_linear_layers(tmp_path, capsys):
-    (tmp_path / "llama").mkdir()
-    config = {"model_type": "llama", "hidden_size": 64, "max_position_embeddings": 128}
-    (tmp_path / "llama" / "config.json").write_text(json.dumps(config))
-    flags = NewFlags(data=data_of("classify", tmp_path), model=str(tmp_path / "llama"))
-    recipe, _, guesses = guessed("a", flags)
-    assert recipe.lora.target_modules == ("all-linear",)
-    assert any("all-linear: llama names its layers otherwise" in str(guess) for guess in guesses)
-    new("b", replace(flags, out=tmp_path / "b.py"))
-    assert load_recipe(tmp_path / "b.py").lora.target_modules == ("all-linear",)
-    copy = NewFlags(source="gpt2_sst2_lora_8bit", model=flags.model, out=tmp_path / "c.py")
-    new("c", copy)
-    assert load_recipe(tmp_path / "c.py").lora.target_modules == ("all-linear",)

@@ -272,7 +272,8 @@ def test_multi_label_and_regression_losses_by_hand():
 
 def test_recipe_round_trips_through_json(tasks):
     for task in tasks.values():
-        recipe = Recipe(name="a", task=task, model=Model(name_or_path="b"), lora=Lora(r=3))
+        lora = Lora(r=3, target_modules=("c_attn", "c_proj", "c_fc"))
+        recipe = Recipe(name="a", task=task, model=Model(name_or_path="b"), lora=lora)
         assert Recipe.from_json(recipe.to_json()) == recipe
         assert json.loads(recipe.to_json())["lora"]["target_modules"] == [
             "c_attn",

@@ -16,7 +16,7 @@ from pipelines.recipe.values import Model
 from pipelines.results.files import STAGE
 from pipelines.selftest import KillInWrite, RunRecipe, Sandbox
 from pipelines.training.checkpoints import MARKER, all_checkpoints, find_damage
-from pipelines.training.workers import STOP_SIGNALS
+from pipelines.workers import STOP_SIGNALS
 
 CHECKPOINT = (
     "README.md",

@@ -14,7 +14,7 @@ from pipelines.models.build import build_model
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import Model, Train
 from pipelines.training.build import build_trainer
-from pipelines.training.workers import CONTEXTS
+from pipelines.workers import CONTEXTS
 
 METHODS = sorted(CONTEXTS)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from pipelines.data.rows import Numbered, Place, Unreadable, first_reason, strings
+from pipelines.data.rows import Batch, Numbered, Place, Unreadable, first_reason, strings
 from pipelines.errors import DataError
 
 BATCH_ROWS = 1000
@@ -14,17 +16,15 @@ BATCH_ROWS = 1000
 
 def read_columnar(
     file: Path, stream: IO[bytes], name: str, place: Place | None = None
-) -> Iterator[tuple[Place | None, list[Numbered], Any]]:
-    """Yield the rows of a Parquet or Arrow file, numbered from 1, in lists with their RecordBatch.
+) -> Iterator[tuple[Place | None, Batch]]:
+    """Yield the rows of a Parquet or Arrow file in batches, numbered from 1.
 
     Before them is the place of a row group of Parquet, or of a batch of an Arrow file, that begins
     with them. They are those from `place` on. Raise DataError for a damaged file, and for a
     duplicated column.
     """
-    import pyarrow
-
     number, first = (place.row, int(place.offset)) if place else (0, 0)
-    try:
+    with _damage_named(file, name, lambda: number):
         schema, batches = _open(stream, name, first)
         columns = schema.names
         duplicates = sorted({column for column in columns if columns.count(column) > 1})
@@ -32,14 +32,33 @@ def read_columnar(
             raise DataError(f"{file}: column {duplicates[0]!r} is duplicated.")
         for group, batch in batches:
             begin = None if group is None else Place(group, number, number)
-            rows: list[Numbered] = []
-            for row in batch.to_pylist():
-                number += 1
-                reason = first_reason(strings(row))
-                rows.append((number, row if reason is None else Unreadable(reason, row)))
-            yield begin, rows, batch
+            yield begin, Batch(partial(parse_table, file, name), number + 1, batch, is_table=True)
+            number += len(batch)
+
+
+def parse_table(file: Path, name: str, number: int, table: Any) -> list[Numbered]:
+    """Return the rows of a RecordBatch, numbered from `number` on.
+
+    Raise DataError where the file is damaged.
+    """
+    with _damage_named(file, name, lambda: number - 1):
+        rows = table.to_pylist()
+    reasons = (first_reason(strings(row)) for row in rows)
+    return [
+        (position, row if reason is None else Unreadable(reason, row))
+        for position, (row, reason) in enumerate(zip(rows, reasons, strict=True), start=number)
+    ]
+
+
+@contextmanager
+def _damage_named(file: Path, name: str, before: Callable[[], int]) -> Iterator[None]:
+    """Turn errors of a damaged file into DataError, with the number of rows before them."""
+    import pyarrow
+
+    try:
+        yield
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: damaged {name} after row {number:,}: {error}") from None
+        raise DataError(f"{file}: damaged {name} after row {before():,}: {error}") from None
 
 
 def read_features(file: Path, stream: IO[bytes], name: str) -> Any:

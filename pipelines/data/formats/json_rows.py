@@ -13,6 +13,7 @@ from typing import Any
 from pipelines.data.formats.text_stream import SAMPLE_LINES, TextLines
 from pipelines.data.rows import (
     NO_TEXT,
+    Batch,
     Numbered,
     Place,
     Unreadable,
@@ -51,6 +52,7 @@ METADATA = frozenset(
 """Keys that may be next to the rows, whatever the key of the rows is."""
 ESCAPED = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")
 WHITESPACE = re.compile(r"[ \t\r\n]*")
+BATCH_LINES, BATCH_CHARACTERS = 1000, 2**20  # of a batch of lines, whichever is reached first
 LINES_TO_PLACE = 256  # lines from one place, where reading can begin again, to the next
 
 
@@ -62,15 +64,15 @@ class Duplicated(dict[str, Any]):
 
 def read_json(
     file: Path, lines: TextLines, suffix: str, place: Place | None = None
-) -> tuple[str, Iterator[Numbered | Place]]:
-    """Return the form of JSON in a file, and its rows from a place on.
+) -> tuple[str, Iterator[Numbered | Place], Iterator[Batch] | None]:
+    """Return the form of JSON in a file, its rows from a place on, or all as batches of lines.
 
     JSON lines are read lazily and numbered by line. A document is parsed whole, and its rows are
     numbered by position. Raise DataError for a document that cannot be parsed.
     """
     first, second = [*lines.first_non_blank(2), "", ""][:2]
     if _are_lines(first, second, suffix):
-        return "JSON lines", read_lines(lines, place)
+        return "JSON lines", read_lines(lines, place), line_batches(lines)
     text = lines.rest()
     try:
         values, duplicates = _parse_document(text)
@@ -80,11 +82,11 @@ def read_json(
         ]
         only_damaged = suffix in LINE_SUFFIXES and first.lstrip().startswith("{")
         if only_damaged or sum(map(is_object, some)) > len(some) / 2:
-            return "JSON lines", read_lines(TextLines(io.StringIO(text, newline="")))
+            return "JSON lines", read_lines(TextLines(io.StringIO(text, newline=""))), None
         raise DataError(f"{file}:{error}") from None
     form, items = _find_rows(file, values, suffix)
     check = duplicates or NO_TEXT.search(text) or ESCAPED.search(text)
-    return form, _numbered(items, check=bool(check))
+    return form, _numbered(items, check=bool(check)), None
 
 
 def _are_lines(first: str, second: str, suffix: str) -> bool:
@@ -132,6 +134,25 @@ def read_lines(lines: TextLines, place: Place | None = None) -> Iterator[Numbere
             yield number, _parse_row(line)
         if number % LINES_TO_PLACE == 0 and (offset := lines.tell()) is not None:
             yield Place(offset, number, num_rows)
+
+
+def line_batches(lines: TextLines) -> Iterator[Batch]:
+    """Yield all lines, some at a time."""
+    number, batch, size = 1, list[str](), 0
+    for line in lines:
+        batch.append(line)
+        size += len(line)
+        if len(batch) >= BATCH_LINES or size >= BATCH_CHARACTERS:
+            yield Batch(parse_lines, number, batch)
+            number, batch, size = number + len(batch), [], 0
+    if batch:
+        yield Batch(parse_lines, number, batch)
+
+
+def parse_lines(number: int, lines: list[str]) -> list[Numbered]:
+    """Return one object for each line that is not empty, numbered from `number` on."""
+    stripped = enumerate(map(str.strip, lines), start=number)
+    return [(each, _parse_row(line)) for each, line in stripped if line]
 
 
 def _parse_row(line: str) -> dict[str, Any] | Unreadable:

@@ -1,4 +1,4 @@
-"""Worker processes of data loaders, out of reach of the signals that stop a run.
+"""Worker processes, of data loaders and of the preparation of rows, which no signal stops.
 
 Imports no torch: with the start method "spawn" each worker imports this.
 """
