@@ -202,22 +202,19 @@ def test_an_unknown_flag_names_the_nearest():
     assert "--train.learning-rate" in done.stderr + done.stdout
 
 
-def test_a_missing_file_is_told_without_a_trace():
-    done = run_recipe("helpdesk_pretrain", "--task.dataset.path", "no/such/folder")
-    assert done.returncode == 3
-    assert done.stderr.strip().endswith("no/such/folder: no such file or folder.")
+def test_a_missing_file_is_told_without_a_trace(commands, tmp_path):
+    recipe = ROOT / "recipes" / "helpdesk_pretrain.py"
+    words = ("python", recipe, "--task.dataset.path", "no/such/folder")
+    said = commands.printed(*words, cwd=tmp_path, code=3)
+    assert said.strip().endswith("no/such/folder: no such file or folder.")
 
 
-def test_a_model_that_is_nowhere_is_told_without_a_trace(helpdesk):
-    done = run_recipe(
-        "helpdesk_classify_lora_8bit",
-        "--task.dataset.path",
-        str(helpdesk / "classify"),
-        "--model.name-or-path",
-        "runs/nowhere",
-    )
-    assert done.returncode == 2
-    assert "--model.name-or-path: 'runs/nowhere' is not a folder" in done.stderr
+def test_a_model_that_is_nowhere_is_told_without_a_trace(helpdesk, commands, tmp_path):
+    recipe = ROOT / "recipes" / "helpdesk_classify_lora_8bit.py"
+    words = ("python", recipe, "--task.dataset.path", helpdesk / "classify")
+    words += ("--model.name-or-path", "runs/nowhere")
+    said = commands.printed(*words, cwd=tmp_path, code=2)
+    assert "--model.name-or-path: 'runs/nowhere' is not a folder" in said
 
 
 def test_a_launcher_that_starts_fewer_processes_is_refused(helpdesk):

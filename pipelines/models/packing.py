@@ -1,9 +1,13 @@
-"""Rows of a batch packed into fewer, isolated from each other, to compute on no padding."""
+"""Rows of a batch packed into fewer, isolated from each other, to compute on no padding.
+
+Imports no transformers: with the start method "spawn" each worker imports this.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -11,7 +15,6 @@ import torch
 
 from pipelines.data.bin_packing import best_fit
 from pipelines.data.padding import round_up
-from pipelines.models.segments import segment_bounds
 from pipelines.tasks.base import MULTIPLE
 
 MAX_RELATIVE_COST = 0.9  # a batch is packed if its cost falls to this fraction or below
@@ -25,6 +28,17 @@ The first tensor, (packed rows, packed length), has the position in the flat pad
 token; padding has position 0. The second, (rows, width), has positions in the flat packed batch.
 The third has the bounds of the packed rows' segments.
 """
+
+
+def segment_bounds(rows: Sequence[Sequence[int]], width: int) -> torch.Tensor:
+    """Return where segments begin, and the end of the last, (segments + 1,) int32.
+
+    `rows` are the lengths of each row's segments; padding to the `width` is a segment of its own.
+    They are counted over all rows, one after the other.
+    """
+    ends = [accumulate((*row, width - sum(row))) for row in rows]
+    starts = (number * width + end for number, row in enumerate(ends) for end in row)
+    return torch.tensor(sorted({0, *starts}), dtype=torch.int32)
 
 
 def choose_bins(lengths: Sequence[int]) -> tuple[list[list[int]], int]:

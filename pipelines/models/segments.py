@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -19,17 +19,6 @@ TRIED = (3, 130, 1, 17)
 """Lengths of the segments that a kernel is tried on: of one token, and of more than one tile."""
 
 
-def segment_bounds(rows: Sequence[Sequence[int]], width: int) -> torch.Tensor:
-    """Return where segments begin, and the end of the last, (segments + 1,) int32.
-
-    `rows` are the lengths of each row's segments; padding to the `width` is a segment of its own.
-    They are counted over all rows, one after the other.
-    """
-    ends = [accumulate((*row, width - sum(row))) for row in rows]
-    starts = (number * width + end for number, row in enumerate(ends) for end in row)
-    return torch.tensor(sorted({0, *starts}), dtype=torch.int32)
-
-
 def attend_to_segments(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -42,8 +31,8 @@ def attend_to_segments(
 ) -> torch.Tensor:
     """Return the output of causal attention inside of segments, (tokens, heads, width of a head).
 
-    Queries, keys and values have that shape, too. Segments begin at `bounds`, see `segment_bounds`,
-    and have at most `longest` tokens.
+    Queries, keys and values have that shape, too. Segments begin at `bounds`, as those of
+    `packing.segment_bounds`, and have at most `longest` tokens.
     """
     if query.device.type == "cpu":
         return each_segment(query, key, value, bounds, scaling=scaling, dropout=dropout)

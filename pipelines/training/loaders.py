@@ -1,16 +1,21 @@
-"""What feeds a trainer: batches of rows that carry their numbers."""
+"""What feeds a trainer: batches of rows that carry their numbers.
+
+Imports no transformers: with the start method "spawn" each worker imports this.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sized
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
-from transformers import TrainingArguments
 
 from pipelines.workers import worker_context
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 Collate = Callable[[list[dict[str, Any]]], dict[str, Any]]
 ROW = "row"  # the key of a row's number, in a row and in a batch

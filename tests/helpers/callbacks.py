@@ -96,6 +96,10 @@ class EndAfter(TrainerCallback):
             raise EndedEarly
 
 
+class Refused(TrainerCallback):
+    """The run is to be refused: its message is printed, and the next one follows."""
+
+
 class NaNGradientAt(AtStep):
     """Gradients become NaN, and no loss."""
 

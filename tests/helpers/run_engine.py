@@ -18,7 +18,7 @@ import torch
 from transformers import TrainerCallback
 
 from helpers import callbacks
-from pipelines.errors import EndedEarly, NonFiniteError
+from pipelines.errors import EndedEarly, NonFiniteError, RecipeError
 from pipelines.flow import run
 from pipelines.recipe.recipe import Recipe
 from pipelines.terminal import report_errors
@@ -52,6 +52,10 @@ if __name__ == "__main__":
                 run(recipe, [watch, *made])
             except EndedEarly:
                 run(recipe)
+            except RecipeError as error:
+                if not any(isinstance(each, callbacks.Refused) for each in made):
+                    raise
+                print(error, file=sys.stderr)
             except NonFiniteError as error:
                 weights = "changed" if watch.has_changed() else "unchanged"
                 print(f"rank {os.environ['RANK']}: weights {weights}: {error}", file=sys.stderr)

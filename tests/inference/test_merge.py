@@ -241,18 +241,17 @@ def test_a_destination_is_named_as_it_was_typed(merged, tmp_path):
         publish_finished(whole, "local/merged", public=False)
 
 
-def test_a_merged_model_is_published_by_the_command(hub, place, merged):
+def test_a_merged_model_is_published_by_the_command(hub, place, merged, commands):
     from helpers.hub_process import client
 
     folder, _ = merged
-    arguments = ("-m", "pipelines", "merge")
-    arguments += (folder / "text_classification-8bit", "out", "--publish", "local/merged")
+    arguments = ("merge", folder / "text_classification-8bit", "out", "--publish", "local/merged")
     (place / "pipelines").symlink_to(ROOT / "pipelines")
-    said = client(hub, place / "home", *arguments, cwd=place)
+    said = client(hub, place / "home", "-m", "pipelines", *arguments, cwd=place)
     assert "moved by" in said
     assert "published: " in said
     assert "Warning" not in said
-    said = client(hub, place / "home", *arguments, cwd=place, code=2)
+    said = commands.printed("gpt2-recipes", *arguments, cwd=place, code=2)
     assert said.startswith("OUT: out is not empty")
     files = hub.repos["models", "local/merged"].commit("main")["files"]
     assert {"model.safetensors", "config.json", "README.md"} <= files.keys()

@@ -28,9 +28,8 @@ from pipelines.models.causal_attention import (
     reading_rows,
     use_causal_attention,
 )
-from pipelines.models.packing import accept_plans, plan
+from pipelines.models.packing import accept_plans, plan, segment_bounds
 from pipelines.models.probes import isolates_packed_rows
-from pipelines.models.segments import segment_bounds
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import Lora, Model, Scratch, Train
 from pipelines.tasks.text_classification import TextClassification

@@ -1,6 +1,7 @@
 """Workers of loaders bring the same batches however they start, and no signal stops them."""
 
 import multiprocessing
+import os
 import subprocess
 import sys
 
@@ -76,7 +77,10 @@ def test_workers_bring_the_batches_of_the_process_itself(
 def output_of(helper, *arguments):
     """Return what a program of tests/helpers prints, in a process of its own."""
     command = [sys.executable, ROOT / "tests" / "helpers" / helper, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=90)
+    paths = {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=90, env=os.environ | paths
+    )
     assert "Traceback" not in done.stderr, done.stderr
     return done.stdout
 
@@ -89,3 +93,10 @@ def test_no_signal_that_stops_a_run_reaches_a_worker(start):
 @pytest.mark.parametrize("start", METHODS)
 def test_workers_that_an_error_leaves_behind_change_no_exit_code(start):
     assert output_of("workers_left_behind.py", start) == "ended with 3\n"
+
+
+def test_what_a_spawned_worker_imports_needs_no_transformers():
+    """It would start three seconds later."""
+    modules = (".training.loaders", ".training.workers", ".models.packing", ".data.encoded_rows")
+    modules += (".tasks.text_classification", ".tasks.question_answering", ".tasks.causal_lm")
+    assert output_of("imported_modules.py", *modules) == "torch\n"
