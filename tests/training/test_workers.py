@@ -97,6 +97,6 @@ def test_workers_that_an_error_leaves_behind_change_no_exit_code(start):
 
 def test_what_a_spawned_worker_imports_needs_no_transformers():
     """It would start three seconds later."""
-    modules = (".training.loaders", ".training.workers", ".models.packing", ".data.encoded_rows")
+    modules = (".training.loaders", ".workers", ".models.packing", ".data.encoded_rows")
     modules += (".tasks.text_classification", ".tasks.question_answering", ".tasks.causal_lm")
     assert output_of("imported_modules.py", *modules) == "torch\n"
