@@ -24,6 +24,13 @@ def two_workers(monkeypatch):
     monkeypatch.setattr(parallel, "num_cores", lambda: 2)
 
 
+@pytest.fixture
+def workers():
+    """Return a function that gives the processes that this one has started since."""
+    others = psutil.Process().children()
+    return lambda: [each for each in psutil.Process().children() if each not in others]
+
+
 def slow_for_even(number):
     time.sleep(0.05 * (number % 2 == 0))
     return number, os.getpid()
@@ -82,7 +89,7 @@ def test_an_error_with_several_problems_arrives_whole():
 
 
 @needs_fork
-def test_a_killed_worker_ends_the_map():
+def test_a_killed_worker_ends_the_map(workers):
     def make(number):
         if number == 2:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -91,31 +98,31 @@ def test_a_killed_worker_ends_the_map():
     with pytest.raises(WorkerError, match=r"A process that prepares rows was killed.*") as caught:
         [*map_in_order(make, range(9))]
     assert caught.value.exit_code == 75
-    assert psutil.Process().children() == []
+    assert workers() == []
 
 
 @needs_fork
 @pytest.mark.parametrize("position", [0, 1])
-def test_a_worker_that_is_killed_from_outside_ends_the_map(position):
+def test_a_worker_that_is_killed_from_outside_ends_the_map(position, workers):
     """The other one may wait for what the killed one held, and is not left to wait."""
     text = "x" * 2**21  # more than a pipe holds
 
     def items():
         yield from [text] * 4
-        psutil.Process().children()[position].kill()
+        workers()[position].kill()
         yield from [text] * 9
 
     with pytest.raises(WorkerError):
         [*map_in_order(lambda each: time.sleep(0.2), items())]
-    assert psutil.Process().children() == []
+    assert workers() == []
 
 
 @needs_fork
-def test_a_map_that_is_not_read_to_the_end_leaves_no_process():
+def test_a_map_that_is_not_read_to_the_end_leaves_no_process(workers):
     results = map_in_order(slow_for_even, range(99))
     next(results)
     results.close()
-    assert psutil.Process().children() == []
+    assert workers() == []
 
 
 @needs_fork

@@ -1,8 +1,8 @@
 """Run commands as a shell would, each in a fork of a process that has imported the libraries.
 
 A new process for each would spend six seconds on imports. Each line of stdin is a JSON object with
-`words` or `code` (of Python), `cwd` and `output`, a file; each line of stdout is an exit code. The
-environment, that of Hugging Face too, is the one of this process.
+`words` or `code` (of Python), `cwd` and `output`, a file; each line of stdout is an exit code. An
+empty line ends this process. The environment, that of Hugging Face too, is the one of this process.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ def serve() -> None:
     for name in LIBRARIES:
         __import__(name)
     print("ready", flush=True)
-    for line in sys.stdin:
+    for line in iter(sys.stdin.readline, "\n"):
+        if not line:
+            return
         job = json.loads(line)
         child = os.fork()
         if child == 0:

@@ -30,7 +30,8 @@ class CommandServer:
         return self
 
     def __exit__(self, *_):
-        self.process.stdin.close()
+        self.process.stdin.write("\n")  # a process that a test has forked may hold the pipe open
+        self.process.stdin.flush()
         assert self.process.wait(timeout=60) == 0
 
     def run(self, cwd: Path, **job) -> tuple[int, str]:
