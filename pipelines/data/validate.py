@@ -44,7 +44,7 @@ class Checked:
     usable: list[int]
     unusable: list[tuple[int, str]]
     facts: dict[str, list[Any]]
-    """What is known of each usable row, see `data.row_facts`; nothing of rows in memory."""
+    """The facts of each usable row, as named in `data.row_facts`. Empty for rows in memory."""
 
 
 def drop_unusable(task: RowReader, examples: Examples, labels: tuple[str, ...] | None) -> Examples:

@@ -79,7 +79,8 @@ def adapted_layers(tensors: Tensors) -> set[str]:
 def is_expected(name: str, value: Any, expected: dict[str, Any], layers: set[str]) -> bool:
     """Tell whether a field of adapter_config.json has the value that PEFT writes.
 
-    `layers` are the adapted ones, whose names stand for all linear layers.
+    `layers` are those that the file of weights has adapters for. Where the recipe says all-linear,
+    `target_modules` must match these and no others.
     """
     wanted = expected.get(name)
     match name:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from array import array
 from collections.abc import (
     Callable,
     Collection,
@@ -16,7 +17,7 @@ from collections.abc import (
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pipelines.data.encoded_rows import EncodedSplit, MemorySink, Sinks
+from pipelines.data.encoded_rows import EncodedSplit, MemorySink, RowSink, Sinks
 from pipelines.data.padding import Collator, PaddingCollator
 from pipelines.data.rows import Examples
 from pipelines.data.source import DatasetSource
@@ -559,6 +560,27 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list
     options = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
     input_ids: list[list[int]] = tokenizer(texts, **options)["input_ids"]
     return input_ids
+
+
+def write_rows(
+    encoded: Iterable[tuple[dict[str, Any], int, bool]],
+    examples: Examples,
+    rows: RowSink,
+    allowed: float,
+) -> tuple[array[int], int]:
+    """Write encoded rows; return their tokens before truncation, and how many rows are cut.
+
+    `encoded` has each row with both. Raise DataError for no rows, and for too many that are cut.
+    """
+    lengths, num_cut = array("q"), 0
+    for row, length, is_cut in encoded:
+        rows.append(row)
+        lengths.append(length)
+        num_cut += is_cut
+    if not lengths:
+        raise DataError(f"{examples.origin}: no rows.")
+    check_truncated(examples, num_cut, len(lengths), allowed)
+    return lengths, num_cut
 
 
 def check_truncated(examples: Examples, num_cut: int, num_rows: int, allowed: float) -> None:

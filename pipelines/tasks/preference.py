@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,8 +21,8 @@ from pipelines.tasks.base import (
     SamplePrompt,
     Score,
     ShownResult,
-    check_truncated,
     to_row_results,
+    write_rows,
 )
 from pipelines.tasks.instruction import InstructionTuning
 from pipelines.tasks.replies import Prompt, ReplyTask, as_arrays, encode_rows
@@ -117,14 +116,8 @@ class PreferenceTuning(ReplyTask):
         labelled: bool = True,
     ) -> EncodedSplit:
         make = partial(self.encode_part, examples, tokenizer, labels)
-        rows, lengths, num_cut = sinks("rows"), array("q"), 0
-        for pair, length, is_cut in chain.from_iterable(map_rows(make, examples.sequence)):
-            rows.append(pair)
-            lengths.append(length)
-            num_cut += is_cut
-        if not lengths:
-            raise DataError(f"{examples.origin}: no rows.")
-        check_truncated(examples, num_cut, len(lengths), self.max_truncated_fraction)
+        encoded, rows = chain.from_iterable(map_rows(make, examples.sequence)), sinks("rows")
+        lengths, num_cut = write_rows(encoded, examples, rows, self.max_truncated_fraction)
         report = {"pairs": len(lengths), "pairs_cut": num_cut}
         return EncodedSplit({"rows": rows.close()}, report, lengths)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from array import array
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,9 +26,9 @@ from pipelines.tasks.base import (
     Score,
     ShownResult,
     Task,
-    check_truncated,
     text_of,
     to_row_results,
+    write_rows,
 )
 from pipelines.tasks.classification_scores import (
     correlation_of_moments,
@@ -287,14 +286,8 @@ class TextClassification(Task):
     ) -> EncodedSplit:
         task = self.resolved(examples) if labelled else self
         make = partial(task.encode_part, examples, tokenizer, labels, labelled)
-        rows, lengths, num_cut = sinks("rows"), array("q"), 0
-        for row, length, is_cut in chain.from_iterable(map_rows(make, examples.sequence)):
-            rows.append(row)
-            lengths.append(length)
-            num_cut += is_cut
-        if not lengths:
-            raise DataError(f"{examples.origin}: no rows.")
-        check_truncated(examples, num_cut, len(lengths), self.max_truncated_fraction)
+        encoded, rows = chain.from_iterable(map_rows(make, examples.sequence)), sinks("rows")
+        lengths, num_cut = write_rows(encoded, examples, rows, self.max_truncated_fraction)
         report = {"rows": len(lengths), "rows_cut": num_cut}
         return EncodedSplit({"rows": rows.close()}, report, lengths)
 
