@@ -29,6 +29,7 @@ FALSE_ALARMS = (
     "`gradient_checkpointing_disable` is deprecated",
     "`gradient_checkpointing_enable` is deprecated",
     "`label_smoothing_factor` is deprecated",
+    "`broadcast_buffers` is deprecated",
     "`torch.distributed.all_gather_into_tensor` is deprecated",
     "`torch.distributed.reduce_scatter_tensor` is deprecated",
 )
