@@ -172,6 +172,13 @@ def test_an_unusable_question_is_named_or_skipped(kind, tmp_path):
     assert "2 of 2 evaluation rows have the input of a training row: the score is too good" in found
 
 
+def test_rows_without_an_id_do_not_share_one(tmp_path):
+    task = QuestionAnswering(dataset=DatasetSource(path="a"))
+    rows = [QUESTION | {"id": None}, QUESTION | {"id": None}, QUESTION | {"id": "a"}]
+    splits, _ = checked(tmp_path, lines_of(*rows), task=task)
+    assert not any("have the id of another row" in line for line in row_cautions(task, splits))
+
+
 def test_one_question_of_a_squad_file_can_be_skipped(tmp_path):
     question = {"id": "1", "question": "What?", "answers": [{"text": "a", "answer_start": 0}]}
     paragraph = {"context": "a ticket", "qas": [question, {"id": "2"}, question]}
