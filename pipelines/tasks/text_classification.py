@@ -30,6 +30,7 @@ from pipelines.tasks.base import (
     to_row_results,
     write_rows,
 )
+from pipelines.tasks.cells import to_number
 from pipelines.tasks.classification_scores import (
     correlation_of_moments,
     f1_counts,
@@ -593,11 +594,8 @@ class TextClassification(Task):
 
 def read_target(examples: Examples, index: int, value: Any) -> float:
     """Return a cell as a finite float32. Raise DataError for anything else."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not abs(number) <= LARGEST:
+    number = to_number(value)
+    if number is None or not abs(number) <= LARGEST:
         raise DataError(f"{examples.locate(index)}: {value!r} is not a finite number.")
     return number
 

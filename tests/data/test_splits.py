@@ -431,6 +431,7 @@ def test_a_wrong_column_of_the_evaluation_file_alone_is_named(tmp_path):
         with pytest.raises(DataError, match=r"test.jsonl: no column 'label'.*mean 'Label'") as e:
             split(CLASSIFY, tmp_path, eval_split="test", on_bad_row=on_bad_row)
         assert len(str(e.value).splitlines()) == 1
+        assert "None holds out training rows" in str(e.value)  # as for a test set without labels
 
 
 def test_a_stream_that_would_skip_every_row_names_the_column(tmp_path):
