@@ -81,7 +81,7 @@ class Prompts:
 
     def __init__(self) -> None:
         self.positions: dict[bytes, int] = {}
-        """The position of each prompt, by a hash of its tokens."""
+        """The position of each prompt, by a hash of its tokens before truncation."""
         self.kept: list[PromptReferences] = []
 
     def add(self, exchange: EncodedExchange, row: int) -> None:
@@ -230,7 +230,8 @@ class InstructionTuning(ReplyTask):
         for (_, replies), [whole] in zip(some, encode_rows(tokenizer, learned), strict=True):
             cut = whole.truncated(self.max_length)
             row = as_arrays({"input_ids": cut.input_ids, "labels": cut.labels})
-            digest = blake2b(array("q", cut.prompt_ids).tobytes(), digest_size=16).digest()
+            # of the whole prompt: prompts that are cut to the same end stay different
+            digest = blake2b(array("q", whole.prompt_ids).tobytes(), digest_size=16).digest()
             prompt = None if training else PromptReferences(cut.prompt_ids, replies, -1)
             part.append(EncodedExchange(row, len(whole.input_ids), digest, prompt))
         return part

@@ -354,7 +354,8 @@ def encode_exchanges(tokenizer: Any, pairs: Sequence[tuple[Prompt, str]]) -> lis
 
     After a text prompt only the reply is learned; it begins with a space or on a new line. In a
     chat every reply is learned. Raise DataError if the checkpoint's own chat template marks no
-    replies, or renders a prompt differently from the chat that begins with it.
+    replies, ends them without EOS, or renders a prompt differently from the chat that begins with
+    it.
     """
     texts = [(prompt, reply) for prompt, reply in pairs if isinstance(prompt, str)]
     if texts or not pairs:
@@ -365,7 +366,7 @@ def encode_exchanges(tokenizer: Any, pairs: Sequence[tuple[Prompt, str]]) -> lis
         chats, return_dict=True, return_assistant_tokens_mask=True
     )
     parts = zip(befores, encoded["input_ids"], encoded["assistant_masks"], strict=True)
-    return [chat_exchange(*each) for each in parts]
+    return [chat_exchange(*each, tokenizer) for each in parts]
 
 
 def text_exchanges(tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> list[Exchange]:
@@ -383,15 +384,25 @@ def text_exchanges(tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> list[Exc
     return exchanges
 
 
-def chat_exchange(before: list[int], ids: list[int], mask: list[int]) -> Exchange:
+def chat_exchange(before: list[int], ids: list[int], mask: list[int], tokenizer: Any) -> Exchange:
     """Return the tokens of a chat, of which those of the replies have a mask of 1.
 
-    `before` are the tokens of its prompt.
+    `before` are the tokens of its prompt. What the template writes after the last reply, such as a
+    line break, is left out.
     """
-    if ids[: len(before)] != before or not all(mask[len(before) :]):
+    start = len(before)
+    end = len(mask) - mask[::-1].index(1) if any(mask) else 0
+    if ids[:start] != before or start >= end or not all(mask[start:end]):
         raise DataError(
             "the tokenizer's chat template does not mark replies with {% generation %}, or renders "
             "a prompt differently from the chat that begins with it."
         )
+    if tokenizer.eos_token_id not in ids[start:end]:
+        raise DataError(
+            f"the tokenizer's chat template ends replies with {tokenizer.decode(ids[end - 1])!r} "
+            f"and not with the EOS token {tokenizer.eos_token!r}, so that a model would not learn "
+            "to stop. Write {{ eos_token }} before {% endgeneration %}, or set eos_token in "
+            "tokenizer_config.json to what ends a reply."
+        )
     labels = [token if learned else IGNORED for token, learned in zip(ids, mask, strict=True)]
-    return Exchange(ids, labels, len(before))
+    return Exchange(ids[:end], labels[:end], start)

@@ -139,6 +139,40 @@ def test_a_template_that_marks_no_replies_is_refused(chat_tokenizer):
         encode_exchange(chat_tokenizer, CHAT[:-1], "a")
 
 
+TURN = "{% for m in messages %}{{ '<' + m['role'] + '>' }}"
+LEARNED = "{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] + "
+OTHERS = "{% else %}{{ m['content'] }}{% endif %}"
+END = "{% endfor %}{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
+
+
+def test_what_a_template_writes_after_the_last_reply_is_left_out(chat_tokenizer):
+    """ChatML ends each turn with a line break, which no reply holds."""
+    template = TURN + LEARNED + "eos_token }}{% endgeneration %}" + OTHERS + "{{ '\\n' }}" + END
+    chat_tokenizer.chat_template = template
+    exchange = encode_exchange(chat_tokenizer, CHAT[1:4], "Today.")
+    text = chat_tokenizer.decode(exchange.input_ids)
+    assert text == (
+        "<user> My order is late. \n<assistant>We are sorry.<|endoftext|>\n"
+        "<user>When?\n<assistant>Today.<|endoftext|>"
+    )
+    learned = chat_tokenizer.decode([token for token in exchange.labels if token != -100])
+    assert learned == "We are sorry.<|endoftext|>Today.<|endoftext|>"
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [
+        "'' }}{% endgeneration %}",
+        "'' }}{% endgeneration %}{{ eos_token }}",
+        "'<end>' }}{% endgeneration %}",
+    ],
+)
+def test_a_template_whose_replies_do_not_end_in_eos_is_refused(chat_tokenizer, ending):
+    chat_tokenizer.chat_template = TURN + LEARNED + ending + OTHERS + END
+    with pytest.raises(DataError, match=r"not with the EOS token '<\|endoftext\|>'"):
+        encode_exchange(chat_tokenizer, CHAT[1:4], "Today.")
+
+
 @pytest.mark.parametrize("max_length", [16, 20, 30])
 def test_a_row_too_long_loses_the_beginning_of_its_prompt(tokenizer, max_length):
     whole = encode_exchange(
@@ -275,6 +309,23 @@ def test_packing_changes_no_score(tasks, checkpoint, tokenizer, tmp_path):
         for packing in (False, True)
     ]
     assert found[0] == found[1]
+
+
+def test_prompts_that_are_cut_to_the_same_end_are_scored_apart(tokenizer):
+    """Else a row would be scored against the replies to other prompts, too."""
+    task = InstructionTuning(dataset=ANYWHERE, prompt_format="{prompt}\n", max_length=16)
+    replies = ["one " * 20, "two " * 20, "three " * 20]
+    rows = [
+        {"prompt": prompt, "completion": reply}
+        for prompt, reply in zip(["a", "b", "a"], replies, strict=True)
+    ]
+    features = task.features(Examples(rows, "rows"), tokenizer, (), training=False)
+    assert features.report == {"rows": 3, "rows_cut": 3, "prompts": 2}
+    assert [tokenizer.decode(prompt.ids) for prompt in features.context] == ["\n", "\n"]
+    assert [list(prompt.references) for prompt in features.context] == [
+        [replies[0].strip(), replies[2].strip()],
+        [replies[1].strip()],
+    ]
 
 
 def test_rows_with_one_prompt_are_scored_once_against_all_their_replies(tokenizer):
