@@ -31,6 +31,7 @@ from pipelines.tasks.base import (
     to_row_results,
 )
 from pipelines.tasks.chat_forms import looks_like_turns
+from pipelines.tasks.generation import trim_reply
 from pipelines.tasks.replies import IGNORED, Prompt, ReplyTask, as_arrays, encode_rows
 
 if TYPE_CHECKING:
@@ -292,7 +293,7 @@ class InstructionTuning(ReplyTask):
     def reply_results(self, written: Sequence[Continuation], held_out: Features) -> list[RowResult]:
         return to_row_results(
             (held_out.locate(prompt.row) for prompt in held_out.context),
-            ({"text": reply.text.strip(), "ended": reply.ended} for reply in written),
+            ({"text": trim_reply(reply.text), "ended": reply.ended} for reply in written),
             (list(prompt.references) for prompt in held_out.context),
             [[value] for value in rouge_of_replies(written, held_out)],
         )

@@ -19,7 +19,7 @@ from pipelines.errors import DataError
 from pipelines.tasks.base import Task, token_ids
 from pipelines.tasks.chat_forms import begins_with_turn, looks_like_turns, read_turns
 from pipelines.tasks.encoding import BATCH_WITH_OFFSETS, in_batches
-from pipelines.tasks.generation import Generation, Turn
+from pipelines.tasks.generation import Generation, Turn, trim_reply
 from pipelines.tasks.interface import Interface
 
 if TYPE_CHECKING:
@@ -205,7 +205,7 @@ class ReplyTask(Task):
                 f"{location}: column {column!r} holds turns of Human: and Assistant:. "
                 "Use --task.chat."
             )
-        return fill_format(self.prompt_format, row, location), reply.strip()
+        return fill_format(self.prompt_format, row, location), trim_reply(reply)
 
     def label_cautions(self, train: Examples) -> Iterator[str]:
         """Yield a caution for each column that usually belongs to a chat and is not read."""
@@ -373,15 +373,26 @@ def text_exchanges(tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> list[Exc
     """Return the tokens of text prompts, each different one encoded once, with their replies."""
     prompts = list(dict.fromkeys(prompt for prompt, _ in pairs))
     befores = dict(zip(prompts, encode_prompts(tokenizer, prompts), strict=True))
-    replies = [
-        ("" if prompt.rstrip(" ").endswith("\n") else " ") + reply for prompt, reply in pairs
-    ]
+    replies = [joined_reply(prompt, reply) for prompt, reply in pairs]
     eos, exchanges = tokenizer.eos_token_id, []
     for (prompt, _), ids in zip(pairs, token_ids(tokenizer, replies), strict=True):
         before, after = befores[prompt], [*ids, eos]
         labels = [IGNORED] * len(before) + after
         exchanges.append(Exchange(before + after, labels, len(before)))
     return exchanges
+
+
+def joined_reply(prompt: str, reply: str) -> str:
+    """Return a reply as it follows its prompt: after a space, or on a new line.
+
+    On a new line it keeps its indentation. Spaces that end the prompt there belong to the reply,
+    unless it is a single one.
+    """
+    before = prompt.rstrip(" ")
+    if before.endswith("\n"):
+        spaces = prompt[len(before) :]
+        return ("" if len(spaces) == 1 else spaces) + reply.removeprefix("\n")
+    return reply if reply.startswith("\n") else " " + reply.lstrip()
 
 
 def chat_exchange(before: list[int], ids: list[int], mask: list[int], tokenizer: Any) -> Exchange:

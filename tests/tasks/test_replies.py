@@ -13,10 +13,11 @@ from pipelines.data.load import load_splits
 from pipelines.data.rows import Examples
 from pipelines.data.source import DatasetSource
 from pipelines.errors import DataError, RecipeError
+from pipelines.inference.generate import ReplyStreamer
 from pipelines.models.build import build_model
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import Lora, Model, Train
-from pipelines.tasks.generation import Generation
+from pipelines.tasks.generation import Generation, trim_reply
 from pipelines.tasks.instruction import InstructionTuning
 from pipelines.tasks.preference import PreferenceTuning
 from pipelines.tasks.replies import CHAT_TEMPLATE, encode_exchanges
@@ -89,6 +90,17 @@ def loss_of(trainer, rows) -> tuple[float, torch.Tensor]:
         ),
         ("Ticket: late\nReply: ", " Sorry.\n", "Ticket: late\nReply: Sorry.<|endoftext|>"),
         ("late\n# Response:\n", "Sorry.", "late\n# Response:\nSorry.<|endoftext|>"),
+        ("late\n# Response:\n", "\n Sorry. ", "late\n# Response:\nSorry.<|endoftext|>"),
+        ("late, \nReply:", "   Sorry.", "late, \nReply: Sorry.<|endoftext|>"),
+        # code keeps its indentation
+        (
+            "def late():\n",
+            "    x = 1\n    y = 2\n",
+            "def late():\n    x = 1\n    y = 2<|endoftext|>",
+        ),
+        ("def late():\n", "\n\treturn 1", "def late():\n\treturn 1<|endoftext|>"),
+        ("def late():", "\n    return 1", "def late():\n    return 1<|endoftext|>"),
+        ("def late():\n    ", "return 1", "def late():\n    return 1<|endoftext|>"),
     ],
 )
 def test_a_reply_is_joined_by_one_space_or_a_new_line_and_ends(tokenizer, prompt, reply, joined):
@@ -102,6 +114,27 @@ def test_a_reply_is_joined_by_one_space_or_a_new_line_and_ends(tokenizer, prompt
     # generation reads the same tokens as training did
     [asked] = task.prompts(rows, tokenizer)
     assert [*asked, *learned] == row["input_ids"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("written", "shown"),
+    [
+        (" Sorry.\n", "Sorry."),
+        ("\n\n Sorry.", "Sorry."),
+        ("    return 1\n", "    return 1"),
+        (" \n\n\treturn 1\n  ", "\n\treturn 1"),
+        (" \n ", ""),
+        ("", ""),
+    ],
+)
+def test_what_a_model_wrote_is_shown_without_white_space_but_for_an_indentation(written, shown):
+    assert trim_reply(written) == shown
+    pieces: list[str] = []
+    task = InstructionTuning(dataset=ANYWHERE)
+    streamer = ReplyStreamer(task, tokenizer=None, write=pieces.append)
+    for character in written:
+        streamer.on_finalized_text(character)
+    assert "".join(pieces).rstrip() == shown
 
 
 def test_every_reply_of_a_chat_is_learned_and_nothing_else(chat_tokenizer):
