@@ -208,8 +208,12 @@ class ReplyTask(Task):
         return fill_format(self.prompt_format, row, location), trim_reply(reply)
 
     def label_cautions(self, train: Examples) -> Iterator[str]:
-        """Yield a caution for each column that usually belongs to a chat and is not read."""
+        """Yield a caution for replies that repeat their prompts, and for columns of chats.
+
+        The latter usually belong to a chat, and are not read.
+        """
         if not self.chat:
+            yield from self._repeated_prompts(train)
             return
         counts = Counter(name for row in train.rows for name in CHAT_COLUMNS if row.get(name))
         for name in CHAT_COLUMNS:
@@ -219,6 +223,21 @@ class ReplyTask(Task):
                     f"column {name!r} of {count:,} rows is not read: what belongs to a chat goes "
                     "into its messages"
                 )
+
+    def _repeated_prompts(self, train: Examples) -> Iterator[str]:
+        """Yield a caution if most replies begin with the text of the prompt's first column."""
+        first, column = columns_of(self.prompt_format)[0], self.reply_column
+        texts = ((row[first].strip(), row.get(column)) for row in train.rows)
+        count = sum(
+            isinstance(reply, str) and prompt != "" and reply.lstrip().startswith(prompt)
+            for prompt, reply in texts
+        )
+        if 2 * count > train.num_rows:
+            yield (
+                f"{count:,} of {train.num_rows:,} replies in column {column!r} begin with the text "
+                f"of column {first!r}, which the prompt holds already: the model "
+                "learns to repeat it. Leave it out of the replies"
+            )
 
     def prompts(self, examples: Examples, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
         prompts = [self.prompt(row, examples.locate(i)) for i, row in enumerate(examples.rows)]

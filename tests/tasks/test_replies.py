@@ -137,6 +137,24 @@ def test_what_a_model_wrote_is_shown_without_white_space_but_for_an_indentation(
     assert "".join(pieces).rstrip() == shown
 
 
+@pytest.mark.parametrize(
+    "task",
+    [
+        InstructionTuning(
+            dataset=ANYWHERE, prompt_format="Q: {prompt}\nA:", completion_column="chosen"
+        ),
+        PreferenceTuning(dataset=ANYWHERE),
+    ],
+)
+def test_replies_that_repeat_their_prompts_are_cautioned(task):
+    """As in data whose replies are whole texts: the prompt would be read twice."""
+    rows = [{"prompt": "Where? ", "chosen": " Where? Here.", "rejected": "Where? No."}] * 3
+    rows += [{"prompt": "Who?", "chosen": "I.", "rejected": "You."}] * 2
+    [text] = task.label_cautions(Examples(rows, "rows"))
+    assert text.startswith("3 of 5 replies in column 'chosen' begin with the text of column 'pro")
+    assert not list(task.label_cautions(Examples(rows[1:], "rows")))
+
+
 def test_every_reply_of_a_chat_is_learned_and_nothing_else(chat_tokenizer):
     exchange = encode_exchange(chat_tokenizer, CHAT[:-1], CHAT[-1]["content"])
     text = chat_tokenizer.decode(exchange.input_ids)
