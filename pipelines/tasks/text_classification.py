@@ -230,7 +230,11 @@ class TextClassification(Task):
         return self.label_reader.read(examples, index, row) if self.stratified_by else ()
 
     def label_cautions(self, train: Examples) -> Iterator[str]:
-        """Yield cautions about names of one label, about missing values and about scales."""
+        """Yield cautions about empty texts, names of one label, missing values and scales."""
+        for column in filter(None, (self.text_column, self.text_pair_column)):
+            num_empty = sum(not row[column].strip() for row in train.rows)
+            if num_empty:
+                yield f"{num_empty:,} training rows have an empty text in column {column!r}"
         if self.problem_type == "regression":
             return
         reader, rows = self.label_reader.resolved(train), enumerate(train.rows)

@@ -12,7 +12,7 @@ from pipelines.errors import DataError
 from pipelines.flow import run
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import Model, Scratch, Train
-from pipelines.reporting.cautions import row_cautions
+from pipelines.reporting.cautions import contradiction_cautions, row_cautions
 from pipelines.tasks.causal_lm import CausalLM
 from pipelines.tasks.question_answering import QuestionAnswering
 from pipelines.tasks.text_classification import TextClassification
@@ -147,6 +147,20 @@ def test_evaluation_labels_that_were_never_trained_are_left_out_of_the_score(tmp
     assert splits.held_out.rows == [GOOD]
     task = TextClassification(dataset=DatasetSource(path="a"))
     assert any("1 evaluation rows cannot be used" in line for line in row_cautions(task, splits))
+
+
+def test_rows_of_one_input_with_other_labels_are_counted(tmp_path):
+    task = TextClassification(dataset=DatasetSource(path="a"))
+    rows = [GOOD, GOOD | {"label": "y"}, GOOD, OTHER, OTHER, {"text": "third", "label": "x"}]
+    splits, _ = checked(tmp_path, lines_of(*rows), task=task)
+    [text] = contradiction_cautions(task, splits)
+    assert text.startswith("3 training rows have the input of another one with other labels")
+    several = replace(task, problem_type="multi_label_classification", label_form="list")
+    rows = [GOOD | {"label": ["x", "y"]}, GOOD | {"label": ["y", "x"]}, OTHER | {"label": ["y"]}]
+    splits, _ = checked(tmp_path, lines_of(*rows), task=several)
+    assert not list(contradiction_cautions(several, splits))
+    splits, _ = checked(tmp_path, lines_of(*rows, GOOD | {"label": ["x"]}), task=several)
+    assert len(list(contradiction_cautions(several, splits))) == 1
 
 
 QUESTIONS = {

@@ -296,6 +296,13 @@ def test_near_equal_spellings_inside_a_name_are_named_too(one, other):
     assert repr(other) in text
 
 
+@pytest.mark.parametrize("task", [ONE, NUMBER])
+def test_empty_texts_are_counted(task):
+    rows = [{"text": text, "label": n} for n, text in enumerate(["a", "", "b", " \n"])]
+    [text] = task.label_cautions(Examples(rows, "a.jsonl"))
+    assert text == "2 training rows have an empty text in column 'text'"
+
+
 @pytest.mark.parametrize("name", ["nan", "NaN", "None", "null", "N/A", "NA", "<NA>"])
 def test_a_label_that_looks_like_a_missing_value_is_cautioned(name):
     [text] = cautions(["pos", "neg", "pos", name])
