@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -172,21 +173,24 @@ class InstructionTuning(ReplyTask):
         ]
         return exchanges[0][0], [reply for _, reply in exchanges]
 
-    def label_cautions(self, train: Examples) -> Iterator[str]:
+    def oddities(self, examples: Examples, index: int, row: dict[str, Any]) -> Iterator[str]:
+        """Yield also each reply, and each without a letter or digit that ROUGE-L counts."""
+        yield from super().oddities(examples, index, row)
+        for reply in self.example(examples, index, row, None)[1]:
+            yield "reply"
+            if ROUGE_WORD.search(reply.lower()) is None:
+                yield "no Latin"
+
+    def oddity_cautions(self, counts: Counter[str], num_rows: int) -> Iterator[str]:
         """Add a caution if ROUGE-L ignores most replies.
 
         It counts only Latin letters and digits.
         """
-        yield from super().label_cautions(train)
-        num_replies = num_unseen = 0
-        for index, row in enumerate(train.rows):
-            for reply in self.example(train, index, row, None)[1]:
-                num_replies += 1
-                num_unseen += ROUGE_WORD.search(reply.lower()) is None
-        if 2 * num_unseen > num_replies:
+        yield from super().oddity_cautions(counts, num_rows)
+        if 2 * counts["no Latin"] > counts["reply"]:
             yield (
-                f"{num_unseen:,} of {num_replies:,} replies have no Latin letter or digit, which "
-                "are all that ROUGE-L counts: compare models by perplexity instead"
+                f"{counts['no Latin']:,} of {counts['reply']:,} replies have no Latin letter or "
+                "digit, which are all that ROUGE-L counts: compare models by perplexity instead"
             )
 
     def encode(

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 Prompt = str | list[dict[str, str]]
 """A text, or the messages of a chat, the last one of the user."""
 CHAT_COLUMNS = ("system", "tools", "functions")
+REPEATED = "repeated prompt"
+"""The name of replies that begin with their prompt, where they are counted."""
 IGNORED = -100  # the label of a token that is not learned
 
 CHAT_TEMPLATE = """\
@@ -208,36 +210,35 @@ class ReplyTask(Task):
         return fill_format(self.prompt_format, row, location), trim_reply(reply)
 
     def label_cautions(self, train: Examples) -> Iterator[str]:
-        """Yield a caution for replies that repeat their prompts, and for columns of chats.
+        """Yield cautions about replies, from one pass over the rows."""
+        rows = enumerate(train.rows)
+        counts = Counter(name for i, row in rows for name in self.oddities(train, i, row))
+        yield from self.oddity_cautions(counts, train.num_rows)
 
-        The latter usually belong to a chat, and are not read.
-        """
-        if not self.chat:
-            yield from self._repeated_prompts(train)
+    def oddities(self, examples: Examples, index: int, row: dict[str, Any]) -> Iterator[str]:
+        """Yield names of what is counted for cautions: here columns of chats, and REPEATED."""
+        if self.chat:
+            yield from (name for name in CHAT_COLUMNS if row.get(name))
             return
-        counts = Counter(name for row in train.rows for name in CHAT_COLUMNS if row.get(name))
-        for name in CHAT_COLUMNS:
-            count = counts[name]
-            if count and name not in columns_of(self.prompt_format):
-                yield (
-                    f"column {name!r} of {count:,} rows is not read: what belongs to a chat goes "
-                    "into its messages"
-                )
+        prompt, reply = row[columns_of(self.prompt_format)[0]].strip(), row.get(self.reply_column)
+        if prompt and isinstance(reply, str) and reply.lstrip().startswith(prompt):
+            yield REPEATED
 
-    def _repeated_prompts(self, train: Examples) -> Iterator[str]:
-        """Yield a caution if most replies begin with the text of the prompt's first column."""
-        first, column = columns_of(self.prompt_format)[0], self.reply_column
-        texts = ((row[first].strip(), row.get(column)) for row in train.rows)
-        count = sum(
-            isinstance(reply, str) and prompt != "" and reply.lstrip().startswith(prompt)
-            for prompt, reply in texts
-        )
-        if 2 * count > train.num_rows:
+    def oddity_cautions(self, counts: Counter[str], num_rows: int) -> Iterator[str]:
+        """Yield a caution if most replies repeat their prompts, and for unread columns of chats."""
+        first = columns_of(self.prompt_format)[0]
+        if 2 * counts[REPEATED] > num_rows:
             yield (
-                f"{count:,} of {train.num_rows:,} replies in column {column!r} begin with the text "
-                f"of column {first!r}, which the prompt holds already: the model "
-                "learns to repeat it. Leave it out of the replies"
+                f"{counts[REPEATED]:,} of {num_rows:,} replies in column {self.reply_column!r} "
+                f"begin with the text of column {first!r}, which the prompt holds already: the "
+                "model learns to repeat it. Leave it out of the replies"
             )
+        for name in CHAT_COLUMNS:
+            if counts[name] and name not in columns_of(self.prompt_format):
+                yield (
+                    f"column {name!r} of {counts[name]:,} rows is not read: what belongs to a chat "
+                    "goes into its messages"
+                )
 
     def prompts(self, examples: Examples, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
         prompts = [self.prompt(row, examples.locate(i)) for i, row in enumerate(examples.rows)]

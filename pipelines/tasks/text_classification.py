@@ -231,18 +231,20 @@ class TextClassification(Task):
 
     def label_cautions(self, train: Examples) -> Iterator[str]:
         """Yield cautions about empty texts, names of one label, missing values and scales."""
-        for column in filter(None, (self.text_column, self.text_pair_column)):
-            num_empty = sum(not row[column].strip() for row in train.rows)
-            if num_empty:
-                yield f"{num_empty:,} training rows have an empty text in column {column!r}"
-        if self.problem_type == "regression":
+        has_labels = self.has_labels
+        reader = self.label_reader.resolved(train) if has_labels else self.label_reader
+        columns = [each for each in (self.text_column, self.text_pair_column) if each]
+        empty, counts = Counter[str](), Counter[str]()
+        for index, row in enumerate(train.rows):
+            empty.update(column for column in columns if not row[column].strip())
+            counts.update(reader.read(train, index, row) if has_labels else ())
+        for column, num_rows in empty.items():
+            yield f"{num_rows:,} training rows have an empty text in column {column!r}"
+        if not has_labels:
             return
-        reader, rows = self.label_reader.resolved(train), enumerate(train.rows)
-        counts = Counter(name for i, row in rows for name in set(reader.read(train, i, row)))
         yield from label_cautions.name_cautions(counts)
         if self.several:
-            num_rows = train.num_rows
-            yield from label_cautions.constant_cautions(counts, num_rows)
+            yield from label_cautions.constant_cautions(counts, train.num_rows)
         else:
             yield from label_cautions.list_cautions(counts)
             yield from label_cautions.number_cautions(counts)
