@@ -131,7 +131,7 @@ def load_split(
     """
     if is_local(source):
         files = split_files(source, split)
-        return replace(read(files), label_names=class_labels(features_of(files[0])))
+        return replace(read(files), label_names=class_labels_of(files))
     dataset = hub_dataset(source, split, streaming=False)
     total, numbers = len(dataset), None
     if max_rows is not None and total > (part := max(MIN_PART, 10 * max_rows)):
@@ -143,6 +143,31 @@ def load_split(
         numbers=numbers,
         total=None if numbers is None else total,
     )
+
+
+def class_labels_of(files: Sequence[Path]) -> dict[str, tuple[str, ...]]:
+    """Return the names of each ClassLabel column of a split's files.
+
+    Raise DataError where two files have other names, or another order: an id would mean two labels.
+    """
+    first = class_labels(features_of(files[0]))
+    for file in files[1:]:
+        other = class_labels(features_of(file))
+        for column in [*first, *other]:
+            here, there = other.get(column), first.get(column)
+            if here != there:
+                raise DataError(
+                    f"{file}: the labels of column {column!r} are {listed(here)}, but those of "
+                    f"{files[0]} are {listed(there)}. Write both files with the same ClassLabel."
+                )
+    return first
+
+
+def listed(names: Sequence[str] | None) -> str:
+    """Return the names of a ClassLabel, the first ten of many."""
+    if names is None:
+        return "not named"
+    return ", ".join(names[:10]) + (f" and {len(names) - 10:,} more" if len(names) > 10 else "")
 
 
 def hub_rows(dataset: Any, split: str, numbers: Sequence[int] | None) -> Sequence[dict[str, Any]]:

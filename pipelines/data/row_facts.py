@@ -32,7 +32,7 @@ def _labels(
 
 def _id(task: RowReader, examples: Examples, index: int, row: dict[str, Any]) -> Hashable:
     """Return a key of a row's id, or None."""
-    return compact_key(str(row["id"])) if "id" in row else None
+    return None if row.get("id") is None else compact_key(str(row["id"]))
 
 
 def _hash(task: RowReader, examples: Examples, index: int, row: dict[str, Any]) -> bytes:

@@ -17,6 +17,10 @@ from pipelines.errors import DataError
 
 SHOWN = 10  # rows that a message lists
 WIDTH = 300  # characters of each reason, which may quote a long row
+OTHER_ROWS = (
+    " The training rows have what is missing. To score on other rows name their split by "
+    "--task.dataset.eval-split or --task.dataset.test-split; None holds out training rows."
+)
 HINT = "\nCorrect them, or leave them out with --task.dataset.on-bad-row skip."
 
 
@@ -95,10 +99,11 @@ def check_rows(
 def check_columns(task: RowReader, *splits: tuple[Examples | None, Examples | None]) -> None:
     """Raise DataError for a split without usable rows if all its rows lack a column.
 
-    `splits` are pairs of the rows that were read and those that are usable. The message names the
-    option to change, in one line in place of one for each row.
+    `splits` are pairs of the rows that were read and those that are usable, the training rows
+    first. The message names the option to change, in one line in place of one for each row.
     """
     lines = []
+    _, trainable = splits[0]
     for read_rows, usable in splits:
         if read_rows is None or usable is None or read_rows.streamed:
             continue
@@ -112,7 +117,8 @@ def check_columns(task: RowReader, *splits: tuple[Examples | None, Examples | No
         ]
         if missing:
             columns = ", ".join(present)
-            lines.append(f"{read_rows.origin}: {'; '.join(missing)}. Columns: {columns}.")
+            hint = OTHER_ROWS if trainable is not None and trainable.rows else ""
+            lines.append(f"{read_rows.origin}: {'; '.join(missing)}. Columns: {columns}.{hint}")
     if lines:
         raise DataError("\n".join(lines))
 

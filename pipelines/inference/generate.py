@@ -21,7 +21,12 @@ from pipelines.process import quiet_libraries
 from pipelines.recipe.generation import merge_options
 from pipelines.recipe.values import Precision
 from pipelines.tasks.base import Task
-from pipelines.tasks.generation import Continuation, GenerationOptions
+from pipelines.tasks.generation import (
+    Continuation,
+    GenerationOptions,
+    trim_reply,
+    trim_start,
+)
 
 
 @quiet_libraries()
@@ -150,7 +155,7 @@ def load_assistance(
 
 
 class ReplyStreamer(TextStreamer):
-    """Pass a text on while it is written, a reply without the spaces before its first word.
+    """Pass a text on while it is written, a reply as `trim_start` leaves it.
 
     `write` is called after each token, with "" until a word is complete. What it raises ends the
     generation.
@@ -165,14 +170,16 @@ class ReplyStreamer(TextStreamer):
         )
         self.write = write
         self.at_start = task.writes_replies
+        self.begin = ""
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         if self.at_start:
-            text = text.lstrip()
+            self.begin += text
+            text = trim_start(self.begin)
             self.at_start = not text
         self.write(text)
 
 
 def strip_reply(task: Task, text: str) -> str:
     """Return a reply without the spaces around it, and the continuation of a text as it is."""
-    return text.strip() if task.writes_replies else text
+    return trim_reply(text) if task.writes_replies else text

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from numbers import Integral, Real
 from typing import Any
@@ -206,6 +207,15 @@ class AnswerMetric(Metric):
                 "references": {"id": value, "answers": answers},
             }
         )
+
+    def check_pairs(self, guesses: list[Any], gold: list[Any]) -> None:
+        """Raise ValueError also for two rows with one id, of which one answer would be scored."""
+        super().check_pairs(guesses, gold)
+        for name, rows in (("predictions", guesses), ("references", gold)):
+            for identity, count in Counter(row["id"] for row in rows).most_common(1):
+                if count > 1:
+                    text = f"{count} {name} have the id {identity!r}. Give each row its own."
+                    raise ValueError(f"{self.name}: {text}")
 
     def prediction(self, value: Any) -> dict[str, Any]:
         row = with_keys(value, "id", "prediction_text")

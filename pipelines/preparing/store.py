@@ -24,7 +24,7 @@ from pipelines.reporting.progress import RunProgress
 from pipelines.results.disk import explain_disk_errors, free_space, megabytes
 from pipelines.results.files import damage_of_file, entries, write_whole
 
-FORMAT = 2
+FORMAT = 3
 """Increase it when what is stored changes for the same rows, tokenizer and options."""
 LIBRARIES = ("gpt2-recipes", "tokenizers", "transformers")
 """Another version of one of these prepares its own data."""

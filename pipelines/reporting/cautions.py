@@ -50,6 +50,7 @@ def cautions_of_rows(task: Task, splits: Splits, labels: Sequence[str]) -> Itera
     yield from row_cautions(task, splits)
     yield from split_cautions(task, splits)
     yield from class_cautions(task, splits, labels)
+    yield from contradiction_cautions(task, splits)
     yield from task.label_cautions(splits.train)
 
 
@@ -91,6 +92,26 @@ def shared_inputs(task: Task, splits: Splits) -> Iterator[tuple[str, str, int, i
             if num_shared:
                 yield split, other, num_shared, len(inputs)
         seen.append((split, set(inputs)))
+
+
+def contradiction_cautions(task: Task, splits: Splits) -> Iterator[str]:
+    """Yield a caution for training rows with one input and different labels."""
+    if not task.has_labels:
+        return
+    inputs = facts_of(task, splits.train, "inputs")
+    labels = [frozenset(names) for names in facts_of(task, splits.train, "labels")]
+    seen: dict[Hashable, frozenset[str]] = {}
+    contradicted = {
+        each
+        for each, names in zip(inputs, labels, strict=True)
+        if seen.setdefault(each, names) != names
+    }
+    if contradicted:
+        num_rows = sum(each in contradicted for each in inputs)
+        yield (
+            f"{num_rows:,} training rows have the input of another one with other labels: no "
+            "model can be right about all of them"
+        )
 
 
 def split_cautions(task: Task, splits: Splits) -> Iterator[str]:

@@ -11,7 +11,13 @@ from typing import Any, Literal
 from pipelines.data.validate import similar
 from pipelines.errors import Problem, RecipeError
 from pipelines.scaffold.look import columns_in
-from pipelines.tasks.cells import parse_bit, parse_literal, to_python, whole_number
+from pipelines.tasks.cells import (
+    parse_bit,
+    parse_literal,
+    to_number,
+    to_python,
+    whole_number,
+)
 from pipelines.tasks.chat_forms import looks_like_turns
 
 Kind = Literal["text", "number", "list", "chat", "other", "empty"]
@@ -101,22 +107,14 @@ def kind_of(value: Any) -> Kind:
         return "chat"
     if isinstance(value, list):
         return "list"
-    if isinstance(value, bool | int | float) or as_number(value) is not None:
+    if isinstance(value, bool | int | float) or to_number(value) is not None:
         return "number"
     return "text" if isinstance(value, str) else "other"
 
 
-def as_number(value: Any) -> float | None:
-    """Return a number, or a text of one, as a float, or None."""
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return None
-
-
 def as_whole(value: Any) -> int | None:
     """Return a whole number, or a text of one, or None."""
-    number = as_number(value)
+    number = to_number(value)
     return None if number is None else whole_number(number)
 
 

@@ -34,6 +34,7 @@ REPLY_NAMES = ("completion", "response", "output", "answer", "reply", "target", 
 CHAT_NAMES = ("messages", "conversations", "conversation", "chat", "dialog", "dialogue")
 CONTEXT_NAMES = ("context", "passage", "paragraph")
 ANSWERS_NAMES = ("answers", "answer")
+STARTS_NAMES = ("answer_start", "answer_starts", "start", "start_char", "answer_offset")
 ALPACA = "### Instruction:\n{{{}}}\n\n### Input:\n{{{}}}\n\n### Response:\n"
 PAIRS = (
     ("sentence1", "sentence2"),
@@ -100,6 +101,8 @@ def fitting_tasks(columns: Columns, flags: NewFlags) -> list[tuple[str, str]]:
     asked = named(columns, ("question",)) and named(columns, CONTEXT_NAMES)
     if asked and answers and answers[0].kind in ("other", "list"):
         found.append(("answer", "there are a question, a context and its answers"))
+    elif asked and flags.label_column is None:
+        check_starts(columns)
     chats = [column for column in columns.values() if column.kind == "chat"]
     prompts, replies = (
         [each for each in named(columns, names) if each.can_be_text]
@@ -122,6 +125,16 @@ def fitting_tasks(columns: Columns, flags: NewFlags) -> list[tuple[str, str]]:
         text = f"no task fits the columns: {held}. Name it with --task, and the columns with "
         raise RecipeError([Problem("task", f"{text}--text-column and --label-column.")])
     return found
+
+
+def check_starts(columns: Columns) -> None:
+    """Raise RecipeError if the starts of answers are in a column of their own."""
+    starts = named(columns, STARTS_NAMES)
+    if starts:
+        text = f"column {starts[0].name!r} holds where answers start in their contexts. Put it and "
+        text += 'their texts into one column answers, as {"text": ["b"], "answer_start": [1]}, to '
+        text += "find answers; or name another task."
+        raise RecipeError([Problem("task", text)])
 
 
 def text_candidates(columns: Columns) -> list[Column]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -29,6 +30,15 @@ def read_answers(value: Any, impossible: Any = None) -> dict[str, list[Any]]:
     if stated == 0 and not pairs:
         raise ValueError(f"holds no answer, but is_impossible is {impossible!r}.")
     return {"text": [text for text, _ in pairs], "answer_start": [start for _, start in pairs]}
+
+
+def misplaced(text: str, start: int, context: str) -> str:
+    """Return a message about an answer that is not at its start, with the nearest place of it."""
+    places = [match.start() for match in re.finditer(re.escape(text), context)]
+    if not places:
+        return f"answer {text!r} is not at character {start}, nor anywhere else in the context."
+    nearest = min(places, key=lambda place: abs(place - start))
+    return f"answer {text!r} is not at character {start}; the nearest one is at {nearest}."
 
 
 def is_nan(value: Any) -> bool:

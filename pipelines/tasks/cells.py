@@ -57,6 +57,17 @@ def parse_literal(text: str) -> Any:
         return text
 
 
+def to_number(value: Any) -> float | None:
+    """Return a number, or a text of one, as a float, or None.
+
+    "1_000" is a name, though Python reads it as a number.
+    """
+    try:
+        return None if isinstance(value, str) and "_" in value else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
 def whole_number(value: Any) -> int | None:
     """Return a number, or a text with a decimal point, as a whole number, or None.
 

@@ -26,6 +26,8 @@ TOOL_ROLES = (
     "tool_call",
     "tool_response",
 )
+NOT_LEARNED = ("weight", "train", "trainable", "loss")
+"""Keys by which OpenAI, axolotl and ms-swift mark a reply that is not to be learned."""
 TEXT_PARTS = ("text", "input_text", "output_text")
 HH_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 """The beginning of a turn in the texts of Anthropic's HH dataset."""
@@ -90,8 +92,10 @@ def _read_turn(turn: Any) -> dict[str, str]:
         raise ValueError(f"{turn!r} is a message of a tool. {NO_TOOLS}")
     if name not in KNOWN_ROLES:
         raise ValueError(f"{turn!r} is not a message with a role of {', '.join(ROLES)}.")
-    if turn.get("weight") == 0:
-        raise ValueError(f"{turn!r} has weight 0: every reply of a chat is learned.")
+    for mark in NOT_LEARNED if KNOWN_ROLES[name] == "assistant" else ():
+        if mark in turn and turn[mark] in (0, False):
+            text = f"{turn!r} has {mark} {turn[mark]}: every reply of a chat is learned."
+            raise ValueError(f"{text} Leave the row out, or end the chat before that reply.")
     content = turn.get("content")
     content = _text_of(turn.get("value") if content is None else content)
     if content is None or not content.strip():

@@ -63,3 +63,21 @@ class GenerationOptions(TypedDict, total=False):
     repetition_penalty: float
     no_repeat_ngram_size: int
     length_penalty: float
+
+
+def trim_start(text: str) -> str:
+    """Return a reply without the white space before it, but for an indentation as of code.
+
+    That is a tab or several spaces before the first line, after at most one line break. One space
+    separates a reply from its prompt.
+    """
+    body = text.lstrip()
+    _, newline, indentation = text[: len(text) - len(body)].rpartition("\n")
+    if not body or (len(indentation) < 2 and "\t" not in indentation):
+        return body
+    return newline + indentation + body
+
+
+def trim_reply(text: str) -> str:
+    """Return a reply without the white space around it, see `trim_start`."""
+    return trim_start(text).rstrip()

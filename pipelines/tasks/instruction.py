@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -31,6 +32,7 @@ from pipelines.tasks.base import (
     to_row_results,
 )
 from pipelines.tasks.chat_forms import looks_like_turns
+from pipelines.tasks.generation import trim_reply
 from pipelines.tasks.replies import IGNORED, Prompt, ReplyTask, as_arrays, encode_rows
 
 if TYPE_CHECKING:
@@ -81,7 +83,7 @@ class Prompts:
 
     def __init__(self) -> None:
         self.positions: dict[bytes, int] = {}
-        """The position of each prompt, by a hash of its tokens."""
+        """The position of each prompt, by a hash of its tokens before truncation."""
         self.kept: list[PromptReferences] = []
 
     def add(self, exchange: EncodedExchange, row: int) -> None:
@@ -171,21 +173,24 @@ class InstructionTuning(ReplyTask):
         ]
         return exchanges[0][0], [reply for _, reply in exchanges]
 
-    def label_cautions(self, train: Examples) -> Iterator[str]:
+    def oddities(self, examples: Examples, index: int, row: dict[str, Any]) -> Iterator[str]:
+        """Yield also each reply, and each without a letter or digit that ROUGE-L counts."""
+        yield from super().oddities(examples, index, row)
+        for reply in self.example(examples, index, row, None)[1]:
+            yield "reply"
+            if ROUGE_WORD.search(reply.lower()) is None:
+                yield "no Latin"
+
+    def oddity_cautions(self, counts: Counter[str], num_rows: int) -> Iterator[str]:
         """Add a caution if ROUGE-L ignores most replies.
 
         It counts only Latin letters and digits.
         """
-        yield from super().label_cautions(train)
-        num_replies = num_unseen = 0
-        for index, row in enumerate(train.rows):
-            for reply in self.example(train, index, row, None)[1]:
-                num_replies += 1
-                num_unseen += ROUGE_WORD.search(reply.lower()) is None
-        if 2 * num_unseen > num_replies:
+        yield from super().oddity_cautions(counts, num_rows)
+        if 2 * counts["no Latin"] > counts["reply"]:
             yield (
-                f"{num_unseen:,} of {num_replies:,} replies have no Latin letter or digit, which "
-                "are all that ROUGE-L counts: compare models by perplexity instead"
+                f"{counts['no Latin']:,} of {counts['reply']:,} replies have no Latin letter or "
+                "digit, which are all that ROUGE-L counts: compare models by perplexity instead"
             )
 
     def encode(
@@ -230,7 +235,8 @@ class InstructionTuning(ReplyTask):
         for (_, replies), [whole] in zip(some, encode_rows(tokenizer, learned), strict=True):
             cut = whole.truncated(self.max_length)
             row = as_arrays({"input_ids": cut.input_ids, "labels": cut.labels})
-            digest = blake2b(array("q", cut.prompt_ids).tobytes(), digest_size=16).digest()
+            # of the whole prompt: prompts that are cut to the same end stay different
+            digest = blake2b(array("q", whole.prompt_ids).tobytes(), digest_size=16).digest()
             prompt = None if training else PromptReferences(cut.prompt_ids, replies, -1)
             part.append(EncodedExchange(row, len(whole.input_ids), digest, prompt))
         return part
@@ -291,7 +297,7 @@ class InstructionTuning(ReplyTask):
     def reply_results(self, written: Sequence[Continuation], held_out: Features) -> list[RowResult]:
         return to_row_results(
             (held_out.locate(prompt.row) for prompt in held_out.context),
-            ({"text": reply.text.strip(), "ended": reply.ended} for reply in written),
+            ({"text": trim_reply(reply.text), "ended": reply.ended} for reply in written),
             (list(prompt.references) for prompt in held_out.context),
             [[value] for value in rouge_of_replies(written, held_out)],
         )

@@ -69,7 +69,7 @@ class LabelReader:
         return replace(self, form="multi_hot", names=names)
 
     def read(self, examples: Examples, index: int, row: dict[str, Any]) -> list[str]:
-        """Return the names of a row's labels. Raise DataError where they cannot be read."""
+        """Return the names of a row's labels, each once. Raise DataError for unreadable ones."""
         if self.columns:
             return self._read_columns(examples, index, row)
         value = to_python(row.get(self.column))
@@ -90,8 +90,10 @@ class LabelReader:
                 raise DataError(f"{examples.locate(index)}: {error}") from None
         declared = examples.label_names.get(self.column)
         if declared is None:
-            return [self._read_name(examples, index, value) for value in values]
-        return [declared_name(examples, index, value, declared) for value in values]
+            names = [self._read_name(examples, index, value) for value in values]
+        else:
+            names = [declared_name(examples, index, value, declared) for value in values]
+        return list(dict.fromkeys(names))
 
     def _read_columns(self, examples: Examples, index: int, row: dict[str, Any]) -> list[str]:
         """Return the columns of a row that hold 1. Raise DataError unless all hold 0 or 1."""
@@ -123,6 +125,11 @@ class LabelReader:
         """
         number = whole_number(value)
         name = str(value if number is None else number)
+        if not name.strip():
+            raise DataError(
+                f"{examples.locate(index)}: {value!r} among the labels is not a name. A row "
+                "without a label has an empty list, []."
+            )
         if not isinstance(value, str | int | float) or (number is None and is_fraction(value)):
             hint = "For numbers use --task.problem-type regression."
             if self.several:

@@ -22,7 +22,7 @@ from pipelines.data.encoded_rows import EncodedSplit, LazySequence, Sinks
 from pipelines.data.rows_on_disk import map_rows
 from pipelines.errors import DataError
 from pipelines.metrics.bootstrap import bootstrap
-from pipelines.tasks.answer_forms import read_answers
+from pipelines.tasks.answer_forms import misplaced, read_answers
 from pipelines.tasks.base import (
     Chart,
     Features,
@@ -141,9 +141,9 @@ class QuestionAnswering(Task):
         for column in (self.question_column, self.context_column):
             if not text_of(examples, index, row, column).strip():
                 raise DataError(f"{location}: column {column!r} holds {row[column]!r}, not a text.")
-        identity, context = str(row.get("id", index)), row[self.context_column]
+        context = row[self.context_column]
         if not labelled:
-            return Question(identity, context, {"text": []})
+            return Question(context, {"text": []})
         if self.answers_column not in row and parse_bit(to_python(row.get("is_impossible"))) != 1:
             raise DataError(
                 f"{location}: no column {self.answers_column!r}. Columns: {', '.join(row)}."
@@ -154,13 +154,13 @@ class QuestionAnswering(Task):
             raise DataError(f"{location}: column {self.answers_column!r} {error}") from None
         for text, start in zip(answers["text"], answers["answer_start"], strict=True):
             if start < 0 or not context.startswith(text, start):
-                raise DataError(f"{location}: answer {text!r} is not at character {start}.")
+                raise DataError(f"{location}: {misplaced(text, start, context)}")
         if not answers["text"] and not self.version_2_with_negative:
             raise DataError(
                 f"{location}: a question without an answer. For SQuAD v2 use "
                 "--task.version-2-with-negative."
             )
-        return Question(identity, context, answers)
+        return Question(context, answers)
 
     def encode(
         self,
@@ -422,16 +422,20 @@ class QuestionAnswering(Task):
         labels: tuple[str, ...],
         columns: Collection[str],
     ) -> dict[str, list[Any]]:
-        ids = [str(row.get("id", index)) for index, row in enumerate(examples.rows)]
-        answers = [p["answer"] for p in predictions]
-        found = [{"id": i, "prediction_text": a} for i, a in zip(ids, answers, strict=True)]
+        # by position: a file may repeat its ids, and the metrics keep one answer of each id
+        found = [
+            {"id": str(index), "prediction_text": each["answer"]}
+            for index, each in enumerate(predictions)
+        ]
         if "no_answer_probability" in columns:
             found = [
                 each | {"no_answer_probability": float(not each["prediction_text"])}
                 for each in found
             ]
-        gold = [self.example(examples, i, row, ()).answers for i, row in enumerate(examples.rows)]
-        references = [{"id": i, "answers": a} for i, a in zip(ids, gold, strict=True)]
+        references = [
+            {"id": str(index), "answers": self.example(examples, index, row, ()).answers}
+            for index, row in enumerate(examples.rows)
+        ]
         return {"predictions": found, "references": references}
 
     @property

@@ -19,7 +19,7 @@ from pipelines.errors import DataError
 from pipelines.tasks.base import Task, token_ids
 from pipelines.tasks.chat_forms import begins_with_turn, looks_like_turns, read_turns
 from pipelines.tasks.encoding import BATCH_WITH_OFFSETS, in_batches
-from pipelines.tasks.generation import Generation, Turn
+from pipelines.tasks.generation import Generation, Turn, trim_reply
 from pipelines.tasks.interface import Interface
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 Prompt = str | list[dict[str, str]]
 """A text, or the messages of a chat, the last one of the user."""
 CHAT_COLUMNS = ("system", "tools", "functions")
+REPEATED = "repeated prompt"
+"""The name of replies that begin with their prompt, where they are counted."""
 IGNORED = -100  # the label of a token that is not learned
 
 CHAT_TEMPLATE = """\
@@ -205,19 +207,37 @@ class ReplyTask(Task):
                 f"{location}: column {column!r} holds turns of Human: and Assistant:. "
                 "Use --task.chat."
             )
-        return fill_format(self.prompt_format, row, location), reply.strip()
+        return fill_format(self.prompt_format, row, location), trim_reply(reply)
 
     def label_cautions(self, train: Examples) -> Iterator[str]:
-        """Yield a caution for each column that usually belongs to a chat and is not read."""
-        if not self.chat:
+        """Yield cautions about replies, from one pass over the rows."""
+        rows = enumerate(train.rows)
+        counts = Counter(name for i, row in rows for name in self.oddities(train, i, row))
+        yield from self.oddity_cautions(counts, train.num_rows)
+
+    def oddities(self, examples: Examples, index: int, row: dict[str, Any]) -> Iterator[str]:
+        """Yield names of what is counted for cautions: here columns of chats, and REPEATED."""
+        if self.chat:
+            yield from (name for name in CHAT_COLUMNS if row.get(name))
             return
-        counts = Counter(name for row in train.rows for name in CHAT_COLUMNS if row.get(name))
+        prompt, reply = row[columns_of(self.prompt_format)[0]].strip(), row.get(self.reply_column)
+        if prompt and isinstance(reply, str) and reply.lstrip().startswith(prompt):
+            yield REPEATED
+
+    def oddity_cautions(self, counts: Counter[str], num_rows: int) -> Iterator[str]:
+        """Yield a caution if most replies repeat their prompts, and for unread columns of chats."""
+        first = columns_of(self.prompt_format)[0]
+        if 2 * counts[REPEATED] > num_rows:
+            yield (
+                f"{counts[REPEATED]:,} of {num_rows:,} replies in column {self.reply_column!r} "
+                f"begin with the text of column {first!r}, which the prompt holds already: the "
+                "model learns to repeat it. Leave it out of the replies"
+            )
         for name in CHAT_COLUMNS:
-            count = counts[name]
-            if count and name not in columns_of(self.prompt_format):
+            if counts[name] and name not in columns_of(self.prompt_format):
                 yield (
-                    f"column {name!r} of {count:,} rows is not read: what belongs to a chat goes "
-                    "into its messages"
+                    f"column {name!r} of {counts[name]:,} rows is not read: what belongs to a chat "
+                    "goes into its messages"
                 )
 
     def prompts(self, examples: Examples, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
@@ -354,7 +374,8 @@ def encode_exchanges(tokenizer: Any, pairs: Sequence[tuple[Prompt, str]]) -> lis
 
     After a text prompt only the reply is learned; it begins with a space or on a new line. In a
     chat every reply is learned. Raise DataError if the checkpoint's own chat template marks no
-    replies, or renders a prompt differently from the chat that begins with it.
+    replies, ends them without EOS, or renders a prompt differently from the chat that begins with
+    it.
     """
     texts = [(prompt, reply) for prompt, reply in pairs if isinstance(prompt, str)]
     if texts or not pairs:
@@ -365,16 +386,14 @@ def encode_exchanges(tokenizer: Any, pairs: Sequence[tuple[Prompt, str]]) -> lis
         chats, return_dict=True, return_assistant_tokens_mask=True
     )
     parts = zip(befores, encoded["input_ids"], encoded["assistant_masks"], strict=True)
-    return [chat_exchange(*each) for each in parts]
+    return [chat_exchange(*each, tokenizer) for each in parts]
 
 
 def text_exchanges(tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> list[Exchange]:
     """Return the tokens of text prompts, each different one encoded once, with their replies."""
     prompts = list(dict.fromkeys(prompt for prompt, _ in pairs))
     befores = dict(zip(prompts, encode_prompts(tokenizer, prompts), strict=True))
-    replies = [
-        ("" if prompt.rstrip(" ").endswith("\n") else " ") + reply for prompt, reply in pairs
-    ]
+    replies = [joined_reply(prompt, reply) for prompt, reply in pairs]
     eos, exchanges = tokenizer.eos_token_id, []
     for (prompt, _), ids in zip(pairs, token_ids(tokenizer, replies), strict=True):
         before, after = befores[prompt], [*ids, eos]
@@ -383,15 +402,38 @@ def text_exchanges(tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> list[Exc
     return exchanges
 
 
-def chat_exchange(before: list[int], ids: list[int], mask: list[int]) -> Exchange:
+def joined_reply(prompt: str, reply: str) -> str:
+    """Return a reply as it follows its prompt: after a space, or on a new line.
+
+    On a new line it keeps its indentation. Spaces that end the prompt there belong to the reply,
+    unless it is a single one.
+    """
+    before = prompt.rstrip(" ")
+    if before.endswith("\n"):
+        spaces = prompt[len(before) :]
+        return ("" if len(spaces) == 1 else spaces) + reply.removeprefix("\n")
+    return reply if reply.startswith("\n") else " " + reply.lstrip()
+
+
+def chat_exchange(before: list[int], ids: list[int], mask: list[int], tokenizer: Any) -> Exchange:
     """Return the tokens of a chat, of which those of the replies have a mask of 1.
 
-    `before` are the tokens of its prompt.
+    `before` are the tokens of its prompt. What the template writes after the last reply, such as a
+    line break, is left out.
     """
-    if ids[: len(before)] != before or not all(mask[len(before) :]):
+    start = len(before)
+    end = len(mask) - mask[::-1].index(1) if any(mask) else 0
+    if ids[:start] != before or start >= end or not all(mask[start:end]):
         raise DataError(
             "the tokenizer's chat template does not mark replies with {% generation %}, or renders "
             "a prompt differently from the chat that begins with it."
         )
+    if tokenizer.eos_token_id not in ids[start:end]:
+        raise DataError(
+            f"the tokenizer's chat template ends replies with {tokenizer.decode(ids[end - 1])!r} "
+            f"and not with the EOS token {tokenizer.eos_token!r}, so that a model would not learn "
+            "to stop. Write {{ eos_token }} before {% endgeneration %}, or set eos_token in "
+            "tokenizer_config.json to what ends a reply."
+        )
     labels = [token if learned else IGNORED for token, learned in zip(ids, mask, strict=True)]
-    return Exchange(ids, labels, len(before))
+    return Exchange(ids[:end], labels[:end], start)

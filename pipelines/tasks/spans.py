@@ -39,7 +39,6 @@ class Window:
 class Question:
     """A question with its context and gold answers; no answers means unanswerable."""
 
-    id: str
     context: str
     answers: dict[str, list[Any]]
 

@@ -30,6 +30,7 @@ from pipelines.tasks.base import (
     to_row_results,
     write_rows,
 )
+from pipelines.tasks.cells import to_number
 from pipelines.tasks.classification_scores import (
     correlation_of_moments,
     f1_counts,
@@ -229,15 +230,21 @@ class TextClassification(Task):
         return self.label_reader.read(examples, index, row) if self.stratified_by else ()
 
     def label_cautions(self, train: Examples) -> Iterator[str]:
-        """Yield cautions about names of one label, about missing values and about scales."""
-        if self.problem_type == "regression":
+        """Yield cautions about empty texts, names of one label, missing values and scales."""
+        has_labels = self.has_labels
+        reader = self.label_reader.resolved(train) if has_labels else self.label_reader
+        columns = [each for each in (self.text_column, self.text_pair_column) if each]
+        empty, counts = Counter[str](), Counter[str]()
+        for index, row in enumerate(train.rows):
+            empty.update(column for column in columns if not row[column].strip())
+            counts.update(reader.read(train, index, row) if has_labels else ())
+        for column, num_rows in empty.items():
+            yield f"{num_rows:,} training rows have an empty text in column {column!r}"
+        if not has_labels:
             return
-        reader, rows = self.label_reader.resolved(train), enumerate(train.rows)
-        counts = Counter(name for i, row in rows for name in set(reader.read(train, i, row)))
         yield from label_cautions.name_cautions(counts)
         if self.several:
-            num_rows = train.num_rows
-            yield from label_cautions.constant_cautions(counts, num_rows)
+            yield from label_cautions.constant_cautions(counts, train.num_rows)
         else:
             yield from label_cautions.list_cautions(counts)
             yield from label_cautions.number_cautions(counts)
@@ -593,11 +600,8 @@ class TextClassification(Task):
 
 def read_target(examples: Examples, index: int, value: Any) -> float:
     """Return a cell as a finite float32. Raise DataError for anything else."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not abs(number) <= LARGEST:
+    number = to_number(value)
+    if number is None or not abs(number) <= LARGEST:
         raise DataError(f"{examples.locate(index)}: {value!r} is not a finite number.")
     return number
 

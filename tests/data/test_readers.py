@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipelines.data.load import load_splits, read_file
+from pipelines.data.load import load_split, load_splits, read_file
 from pipelines.data.local_files import is_local, split_files
 from pipelines.data.readers import describe_format, read_records
 from pipelines.data.rows import Unreadable
@@ -505,6 +505,23 @@ def test_class_names_of_parquet_are_those_of_the_hub(tmp_path):
         splits = load_splits(DatasetSource(path=str(path), eval_fraction=0.5))
         assert splits.train.label_names == {"label": ("neg", "pos")}
     assert read_file(tmp_path / "train.parquet").label_names == {"label": ("neg", "pos")}
+
+
+@pytest.mark.parametrize("names", [["pos", "neg"], ["neg", "pos", "?"], None])
+def test_shards_that_name_their_labels_differently_are_refused(names, tmp_path):
+    """The ids of one shard would be read by the names of another."""
+    import datasets
+
+    text = datasets.Value("string")
+    for index, each in enumerate((["neg", "pos"], names)):
+        label = datasets.Value("int64") if each is None else datasets.ClassLabel(names=each)
+        table = datasets.Dataset.from_dict(
+            {"text": ["a", "b"], "label": [0, 1]},
+            features=datasets.Features({"text": text, "label": label}),
+        )
+        table.to_parquet(tmp_path / f"train-0000{index}-of-00002.parquet")
+    with pytest.raises(DataError, match="00001-of.*column 'label' are .*, but.*00000-of.*neg, pos"):
+        load_split(DatasetSource(path=str(tmp_path)), "train")
 
 
 def test_a_folder_that_datasets_saved_is_read(tmp_path):

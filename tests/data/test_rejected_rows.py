@@ -12,7 +12,7 @@ from pipelines.errors import DataError
 from pipelines.flow import run
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import Model, Scratch, Train
-from pipelines.reporting.cautions import row_cautions
+from pipelines.reporting.cautions import contradiction_cautions, row_cautions
 from pipelines.tasks.causal_lm import CausalLM
 from pipelines.tasks.question_answering import QuestionAnswering
 from pipelines.tasks.text_classification import TextClassification
@@ -149,6 +149,20 @@ def test_evaluation_labels_that_were_never_trained_are_left_out_of_the_score(tmp
     assert any("1 evaluation rows cannot be used" in line for line in row_cautions(task, splits))
 
 
+def test_rows_of_one_input_with_other_labels_are_counted(tmp_path):
+    task = TextClassification(dataset=DatasetSource(path="a"))
+    rows = [GOOD, GOOD | {"label": "y"}, GOOD, OTHER, OTHER, {"text": "third", "label": "x"}]
+    splits, _ = checked(tmp_path, lines_of(*rows), task=task)
+    [text] = contradiction_cautions(task, splits)
+    assert text.startswith("3 training rows have the input of another one with other labels")
+    several = replace(task, problem_type="multi_label_classification", label_form="list")
+    rows = [GOOD | {"label": ["x", "y"]}, GOOD | {"label": ["y", "x"]}, OTHER | {"label": ["y"]}]
+    splits, _ = checked(tmp_path, lines_of(*rows), task=several)
+    assert not list(contradiction_cautions(several, splits))
+    splits, _ = checked(tmp_path, lines_of(*rows, GOOD | {"label": ["x"]}), task=several)
+    assert len(list(contradiction_cautions(several, splits))) == 1
+
+
 QUESTIONS = {
     "not in the context": ({"text": ["ticket"], "answer_start": [0]}, "is not at"),
     "before it": ({"text": ["t"], "answer_start": [-1]}, "is not at character -1"),
@@ -170,6 +184,13 @@ def test_an_unusable_question_is_named_or_skipped(kind, tmp_path):
     found = list(row_cautions(task, splits))
     assert "1 training rows have the id of another row" in found
     assert "2 of 2 evaluation rows have the input of a training row: the score is too good" in found
+
+
+def test_rows_without_an_id_do_not_share_one(tmp_path):
+    task = QuestionAnswering(dataset=DatasetSource(path="a"))
+    rows = [QUESTION | {"id": None}, QUESTION | {"id": None}, QUESTION | {"id": "a"}]
+    splits, _ = checked(tmp_path, lines_of(*rows), task=task)
+    assert not any("have the id of another row" in line for line in row_cautions(task, splits))
 
 
 def test_one_question_of_a_squad_file_can_be_skipped(tmp_path):

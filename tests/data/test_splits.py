@@ -232,7 +232,7 @@ TOLD_APART_BY = {
     "documents": (CausalLM(dataset=SOURCE), lambda i: {"text": f"document {i // 3}"}, "text"),
     "texts": (
         CLASSIFY,
-        lambda i: {"text": f"text {i // 3}", "label": "ab"[i % 2]},
+        lambda i: {"text": f"text {i // 3}", "label": "ab"[i // 3 % 2]},
         "text",
     ),
     "contexts": (
@@ -263,9 +263,18 @@ TOLD_APART_BY = {
 }
 
 
-@pytest.mark.parametrize("kind", TOLD_APART_BY)
+OF_TWO_LABELS = {
+    "texts of two labels": (
+        CLASSIFY,
+        lambda i: {"text": f"text {i // 3}", "label": "ab"[i % 2]},
+        "text",
+    )
+}
+
+
+@pytest.mark.parametrize("kind", [*TOLD_APART_BY, *OF_TWO_LABELS])
 def test_nothing_that_a_model_reads_is_in_both_splits(kind, tmp_path):
-    task, make, column = TOLD_APART_BY[kind]
+    task, make, column = (TOLD_APART_BY | OF_TWO_LABELS)[kind]
     rows = [make(i) for i in range(90)]
     random.Random(0).shuffle(rows)
     splits, _ = split(task, write_rows(tmp_path / "rows.jsonl", rows))
@@ -431,6 +440,7 @@ def test_a_wrong_column_of_the_evaluation_file_alone_is_named(tmp_path):
         with pytest.raises(DataError, match=r"test.jsonl: no column 'label'.*mean 'Label'") as e:
             split(CLASSIFY, tmp_path, eval_split="test", on_bad_row=on_bad_row)
         assert len(str(e.value).splitlines()) == 1
+        assert "None holds out training rows" in str(e.value)  # as for a test set without labels
 
 
 def test_a_stream_that_would_skip_every_row_names_the_column(tmp_path):

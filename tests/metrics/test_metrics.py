@@ -96,6 +96,22 @@ def test_squad_scores_a_missing_prediction_as_wrong():
     assert found == {"exact_match": 50.0, "f1": 50.0}
 
 
+@pytest.mark.parametrize("name", ["squad", "squad_v2"])
+@pytest.mark.parametrize(("guesses", "rows"), [("aa", "ab"), ("ab", "aa")])
+def test_squad_refuses_an_id_that_two_rows_have(name, guesses, rows):
+    """As a dictionary by id, which the official script makes, would score one answer twice."""
+    predictions = [
+        {"id": each, "prediction_text": "x", "no_answer_probability": 0.0} for each in guesses
+    ]
+    if name == "squad":
+        for each in predictions:
+            del each["no_answer_probability"]
+    with pytest.raises(ValueError, match=r"2 \w+ have the id 'a'. Give each row its own"):
+        metrics.load(name).compute(
+            predictions=predictions, references=[gold(each, "x") for each in rows]
+        )
+
+
 def test_squad_v2_rewards_silence_where_there_is_no_answer():
     found = metrics.load("squad_v2").compute(
         predictions=[

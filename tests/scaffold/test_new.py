@@ -249,6 +249,22 @@ MISTAKES = {
         "--label-column: 'topic' and 'sentiment' can each be the label. Say which: "
         "--label-column topic.",
     ),
+    "answers in two columns": (
+        (
+            ("question", "context", "answer_text", "answer_start"),
+            [(text(i), text(i + 1), "ab"[i % 2], i) for i in range(9)],
+        ),
+        {},
+        "--task: column 'answer_start' holds where answers start in their contexts. Put it and",
+    ),
+    "answers by the name of replies, and their starts": (
+        (
+            ("question", "passage", "answer", "start"),
+            [(text(i), text(i + 1), text(i + 2), i) for i in range(9)],
+        ),
+        {},
+        "--task: column 'start' holds where answers start in their contexts. Put it and",
+    ),
     "one column, to be classified": (
         (("text",), [(text(i),) for i in range(9)]),
         {"task": "classify"},

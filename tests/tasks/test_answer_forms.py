@@ -7,6 +7,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Tokenizer
 
+from pipelines import metrics
 from pipelines.data.rows import Examples
 from pipelines.data.source import DatasetSource
 from pipelines.errors import DataError
@@ -89,6 +90,41 @@ def test_an_impossible_question_needs_no_answers_column():
     assert example(V2, is_impossible=True).answers == NOTHING
     with pytest.raises(DataError, match="a.jsonl:7: no column 'answers'. Columns: question, con"):
         example(V2)
+
+
+@pytest.mark.parametrize(
+    ("context", "start", "place"),
+    [
+        ("🎉🎉 No desk.", 7, "the nearest one is at 6"),  # JavaScript counts each emoji as two
+        ("Né à. No desk.", 11, "the nearest one is at 9"),  # bytes count each accent as two
+        ("desk, then desk, then desk", 12, "the nearest one is at 11"),
+        ("No lamp (d.sk).", 3, "nor anywhere else in the context"),
+    ],
+)
+def test_an_answer_that_is_not_at_its_start_is_refused_with_the_nearest_place(
+    context, start, place
+):
+    answers = {"text": ["desk"], "answer_start": [start]}
+    with pytest.raises(
+        DataError, match=f"a.jsonl:7: answer 'desk' is not at character {start}.*"
+    ) as refused:
+        example(V1, context=context, answers=answers)
+    assert place in str(refused.value)
+
+
+@pytest.mark.parametrize("ids", [["a", "a", "b"], [None, None, None], [1, "1", 2]])
+def test_an_added_metric_scores_each_row_though_ids_repeat(ids):
+    """The metrics match answers by id, as the official script does."""
+    contexts = ["No desk.", "No lamp.", "No chair."]
+    rows = [
+        {"id": i, "question": "What?", "context": c}
+        | {"answers": {"text": [c[3:-1]], "answer_start": [3]}}
+        for i, c in zip(ids, contexts, strict=True)
+    ]
+    predictions = [{"answer": "desk"}, {"answer": "lamp"}, {"answer": "wrong"}]
+    inputs = V1.metric_inputs(Examples(rows, "a.jsonl"), predictions, (), ())
+    found = metrics.load("squad").compute(**inputs)
+    assert found == {"exact_match": pytest.approx(200 / 3), "f1": pytest.approx(200 / 3)}
 
 
 @pytest.mark.parametrize(

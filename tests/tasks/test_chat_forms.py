@@ -150,6 +150,8 @@ CALL = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name
             "'input_audio'; only texts",
         ),
         ([*ASKED, YES | {"weight": 0}], "has weight 0"),
+        ([*ASKED, YES | {"train": False}, *ASKED, YES], "has train False: every reply"),
+        ([*ASKED, YES | {"loss": 0.0}], "has loss 0.0"),
         ([*ASKED, {"role": "assistant", "content": None}], "has no text"),
         ([*ASKED, {"role": "assistant", "content": []}], "has no text"),
         ([{"from": "robot", "value": "a"}], "not a message with a role of system, user, assistant"),

@@ -199,7 +199,7 @@ def test_no_answer_is_chosen_by_the_threshold():
             max_length=16,
             null_score_diff_threshold=threshold,
         )
-        questions = [Question("a", "ab cd", {"text": []})]
+        questions = [Question("ab cd", {"text": []})]
         windows = [Window(0, 2, [(0, 2), (2, 5)])]
         logits = np.zeros((1, 5, 2))
         logits[0, 2] = [2.0, 1.0]  # span "ab" scores 3

@@ -102,6 +102,23 @@ def test_lists_hold_ids_or_names_and_an_empty_one_means_no_label(labels, names, 
     assert read(SEVERAL, labels) == (names, targets)
 
 
+@pytest.mark.parametrize(
+    "cell", [["b", "a", "b"], [2, 1, 2.0], ["2", "1", "2.0"], "['b', 'a', 'b']"]
+)
+def test_a_label_that_a_row_repeats_is_one_label(cell):
+    """Else the report, and the draw that keeps each label in proportion, count the row twice."""
+    examples = rows_of([cell, ["c" if "b" in str(cell) else type(cell[0])(3)]])
+    names = SEVERAL.resolved(examples).row_labels(examples, 0, examples.rows[0])
+    assert names in (["b", "a"], ["2", "1"])
+
+
+@pytest.mark.parametrize("cell", [["a", ""], [""], ["a", "  "], "['a', '']"])
+def test_a_label_without_a_name_is_refused(cell):
+    """As `"".split(";")` makes one of a row without labels."""
+    with pytest.raises(DataError, match=r"a.jsonl:2: .* is not a name.*an empty list"):
+        read(SEVERAL, [["a"], cell, ["b"]])
+
+
 def test_a_separator_splits_the_labels_of_a_cell():
     task = TextClassification(
         dataset=ANYWHERE, problem_type="multi_label_classification", label_separator=";"
@@ -279,6 +296,13 @@ def test_near_equal_spellings_inside_a_name_are_named_too(one, other):
     assert repr(other) in text
 
 
+@pytest.mark.parametrize("task", [ONE, NUMBER])
+def test_empty_texts_are_counted(task):
+    rows = [{"text": text, "label": n} for n, text in enumerate(["a", "", "b", " \n"])]
+    [text] = task.label_cautions(Examples(rows, "a.jsonl"))
+    assert text == "2 training rows have an empty text in column 'text'"
+
+
 @pytest.mark.parametrize("name", ["nan", "NaN", "None", "null", "N/A", "NA", "<NA>"])
 def test_a_label_that_looks_like_a_missing_value_is_cautioned(name):
     [text] = cautions(["pos", "neg", "pos", name])
@@ -366,6 +390,13 @@ def test_evaluation_rows_without_any_label_are_refused_and_other_rows_are_not():
 def test_a_target_beyond_float32_is_refused():
     with pytest.raises(DataError, match=r"a.jsonl:1: 1e\+39 is not a finite number"):
         read(NUMBER, [1e39])
+
+
+@pytest.mark.parametrize("value", ["1_5", "1,5", "15%", "", None, "nan", [1.5]])
+def test_a_target_that_is_no_number_is_refused(value):
+    """Python reads 1_5 as 15."""
+    with pytest.raises(DataError, match="a.jsonl:2: .* is not a finite number"):
+        read(NUMBER, ["1.5", value, 3])
 
 
 def test_equal_predictions_have_a_correlation_of_0_and_their_squared_error():

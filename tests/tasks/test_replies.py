@@ -13,10 +13,11 @@ from pipelines.data.load import load_splits
 from pipelines.data.rows import Examples
 from pipelines.data.source import DatasetSource
 from pipelines.errors import DataError, RecipeError
+from pipelines.inference.generate import ReplyStreamer
 from pipelines.models.build import build_model
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import Lora, Model, Train
-from pipelines.tasks.generation import Generation
+from pipelines.tasks.generation import Generation, trim_reply
 from pipelines.tasks.instruction import InstructionTuning
 from pipelines.tasks.preference import PreferenceTuning
 from pipelines.tasks.replies import CHAT_TEMPLATE, encode_exchanges
@@ -89,6 +90,17 @@ def loss_of(trainer, rows) -> tuple[float, torch.Tensor]:
         ),
         ("Ticket: late\nReply: ", " Sorry.\n", "Ticket: late\nReply: Sorry.<|endoftext|>"),
         ("late\n# Response:\n", "Sorry.", "late\n# Response:\nSorry.<|endoftext|>"),
+        ("late\n# Response:\n", "\n Sorry. ", "late\n# Response:\nSorry.<|endoftext|>"),
+        ("late, \nReply:", "   Sorry.", "late, \nReply: Sorry.<|endoftext|>"),
+        # code keeps its indentation
+        (
+            "def late():\n",
+            "    x = 1\n    y = 2\n",
+            "def late():\n    x = 1\n    y = 2<|endoftext|>",
+        ),
+        ("def late():\n", "\n\treturn 1", "def late():\n\treturn 1<|endoftext|>"),
+        ("def late():", "\n    return 1", "def late():\n    return 1<|endoftext|>"),
+        ("def late():\n    ", "return 1", "def late():\n    return 1<|endoftext|>"),
     ],
 )
 def test_a_reply_is_joined_by_one_space_or_a_new_line_and_ends(tokenizer, prompt, reply, joined):
@@ -102,6 +114,45 @@ def test_a_reply_is_joined_by_one_space_or_a_new_line_and_ends(tokenizer, prompt
     # generation reads the same tokens as training did
     [asked] = task.prompts(rows, tokenizer)
     assert [*asked, *learned] == row["input_ids"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("written", "shown"),
+    [
+        (" Sorry.\n", "Sorry."),
+        ("\n\n Sorry.", "Sorry."),
+        ("    return 1\n", "    return 1"),
+        (" \n\n\treturn 1\n  ", "\n\treturn 1"),
+        (" \n ", ""),
+        ("", ""),
+    ],
+)
+def test_what_a_model_wrote_is_shown_without_white_space_but_for_an_indentation(written, shown):
+    assert trim_reply(written) == shown
+    pieces: list[str] = []
+    task = InstructionTuning(dataset=ANYWHERE)
+    streamer = ReplyStreamer(task, tokenizer=None, write=pieces.append)
+    for character in written:
+        streamer.on_finalized_text(character)
+    assert "".join(pieces).rstrip() == shown
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        InstructionTuning(
+            dataset=ANYWHERE, prompt_format="Q: {prompt}\nA:", completion_column="chosen"
+        ),
+        PreferenceTuning(dataset=ANYWHERE),
+    ],
+)
+def test_replies_that_repeat_their_prompts_are_cautioned(task):
+    """As in data whose replies are whole texts: the prompt would be read twice."""
+    rows = [{"prompt": "Where? ", "chosen": " Where? Here.", "rejected": "Where? No."}] * 3
+    rows += [{"prompt": "Who?", "chosen": "I.", "rejected": "You."}] * 2
+    [text] = task.label_cautions(Examples(rows, "rows"))
+    assert text.startswith("3 of 5 replies in column 'chosen' begin with the text of column 'pro")
+    assert not list(task.label_cautions(Examples(rows[1:], "rows")))
 
 
 def test_every_reply_of_a_chat_is_learned_and_nothing_else(chat_tokenizer):
@@ -137,6 +188,40 @@ def test_a_template_that_marks_no_replies_is_refused(chat_tokenizer):
     chat_tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
     with pytest.raises(DataError, match="chat template does not mark replies"):
         encode_exchange(chat_tokenizer, CHAT[:-1], "a")
+
+
+TURN = "{% for m in messages %}{{ '<' + m['role'] + '>' }}"
+LEARNED = "{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] + "
+OTHERS = "{% else %}{{ m['content'] }}{% endif %}"
+END = "{% endfor %}{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
+
+
+def test_what_a_template_writes_after_the_last_reply_is_left_out(chat_tokenizer):
+    """ChatML ends each turn with a line break, which no reply holds."""
+    template = TURN + LEARNED + "eos_token }}{% endgeneration %}" + OTHERS + "{{ '\\n' }}" + END
+    chat_tokenizer.chat_template = template
+    exchange = encode_exchange(chat_tokenizer, CHAT[1:4], "Today.")
+    text = chat_tokenizer.decode(exchange.input_ids)
+    assert text == (
+        "<user> My order is late. \n<assistant>We are sorry.<|endoftext|>\n"
+        "<user>When?\n<assistant>Today.<|endoftext|>"
+    )
+    learned = chat_tokenizer.decode([token for token in exchange.labels if token != -100])
+    assert learned == "We are sorry.<|endoftext|>Today.<|endoftext|>"
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [
+        "'' }}{% endgeneration %}",
+        "'' }}{% endgeneration %}{{ eos_token }}",
+        "'<end>' }}{% endgeneration %}",
+    ],
+)
+def test_a_template_whose_replies_do_not_end_in_eos_is_refused(chat_tokenizer, ending):
+    chat_tokenizer.chat_template = TURN + LEARNED + ending + OTHERS + END
+    with pytest.raises(DataError, match=r"not with the EOS token '<\|endoftext\|>'"):
+        encode_exchange(chat_tokenizer, CHAT[1:4], "Today.")
 
 
 @pytest.mark.parametrize("max_length", [16, 20, 30])
@@ -275,6 +360,23 @@ def test_packing_changes_no_score(tasks, checkpoint, tokenizer, tmp_path):
         for packing in (False, True)
     ]
     assert found[0] == found[1]
+
+
+def test_prompts_that_are_cut_to_the_same_end_are_scored_apart(tokenizer):
+    """Else a row would be scored against the replies to other prompts, too."""
+    task = InstructionTuning(dataset=ANYWHERE, prompt_format="{prompt}\n", max_length=16)
+    replies = ["one " * 20, "two " * 20, "three " * 20]
+    rows = [
+        {"prompt": prompt, "completion": reply}
+        for prompt, reply in zip(["a", "b", "a"], replies, strict=True)
+    ]
+    features = task.features(Examples(rows, "rows"), tokenizer, (), training=False)
+    assert features.report == {"rows": 3, "rows_cut": 3, "prompts": 2}
+    assert [tokenizer.decode(prompt.ids) for prompt in features.context] == ["\n", "\n"]
+    assert [list(prompt.references) for prompt in features.context] == [
+        [replies[0].strip(), replies[2].strip()],
+        [replies[1].strip()],
+    ]
 
 
 def test_rows_with_one_prompt_are_scored_once_against_all_their_replies(tokenizer):

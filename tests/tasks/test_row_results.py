@@ -141,7 +141,7 @@ def test_the_value_of_an_answer_is_its_f1(tokenizer, version_2):
 def test_an_answer_without_a_word_scores_as_in_its_version_of_squad():
     from pipelines.tasks.spans import Question
 
-    questions = [Question("0", "the", {"text": ["the"], "answer_start": [0]})]
+    questions = [Question("the", {"text": ["the"], "answer_start": [0]})]
     v1, v2 = (
         QuestionAnswering(dataset=ANYWHERE, version_2_with_negative=each) for each in (False, True)
     )
