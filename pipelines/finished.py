@@ -17,6 +17,7 @@ from pipelines.recipe.recipe import Recipe
 from pipelines.reporting.last_screen import print_last_screen
 from pipelines.reporting.report import print_score
 from pipelines.reporting.run_files import REPORT, STARTED
+from pipelines.results.base_weights import sha256_of_folders
 from pipelines.results.disk import explain_disk_errors
 from pipelines.results.files import (
     files_of,
@@ -108,11 +109,16 @@ def result_in(recipe: Recipe, *, clean: bool = True) -> dict[str, Any] | None:
     return sidecar
 
 
-def rows_changed(sidecar: dict[str, Any], splits: Splits) -> list[tuple[str, Any, Any]]:
-    """Return the fingerprints of rows that are not those of a finished result."""
-    recorded = sidecar["dataset"]
-    before = {name: recorded.get(f"{name}_rows_sha256") for name in ("train", "eval", "test")}
-    return list(differences({"data": before}, {"data": data_of(splits)}))
+def inputs_changed(
+    recipe: Recipe, sidecar: dict[str, Any], splits: Splits
+) -> list[tuple[str, Any, Any]]:
+    """Return the hashes of rows and of folders that are not those of a finished result."""
+    recorded, now = sidecar["dataset"], sha256_of_folders(recipe)
+    before = {
+        "data": {name: recorded.get(f"{name}_rows_sha256") for name in ("train", "eval", "test")},
+        "sha256_of": sidecar.get("sha256_of", now),  # results of earlier versions have none
+    }
+    return list(differences(before, {"data": data_of(splits), "sha256_of": now}))
 
 
 def finish_again(
@@ -124,9 +130,9 @@ def finish_again(
 ) -> dict[str, Any]:
     """Print that a run is finished, publish its result if requested, and return its metrics.
 
-    Raise RecipeError if the rows have changed since.
+    Raise RecipeError if the rows, or the folders that the recipe names, have changed since.
     """
-    check_same(recipe.folder, rows_changed(sidecar, splits))
+    check_same(recipe.folder, inputs_changed(recipe, sidecar, splits))
     say(f"{recipe.folder} holds the finished result of this run. Train again with --overwrite.")
     print_score(recipe.name, sidecar["metrics"])
     if not (recipe.folder / REPORT).is_file():  # a kill came before it

@@ -20,9 +20,9 @@ from pipelines.final_score import check_finite, evaluate_at_the_end, first_score
 from pipelines.finished import (
     finish_again,
     finished_result,
+    inputs_changed,
     mark_started,
     not_published,
-    rows_changed,
     try_to_report,
     unmark_started,
 )
@@ -102,7 +102,8 @@ def run_in_folder(
             recipe, raw = read_rows(recipe, store)
             finished = finished_result(recipe, ranks)
             splits, labels = check_prepared(recipe.task, raw, rejected, store)
-        if finished is not None and not (recipe.overwrite and rows_changed(finished, splits)):
+        changed = finished and inputs_changed(recipe, finished, splits)
+        if finished is not None and not (recipe.overwrite and changed):
             return finish_again(recipe, finished, splits, signals, ranks)
         prepared = prepare(recipe, splits, labels, ranks, progress, callbacks)
         if splits.train.streamed:

@@ -197,6 +197,8 @@ def finish(small: Path, source: Path, out: Path, final: Recipe, compression: Com
 
 
 def write_recipe(folder: Path, recipe: Recipe) -> None:
-    """Replace the recipe of a result."""
+    """Replace the recipe of a result, which is not of the folders that a training of it read."""
     (folder / "recipe.json").write_text(recipe.to_json(), encoding="utf-8")
-    write_manifest(folder)
+    sidecar = read_manifest(folder)
+    sidecar.pop("sha256_of", None)
+    write_manifest(folder, sidecar)

@@ -11,7 +11,7 @@ from huggingface_hub.hf_api import ModelInfo
 
 from pipelines.data.local_files import is_path
 from pipelines.errors import Problem, RecipeError
-from pipelines.hub.load import check_base
+from pipelines.hub.load import check_base, different_weights
 from pipelines.hub_client.client import Hub, reason
 from pipelines.models.download import fetch_checkpoint, weight_files
 from pipelines.recipe.recipe import Recipe
@@ -79,14 +79,3 @@ def hub_weights_sha256(model: Model, info: ModelInfo) -> str | None:
     if hashes and len(hashes) == len(names):
         return combined_sha256(hashes)
     return weights_sha256(fetch_checkpoint(model))
-
-
-def different_weights(
-    flag: str, name: str, sha256: str | None, recorded: dict[str, Any]
-) -> Problem:
-    """Return the problem of a base with other weights than the adapter was trained on."""
-    return Problem(
-        flag,
-        f"the adapter was trained on weights with SHA-256 {recorded['sha256']}, but those of "
-        f"{name} have {sha256}. Name the base that it was trained on.",
-    )

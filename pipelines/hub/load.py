@@ -23,7 +23,7 @@ from pipelines.models.download import fetch_checkpoint
 from pipelines.process import prepare_process
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import NF4, Int8, Model, Precision
-from pipelines.results.base_weights import SHAPE
+from pipelines.results.base_weights import SHAPE, checkpoint_folder, weights_sha256
 from pipelines.results.check import check_result
 from pipelines.results.check_config import check_fetches_nothing
 from pipelines.results.check_tokenizer import load_result_tokenizer
@@ -71,8 +71,9 @@ def load_result(
     """Rebuild base, adapter, head, tokenizer and labels of a result.
 
     `repo` is the folder of a run or a Hub id. `base` replaces the base that the adapter names, for
-    example by a copy on disk; it must have the same width, depth, vocabulary and revision. The base
-    is loaded in the precision it was trained in, or in `precision`. Full models load the same way.
+    example by a copy on disk; it must have the same shape, and the same weights or revision. The
+    base is loaded in the precision it was trained in, or in `precision`. Full models load the same
+    way.
 
     Raise RecipeError for a repository that does not exist, for one that `check_result` refuses, and
     for a base that is not the adapter's; NonFiniteError for weights that are not finite.
@@ -156,10 +157,11 @@ def _find_base(
 
 
 def check_base(source: Model, recorded: dict[str, Any], *, weights: bool = True) -> None:
-    """Raise RecipeError for a base that is missing, or whose shape or revision is not recorded so.
+    """Raise RecipeError for a base that is missing, or is not the recorded one.
 
-    A base on the Hub is downloaded to the cache, without its weights unless `weights`. The revision
-    is compared if both have one.
+    A base on the Hub is downloaded to the cache, without its weights unless `weights`. Shapes are
+    compared, and revisions if both have one. Otherwise the hashes of the `weights` are: a folder of
+    the same name and shape may hold a base that was trained again.
     """
     try:
         folder = fetch_checkpoint(source, weights=weights)
@@ -191,3 +193,18 @@ def check_base(source: Model, recorded: dict[str, Any], *, weights: bool = True)
     ]
     if problems:
         raise RecipeError(problems)
+    if weights and "revision" not in values and recorded.get("sha256") is not None:
+        sha256 = weights_sha256(checkpoint_folder(source))
+        if sha256 not in (None, recorded["sha256"]):  # None: there are none, as loading will tell
+            raise RecipeError([different_weights("base", source.name_or_path, sha256, recorded)])
+
+
+def different_weights(
+    flag: str, name: str, sha256: str | None, recorded: dict[str, Any]
+) -> Problem:
+    """Return the problem of a base with other weights than the adapter was trained on."""
+    return Problem(
+        flag,
+        f"the adapter was trained on weights with SHA-256 {recorded['sha256']}, but those of "
+        f"{name} have {sha256}. Name the base that it was trained on.",
+    )

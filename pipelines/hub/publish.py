@@ -13,15 +13,10 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from pipelines.console import console
 from pipelines.errors import Problem, PublishError, RecipeError
-from pipelines.hub.base_on_hub import (
-    different_weights,
-    find_base_on_hub,
-    license_of_base,
-    with_weights_hash,
-)
+from pipelines.hub.base_on_hub import find_base_on_hub, license_of_base, with_weights_hash
 from pipelines.hub.contents import check_contents, content_size, contents_of, make_portable
 from pipelines.hub.destination import destination_problems
-from pipelines.hub.load import load_result
+from pipelines.hub.load import different_weights, load_result
 from pipelines.hub.upload import check_repository_unchanged, find_changed_files, list_files, upload
 from pipelines.hub_client.client import Hub, reason
 from pipelines.hub_client.transport import HubError

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 
 from pipelines.data.padding import Collator
 from pipelines.data.rows import Examples
@@ -136,11 +138,26 @@ def predict_rows(
     """Predict for each row of a file with a loaded result.
 
     Sorts short rows across 64 batches to reduce padding. Long rows take longer, so fewer of them
-    are predicted before they are written.
+    are predicted before they are written. Says at the end how many rows were cut.
     """
+    counts = Counter[str]()
 
     def compute(examples: Examples) -> list[dict[str, Any]]:
-        return predict_examples(loaded, examples, batch_size=batch_size)
+        encoded = encode(loaded, examples)
+        counts.update(encoded.report)
+        (predictions,) = predict_encoded(loaded, [encoded], batch_size=batch_size)
+        return predictions
 
     sizes = {"chunk_size": 64 * batch_size, "chunk_characters": 8192 * batch_size}
     map_file(file, compute, out, settings, keep=keep, **sizes)
+    show_cut(counts)
+
+
+def show_cut(counts: Mapping[str, int]) -> None:
+    """Print to standard error how many rows were cut; `counts` are of encoding, by name."""
+    for name in counts:
+        kind = name.removesuffix("_cut")
+        if kind != name and counts[name]:
+            line = f"{counts[name]:,} of {counts[kind]:,} {kind} are longer than the model reads"
+            shown = Console(stderr=True, soft_wrap=True, highlight=False)
+            shown.print(f"  {line}, and were cut as in training", style="yellow", markup=False)

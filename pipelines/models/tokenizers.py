@@ -29,7 +29,7 @@ def load_tokenizer(
     """Load the checkpoint's tokenizer, or train one on `texts`.
 
     EOS is the pad token of a tokenizer without one, or if the model has no embedding for it.
-    `chat_template` is for a tokenizer without a template.
+    `chat_template` is for a tokenizer without a template. Texts get no special tokens around them.
     """
     wanted = model.tokenizer if isinstance(model, Scratch) else model
     tokenizer: PreTrainedTokenizerBase
@@ -47,6 +47,7 @@ def load_tokenizer(
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.chat_template is None:
         tokenizer.chat_template = chat_template
+    add_no_special_tokens(tokenizer)
     tokenizer.padding_side = "right"
     tokenizer.model_max_length = model.n_positions if isinstance(model, Scratch) else max_length
     return tokenizer
@@ -63,6 +64,17 @@ def replace_pad_token(tokenizer: PreTrainedTokenizerBase, config: Any) -> None:
             markup=False,
         )
         tokenizer.pad_token = tokenizer.eos_token
+
+
+def add_no_special_tokens(tokenizer: Any) -> None:
+    """Let a fast tokenizer add no BOS and no EOS to a text, as other families' tokenizers do.
+
+    Tasks place these tokens themselves. Programs that load the result, such as a transformers
+    pipeline, then read a text as training did.
+    """
+    if tokenizer.is_fast and tokenizer.num_special_tokens_to_add():
+        tokenizer.add_bos_token = False
+        tokenizer.add_eos_token = False
 
 
 def train_bpe_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:

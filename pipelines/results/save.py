@@ -133,6 +133,7 @@ def make_sidecar(trainer: Trainer, model: Any, finished: FinishedRun) -> dict[st
             **({} if test is None else {"test_rows_sha256": test.fingerprint()}),
             "splits": finished.splits.record,
         },
+        "sha256_of": identity["sha256_of"],
         "run": identity["run"],
         "changed_on_resume": identity["changed"],
         "hardware": describe_hardware(trainer),

@@ -28,6 +28,7 @@ class BaseRecord(TypedDict):
 
     name_or_path: str
     revision: str | None
+    sha256: NotRequired[str | None]
     hidden_size: Size
     num_hidden_layers: Size
     vocab_size: Size
@@ -138,6 +139,7 @@ class Sidecar(TypedDict):
     max_length: Size
     base: BaseRecord | None
     dataset: ScoredRows
+    sha256_of: NotRequired[dict[str, str | None]]
     hardware: str
     versions: dict[str, str]
     metrics: Metrics

@@ -184,8 +184,9 @@ class QuestionAnswering(Task):
             lengths.append(question.length)
         if not lengths:
             raise DataError(f"{examples.origin}: no rows.")
+        allowed = self.max_truncated_fraction if labelled else 1.0
         for name in ("questions_cut", "answers_lost"):
-            check_truncated(examples, counts[name], len(lengths), self.max_truncated_fraction)
+            check_truncated(examples, counts[name], len(lengths), allowed)
         report = {"questions": len(lengths)} | {name: counts[name] for name in COUNTS}
         tables = {"rows": rows.close(), "windows": windows.close()}
         return EncodedSplit(tables, report, lengths, None if training else {"labelled": labelled})

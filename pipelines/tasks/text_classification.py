@@ -294,7 +294,8 @@ class TextClassification(Task):
         task = self.resolved(examples) if labelled else self
         make = partial(task.encode_part, examples, tokenizer, labels, labelled)
         encoded, rows = chain.from_iterable(map_rows(make, examples.sequence)), sinks("rows")
-        lengths, num_cut = write_rows(encoded, examples, rows, self.max_truncated_fraction)
+        allowed = self.max_truncated_fraction if labelled else 1.0
+        lengths, num_cut = write_rows(encoded, examples, rows, allowed)
         report = {"rows": len(lengths), "rows_cut": num_cut}
         return EncodedSplit({"rows": rows.close()}, report, lengths)
 

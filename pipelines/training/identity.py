@@ -13,10 +13,13 @@ from pipelines.data.stream import Stream
 from pipelines.errors import Problem, RecipeError
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.schema import suggest, to_json_value
+from pipelines.results.base_weights import sha256_of_folders
 from pipelines.training.engines import checkpoint_format
 
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
 DATA = ("data.train", "data.eval", "data.test")
+UNLISTED = ("lora", "quantization", "sha256_of")
+"""Fields whose parts `check_allowed` knows of, though the recipe may have none."""
 RESUMABLE: dict[str, str | None] = {
     # None: a change takes effect from the resumed step on. Otherwise why it cannot.
     # The longest entry that a field begins with decides.
@@ -34,6 +37,7 @@ RESUMABLE: dict[str, str | None] = {
     "task.dataset.mixed_with": "the rows that are still to come would be drawn from other sources",
     "task.dataset.weight": "the rows that are still to come would be drawn otherwise",
     "data": None,
+    "sha256_of": "the folder that the recipe names has other files than when the run began",
     "train": "nothing makes a change of it take effect on resume",
     # The optimizer's groups and the schedule are built from the recipe (RecipeTrainer).
     "train.learning_rate": None,
@@ -86,6 +90,7 @@ def identity_of(recipe: Recipe, splits: Splits, world_size: int) -> dict[str, An
     return {
         "recipe": comparable(recipe),
         "data": data_of(splits),
+        "sha256_of": sha256_of_folders(recipe),
         "world_size": world_size,
         "checkpoint_format": checkpoint_format(),
         "versions": {name: version(name) for name in LIBRARIES},
@@ -133,7 +138,7 @@ def check_allowed(recipe: Recipe) -> None:
     problems = []
     for path in recipe.allow_changed:
         reason = why_fixed(path)
-        if reason is not None and (path in known or path.split(".")[0] in ("lora", "quantization")):
+        if reason is not None and (path in known or path.split(".")[0] in UNLISTED):
             text = f"{path} cannot change when a run resumes: {reason}. Use another --output-dir."
             problems.append(Problem("allow_changed", text))
         elif path not in known:

@@ -68,7 +68,7 @@ def find_checkpoint(
     ranks.compare({"checkpoint": found}, lambda _: other_checkpoint(checkpoints))
     if checkpoint is None or marker is None:
         return None, identity | {"run": ranks.from_first(new_run), "changed": []}
-    before = {name: marker[name] for name in identity}
+    before = {name: marker.get(name, value) for name, value in identity.items()}  # older ones lack
     unknown = [path for path, *_ in differences(before, identity)]
     if recipe.overwrite and not set(unknown) <= set(recipe.allow_changed):
         ranks.wait()  # every rank has seen them

@@ -78,6 +78,31 @@ def test_another_revision_of_the_base_is_refused(results, tmp_path):
         check_base(source, recorded | {"revision": "a" * 40})
 
 
+def test_a_base_of_the_same_shape_with_other_weights_is_refused(results, checkpoint, tmp_path):
+    import shutil
+
+    from transformers import GPT2LMHeadModel
+
+    from pipelines import merge, predict
+    from pipelines.results.base_weights import weights_sha256
+
+    trained_again = shutil.copytree(checkpoint, tmp_path / "base")
+    model = GPT2LMHeadModel.from_pretrained(checkpoint)
+    model.transformer.h[0].mlp.c_fc.weight.data[0, 0] += 1
+    model.save_pretrained(trained_again)
+    both = f"{weights_sha256(checkpoint)}, but .* have {weights_sha256(trained_again)}"
+    other, adapter = str(trained_again), results / "text_classification"
+    for use in (
+        lambda: load_result(results / "causal_lm", base=other),
+        lambda: predict(adapter, ["A lamp"], base=other, precision="bf16"),
+        lambda: merge(adapter, tmp_path / "merged", base=other),
+        lambda: evaluate_result(adapter, base=other),
+    ):
+        with pytest.raises(RecipeError, match=f"^base: .* SHA-256 {both}"):
+            use()
+    assert not (tmp_path / "merged").exists()
+
+
 def test_a_copy_of_the_base_on_disk_serves(results, checkpoint, tmp_path):
     import shutil
 

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+import torch
 import yaml
 
 from helpers.factories import CASES, ROOT, make_tasks, method
+from pipelines.data.rows import Examples
 from pipelines.data.source import DatasetSource
 from pipelines.hub.card import model_card
 from pipelines.hub.contents import make_portable
@@ -274,6 +276,27 @@ def test_the_pair_and_answer_snippets_are_python():
         body = parts(model_card(replace(RECIPE, task=task), sidecar, "user/x"))[1]
         for snippet in re.findall(r"```python\n(.*?)```", body, re.DOTALL):
             ast.parse(snippet)
+
+
+@pytest.mark.parametrize("template", ["TextClassification", "onnx/TextClassification"])
+@pytest.mark.parametrize("lengths", [(1, 1), (40, 3), (3, 40), (40, 40), (8, 7), (8, 8), (9, 7)])
+def test_the_snippet_of_a_pair_cuts_the_texts_as_training_does(template, lengths, tokenizer):
+    import numpy as np
+
+    task = TextClassification(
+        dataset=DatasetSource(path="a/b"), text_pair_column="other", max_length=16
+    )
+    source = (ROOT / "pipelines" / "hub" / "templates" / f"{template}.md.jinja").read_text()
+    _, pairs = source.rsplit("{% if task.text_pair_column %}", 1)
+    snippet = pairs.partition("{% else %}")[0].replace("{{ task.max_length - 1 }}", "15")
+    first, second = ("7" * length for length in lengths)  # a token each
+    snippet = snippet.replace('"A text", "and its second part."', "first, second")
+    names = {"tokenizer": tokenizer, "torch": torch, "np": np, "first": first, "second": second}
+    exec(snippet, names)
+    rows = Examples([{"text": first, "other": second}], "pair")
+    (row,) = task.features(rows, tokenizer, (), training=False, labelled=False).dataset
+    assert names["ids"].tolist() == [row["input_ids"]]
+    assert len(row["input_ids"]) == min(16, sum(lengths) + 1)
 
 
 def test_a_portable_recipe_has_no_path_of_this_machine(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -17,7 +18,7 @@ from pipelines.data.load import read_file
 from pipelines.data.rows import Examples
 from pipelines.errors import CheckpointError, DataError, RecipeError
 from pipelines.hub.load import load_result
-from pipelines.inference.predict import predict_examples, predict_file
+from pipelines.inference.predict import predict_examples, predict_file, predict_rows
 from pipelines.inference.resumable_jsonl import map_file, progress_file
 
 CLI = ("-m", "pipelines")
@@ -74,6 +75,27 @@ def test_a_label_comes_with_the_probability_of_each(results):
     assert tuple(found["scores"]) == loaded.labels
     assert sum(found["scores"].values()) == pytest.approx(1)
     assert found["score"] == found["scores"][found["label"]] == max(found["scores"].values())
+
+
+@pytest.mark.parametrize("task", ["text_classification", "question_answering"])
+def test_rows_that_are_cut_are_counted_and_never_refused(results, task, tmp_path, capsys):
+    loaded = load_result(results / task)
+    strict = replace(loaded.recipe.task, max_truncated_fraction=0.0)
+    loaded = replace(loaded, recipe=replace(loaded.recipe, task=strict))
+    long, kind = "lamp " * 200, "questions" if "question" in task else "rows"
+    texts = ["A lamp", long, long, "A desk"]
+    rows = [{"text": text, "question": text, "context": "A lamp."} for text in texts]
+    file, out = write(tmp_path / "rows.jsonl", rows), tmp_path / "out.jsonl"
+    predict_rows(loaded, file, out, {})
+    said = capsys.readouterr()
+    assert said.err.strip().splitlines()[-1].strip() == (
+        f"2 of 4 {kind} are longer than the model reads, and were cut as in training"
+    )
+    for row, together in zip(rows, lines(out), strict=True):
+        (alone,) = predict_examples(loaded, Examples([row], "row"))
+        assert alone["score"] == pytest.approx(together["score"], abs=1e-5)
+    predict_rows(loaded, write(file, rows[:1]), None, {})
+    assert "longer" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("chunk_size", [1, 5, 23, 100])

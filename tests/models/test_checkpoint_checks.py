@@ -30,7 +30,7 @@ from pipelines.models.tokenizer_checks import check_tokenizer, check_vocabulary
 from pipelines.models.tokenizers import load_tokenizer, train_char_tokenizer
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.values import NF4, Int8, Model, Scratch, Train
-from pipelines.tasks.base import Features
+from pipelines.tasks.base import Features, token_ids
 from pipelines.tasks.causal_lm import CausalLM
 from pipelines.tasks.text_classification import TextClassification
 
@@ -412,6 +412,38 @@ def test_half_a_tokenizer_is_refused(change, message, checkpoint, tmp_path):
     change(folder)
     with pytest.raises(RecipeError, match=message):
         load_tokenizer(Model(name_or_path=str(folder)), [], max_length=64)
+
+
+@pytest.mark.parametrize("kind", ["template", "sequence", "roberta", "llama"])
+def test_a_result_adds_no_special_tokens_as_its_training_added_none(kind, checkpoint, tmp_path):
+    from tokenizers import processors
+    from transformers import LlamaTokenizer, PreTrainedTokenizerFast
+
+    folder = shutil.copytree(checkpoint, tmp_path / "base")
+    own = AutoTokenizer.from_pretrained(checkpoint)
+    backend, eos = own.backend_tokenizer, (own.eos_token, own.eos_token_id)
+    first = processors.TemplateProcessing(f"{eos[0]} $A", f"{eos[0]} $A $B", [eos])
+    if kind == "llama":
+        model = json.loads(backend.to_str())["model"]
+        merges = [tuple(each) for each in model["merges"]]
+        tokens = dict.fromkeys(("bos_token", "eos_token", "unk_token"), eos[0])
+        other = LlamaTokenizer(vocab=model["vocab"], merges=merges, add_bos_token=True, **tokens)
+    else:
+        backend.post_processor = {
+            "template": first,
+            "sequence": processors.Sequence([processors.ByteLevel(), first]),
+            "roberta": processors.RobertaProcessing(eos, eos),
+        }[kind]
+        other = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=eos[0])
+    other.save_pretrained(folder)
+    assert eos[1] in AutoTokenizer.from_pretrained(folder)("A lamp")["input_ids"]
+
+    loaded = load_tokenizer(Model(name_or_path=str(folder)), (), max_length=64)
+    loaded.save_pretrained(tmp_path / "result")
+    for each in (loaded, AutoTokenizer.from_pretrained(tmp_path / "result")):
+        (ids,) = token_ids(each, ["A lamp"])
+        assert each("A lamp")["input_ids"] == each.encode("A lamp") == ids
+        assert eos[1] not in ids
 
 
 def test_characters_that_a_tokenizer_loses_are_counted(tokenizer):

@@ -385,6 +385,8 @@ def test_rows_of_a_file_give_what_they_give_alone(results, command, tmp_path):
     [
         (("causal_lm", "Hello", "--max-new-tokes", "4"), 2, "--max-new-tokens"),
         (("causal_lm", "Hello", "--temperature", "0"), 2, "--temperature: 0.0 is out of range"),
+        (("causal_lm", "Hello", "--temperature", "0.5"), 2, "--temperature: 0.5 .* --do-sample"),
+        (("causal_lm", "Hello", "--length-penalty", "2"), 2, "penalty: 2.0 .* --num-beams 4"),
         (("causal_lm", "Hello", "--num-beams", "2", "--do-sample"), 2, "--do-sample: a beam"),
         (
             ("causal_lm", "Hello", "--do-sample", "--no-do-sample"),
@@ -425,3 +427,18 @@ def test_a_task_may_have_options_of_its_own():
 
     found = merge_options(Terse(dataset=DatasetSource(path="nowhere")), {"do_sample": False})
     assert found == Generation(max_new_tokens=3, do_sample=False)
+
+
+def test_options_that_a_search_does_not_read_are_refused_unless_they_are_the_recipes():
+    from pipelines.recipe.generation import merge_options
+
+    task = CausalLM(dataset=DatasetSource(path="nowhere"))
+    for options in ({"temperature": 0.5}, {"top_k": 5}, {"top_p": 0.9, "num_beams": 4}):
+        (name, value), *_ = options.items()
+        with pytest.raises(RecipeError, match=f"{name}: {value} would change nothing"):
+            merge_options(task, options)
+        merge_options(task, {**options, "do_sample": True})
+    with pytest.raises(RecipeError, match="length_penalty: 2 .* without a beam search"):
+        merge_options(task, {"length_penalty": 2})
+    merge_options(task, {"length_penalty": 2, "num_beams": 2})
+    merge_options(task, {"temperature": 1.0, "top_k": 50, "length_penalty": 1.0})

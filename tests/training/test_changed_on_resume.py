@@ -1,20 +1,24 @@
 """A change that --allow-changed names takes effect on resume, or is refused with why."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer as Tokenizers
+from tokenizers import normalizers
 from transformers import TrainerCallback, get_scheduler
 
 import pipelines.flow
-from helpers.factories import make_tasks
+from helpers.factories import make_tasks, short_recipe
 from pipelines.errors import Preempted, RecipeError
 from pipelines.flow import run
 from pipelines.recipe.recipe import Recipe
 from pipelines.recipe.schema import to_json_value
-from pipelines.recipe.values import Lora, Model, Scratch, Tokenizer, Train
-from pipelines.results.files import read_manifest
+from pipelines.recipe.values import Distillation, Lora, Model, Scratch, Tokenizer, Train
+from pipelines.results.files import read_manifest, write_manifest
 from pipelines.training.checkpoints import MARKER, mark_complete, newest_verified
 from pipelines.training.identity import RESUMABLE, check_allowed, leaves, why_fixed
 
@@ -193,6 +197,7 @@ def test_a_resume_at_the_last_step_trains_no_further(helpdesk, tmp_path, monkeyp
         ("train.learning_rat", "did you mean train.learning_rate"),
         ("learning_rate", "did you mean train.learning_rate"),
         ("data.trian", "did you mean data.train"),
+        ("sha256_of.model", "has other files than when the run began"),
     ],
 )
 def test_what_cannot_change_is_refused_before_anything_is_read(name, message, helpdesk, tmp_path):
@@ -252,6 +257,74 @@ FORMS = (
     lambda marker: marker["files"]["optimizer.pt"].update(size="x"),
     lambda marker: marker["files"].update({"../optimizer.pt": marker["files"]["optimizer.pt"]}),
 )
+
+
+def change_base(folder):
+    """Add 1 to the last bias of a model."""
+    tensors = load_file(folder / "model.safetensors")
+    tensors["transformer.ln_f.bias"] += 1
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def change_tokenizer(folder):
+    """Let a tokenizer strip spaces, which has the same tokens."""
+    backend = Tokenizers.from_file(str(folder / "tokenizer.json"))
+    backend.normalizer = normalizers.Strip()
+    backend.save(str(folder / "tokenizer.json"))
+
+
+def change_teacher(folder):
+    """Change the weights of a result, as a training with --overwrite does."""
+    change_base(folder)
+    write_manifest(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [("model", change_base), ("tokenizer", change_tokenizer), ("teacher", change_teacher)],
+)
+def test_a_folder_whose_files_have_changed_is_refused(
+    name, change, checkpoint, helpdesk, tmp_path, watch
+):
+    named = shutil.copytree(checkpoint, tmp_path / name)
+    task = make_tasks(helpdesk)["text_classification"]
+    start = short_recipe(task, checkpoint, tmp_path / "teacher-run")
+    if name == "teacher":
+        run(start)
+        shutil.rmtree(named)
+        named = (tmp_path / "teacher-run").rename(named)
+    recipe = replace(start, output_dir=str(tmp_path / "run"), train=TRAIN)
+    if name == "model":
+        recipe = replace(recipe, model=Model(name_or_path=str(named)))
+    elif name == "tokenizer":
+        recipe = replace(recipe, model=replace(recipe.model, tokenizer=str(named)))
+    else:
+        recipe = replace(recipe, distillation=Distillation(teacher=str(named)))
+    before = shutil.copytree(named, tmp_path / "before")
+    watch(recipe)
+    change(named)
+    other = f"sha256_of.{name}: the run in .* had .* the folder that the recipe names has other "
+    with pytest.raises(RecipeError, match=other):
+        run(recipe)
+    shutil.rmtree(named)
+    shutil.copytree(before, named, copy_function=shutil.copyfile)  # other times, equal files
+    run(recipe)
+    assert run(recipe)
+    change(named)
+    with pytest.raises(RecipeError, match=f"sha256_of.{name}: the result in .* has"):
+        run(recipe)
+    run(replace(recipe, overwrite=True))
+    assert run(recipe)
+
+
+def test_a_checkpoint_of_an_earlier_version_names_no_folders(helpdesk, tmp_path, watch):
+    recipe = recipe_for(helpdesk, tmp_path)
+    watch(recipe)
+    newest = newest_verified(tmp_path / "checkpoints")
+    marker = json.loads((newest / MARKER).read_text())
+    del marker["sha256_of"]
+    (newest / MARKER).write_text(json.dumps(marker))
+    assert run(recipe)["rows"]
 
 
 @pytest.mark.parametrize("form", FORMS)
