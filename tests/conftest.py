@@ -163,7 +163,9 @@ def first_environment() -> dict[str, str]:
 def commands(tmp_path_factory, first_environment):
     """Run commands offline, each in a fork of a process that has imported the libraries.
 
-    Where a test is about the start, a signal or a terminal, it starts a process by itself.
+    `commands.python` is an executable that takes what `sys.executable` takes, for a launcher and
+    its ranks too. Where a test is about the start, memory, a terminal or variables that libraries
+    read when they are imported, it starts a process by itself.
     """
     from helpers.commands import CommandServer
 

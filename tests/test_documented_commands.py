@@ -103,7 +103,7 @@ def begun(server, hub, helpdesk, tmp_path_factory):
     launch = "accelerate launch --config_file accelerate_configs/cpu.yaml recipes"
     server.succeed(folder, f"{launch}/helpdesk_pretrain.py --push-to local/helpdesk-pretrain")
     hub.tokens["hf_openai"] = ("openai-community", "write")
-    code, printed = server.run(folder, code=GPT2)
+    code, printed = server.run(folder, "python", "-c", GPT2)
     assert code == 0, printed
     tune = f"{launch}/helpdesk_classify_lora_8bit.py --model.name-or-path local/helpdesk-pretrain"
     published = "--output-dir published --push-to local/helpdesk-classify-lora-8bit"
@@ -175,14 +175,14 @@ def test_the_commands_of_a_page_do_what_it_says_in_its_order(page, place, server
         if language == "python":
             if block.startswith("RECIPE = "):  # a part of a file, which test_readme.py compares
                 continue
-            code, printed = server.run(place, code=as_user(block))
+            code, printed = server.run(place, "python", "-c", as_user(block))
             assert code == 0, f"{page.name}:\n{block}\n{printed[-3000:]}"
             continue
         for command in commands_of(block):
             if any(re.fullmatch(rule, command) for rule in NOT_EXECUTED):
                 continue
             expected, text = expectation(command)
-            code, printed = server.run(place, words=shlex.split(as_user(command)))
+            code, printed = server.run(place, *shlex.split(as_user(command)))
             assert code == expected, f"{page.name}: {command}\n{printed[-3000:]}"
             assert text in printed
             assert SECRET not in printed

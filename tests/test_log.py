@@ -12,10 +12,12 @@ from pipelines.flow import run
 from pipelines.log import FILE, scrubbed
 
 
-def test_an_error_of_ours_is_told_in_lines_and_logged_whole(checkpoint, helpdesk, tmp_path):
+def test_an_error_of_ours_is_told_in_lines_and_logged_whole(
+    checkpoint, helpdesk, commands, tmp_path
+):
     recipe = recipe_for("text_classification", "full", checkpoint, helpdesk, tmp_path / "run")
-    command = command_for(recipe, tmp_path, f"RaiseAt(1, 'token {SECRET}')")
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    _, *words = command_for(recipe, tmp_path, f"RaiseAt(1, 'token {SECRET}')")
+    done = subprocess.run([commands.python, *words], capture_output=True, text=True, timeout=200)
     log = (tmp_path / "run" / FILE).read_text()
     assert done.returncode == 1
     assert "KeyError: 'token hf_***'" in done.stderr

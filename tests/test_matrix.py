@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 
 import pytest
 import torch
@@ -15,7 +14,7 @@ from pipelines.recipe.values import Model, Train
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory, checkpoint, helpdesk):
+def results(tmp_path_factory, checkpoint, helpdesk, commands):
     """What each run had before saving, and what a new process loads."""
     import pipelines.flow
 
@@ -47,7 +46,7 @@ def results(tmp_path_factory, checkpoint, helpdesk):
     patch.undo()
     file = folder / "reloaded.pt"
     done = subprocess.run(
-        [sys.executable, ROOT / "tests" / "helpers" / "reload_results.py", file, *trained],
+        [commands.python, ROOT / "tests" / "helpers" / "reload_results.py", file, *trained],
         capture_output=True,
         text=True,
         env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"},

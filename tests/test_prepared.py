@@ -9,7 +9,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -686,9 +685,9 @@ print((folder / "file").read_text(), store.used[folder])
 """
 
 
-def start_build(tmp_path, name, seconds):
+def start_build(commands, tmp_path, name, seconds):
     """Start a process that prepares a folder; it makes the file `name` when it begins."""
-    words = [sys.executable, "-c", SLOW_BUILD, str(tmp_path / "cache"), str(tmp_path / name)]
+    words = [commands.python, "-c", SLOW_BUILD, str(tmp_path / "cache"), str(tmp_path / name)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
         [*words, str(seconds)], stdout=subprocess.PIPE, text=True, env=environment
@@ -704,11 +703,11 @@ def wait_for(file):
 
 
 @pytest.mark.parametrize("killed", [False, True])
-def test_one_process_prepares_and_the_next_one_where_it_is_killed(killed, tmp_path):
-    first = start_build(tmp_path, "first", 60 if killed else 8)
+def test_one_process_prepares_and_the_next_one_where_it_is_killed(killed, commands, tmp_path):
+    first = start_build(commands, tmp_path, "first", 60 if killed else 4)
     wait_for(tmp_path / "first")
-    second = start_build(tmp_path, "second", 0)
-    time.sleep(6)
+    second = start_build(commands, tmp_path, "second", 0)
+    time.sleep(2)  # a fork begins in a tenth of a second
     assert not (tmp_path / "second").exists()  # it waits, or has not got so far yet
     if killed:
         first.send_signal(signal.SIGKILL)

@@ -4,7 +4,6 @@ import ast
 import re
 import shlex
 import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
@@ -141,8 +140,8 @@ def test_the_readme_links_every_page():
     assert {page for page in PAGES if page.parent == DOCS} <= reached
 
 
-def test_the_table_of_stock_libraries_is_what_its_script_prints():
-    script = [sys.executable, str(ROOT / "scripts" / "stock_traps.py")]
+def test_the_table_of_stock_libraries_is_what_its_script_prints(commands):
+    script = [commands.python, str(ROOT / "scripts" / "stock_traps.py")]
     done = subprocess.run(script, capture_output=True, text=True, check=True)
     table = done.stdout.splitlines()
     assert len(table) == 2 + 9

@@ -41,10 +41,10 @@ def weights(folder):
     return (folder / "adapter_model.safetensors").read_bytes()
 
 
-def command(*words, cwd, **environment):
+def command(*words, cwd, python=sys.executable, **environment):
     """Run `gpt2-recipes repeat`."""
     return subprocess.run(
-        [sys.executable, "-m", "pipelines", "repeat", *map(str, words)],
+        [python, "-m", "pipelines", "repeat", *map(str, words)],
         capture_output=True,
         text=True,
         cwd=cwd,
@@ -235,9 +235,10 @@ def test_the_card_says_how_many_seeds_stand_behind_a_score(recipe, tmp_path):
     assert "The scores are of one seed, 6." in model_card(found, sidecar, "user/repeated")
 
 
-def test_two_processes_repeat_together(recipe, tmp_path):
+def test_two_processes_repeat_together(recipe, commands, tmp_path):
     (tmp_path / "recipe.json").write_text(replace(recipe, output_dir="two").to_json())
-    done = command("recipe.json", "--seeds", "2", "--config-file", "cpu_2_processes", cwd=tmp_path)
+    words = ("recipe.json", "--seeds", "2", "--config-file", "cpu_2_processes")
+    done = command(*words, cwd=tmp_path, python=commands.python)
     assert done.returncode == 0, done.stderr
     assert "seed 43, 2 of 2:" in done.stdout
     assert done.stdout.count("repeated: 2 process(es) on cpu") == 2

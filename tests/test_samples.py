@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -138,12 +137,14 @@ def test_a_disk_that_takes_no_report_does_not_fail_the_run(checkpoint, helpdesk,
     assert (recipe.folder / "task.json").is_file()
 
 
-def test_two_processes_leave_one_set_of_samples_and_a_report(checkpoint, helpdesk, tmp_path):
+def test_two_processes_leave_one_set_of_samples_and_a_report(
+    checkpoint, helpdesk, commands, tmp_path
+):
     recipe = short_recipe("instruction_tuning", "lora", checkpoint, helpdesk, tmp_path / "run")
     launcher = ["-m", "accelerate.commands.launch", "--config_file"]
     config = str(ROOT / "accelerate_configs" / "cpu_2_processes.yaml")
     script = script_for(recipe, tmp_path)[1]
-    command = [sys.executable, *launcher, config, script]
+    command = [commands.python, *launcher, config, script]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = samples_of(recipe.folder)

@@ -82,16 +82,25 @@ def placed(recipes, folder):
     return {name: replace(each, output_dir=str(folder / name)) for name, each in recipes.items()}
 
 
-def launch(config, runs, place, *, env=os.environ, machine=("--main_process_port", "0")):
+def launch(
+    config,
+    runs,
+    place,
+    *,
+    python=sys.executable,
+    env=os.environ,
+    machine=("--main_process_port", "0"),
+):
     """Do runs by an engine, one after the other, in a folder; return the finished process.
 
     A run is a recipe with calls of tests/helpers/callbacks.py; `machine` are the launcher's flags.
+    `python` may be that of a CommandServer, whose ranks need not import the libraries.
     """
     place.mkdir(exist_ok=True)
     given = place / "runs.json"
     given.write_text(json.dumps([[recipe.to_json(), *calls] for recipe, *calls in runs]))
     script = ROOT / "tests" / "helpers" / "run_engine.py"
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
+    command = [python, "-m", "accelerate.commands.launch", "--config_file", str(config)]
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     return subprocess.run(
         [*command, *machine, str(script), str(given)],

@@ -25,10 +25,13 @@ def environment(hub, home, token=SECRET) -> dict[str, str]:
     return found | ({"HF_TOKEN": token} if token else {})
 
 
-def client(hub, home, *arguments, cwd, token=SECRET, code=0):
-    """Run a command against the Hub; return what it printed."""
+def client(hub, home, *arguments, cwd, python=sys.executable, token=SECRET, code=0):
+    """Run a command against the Hub; return what it printed.
+
+    `python` may be that of a CommandServer with the environment of this Hub and home.
+    """
     done = subprocess.run(
-        [sys.executable, *map(str, arguments)],
+        [python, *map(str, arguments)],
         capture_output=True,
         text=True,
         env=environment(hub, home, token),

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from helpers.commands import CommandServer
 from helpers.factories import ROOT
 from helpers.hub_process import SECRET, client, environment
 from pipelines.data.source import DatasetSource
@@ -41,13 +42,13 @@ def result(place, helpdesk):
 class Publisher:
     """A process that publishes on demand, since importing costs seconds."""
 
-    def __init__(self, hub, place):
+    def __init__(self, server, place):
         self.process = subprocess.Popen(
-            [sys.executable, str(ROOT / "tests" / "helpers" / "hub_user.py"), "publish_lines"],
+            [server.python, str(ROOT / "tests" / "helpers" / "hub_user.py"), "publish_lines"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=environment(hub, place / "home-publisher"),
+            env=server.environment,
             cwd=place,
         )
         self.answer()
@@ -69,9 +70,17 @@ class Publisher:
 
 
 @pytest.fixture(scope="module")
-def publisher(hub, place):
+def server(hub, place, tmp_path_factory):
+    """A process that runs commands as a user of this Hub, with one cache."""
+    folder = tmp_path_factory.mktemp("server")
+    with CommandServer(folder, environment(hub, place / "home")) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def publisher(server, place):
     """One publishing process for the module."""
-    found = Publisher(hub, place)
+    found = Publisher(server, place)
     yield found
     found.process.stdin.close()
     found.process.wait(30)
@@ -122,19 +131,19 @@ def test_one_fault_at_any_request_is_retried(hub, publisher, requests, result, a
         assert is_complete(hub, repo, result)
 
 
-def test_a_hub_that_stays_broken_leaves_the_command_that_finishes(hub, publisher, result, place):
+def test_a_hub_that_stays_broken_leaves_the_command_that_finishes(hub, server, result, place):
     from helpers.recording_hub import Fault
 
     forget_large_files(hub)
     hub.faults[:] = [Fault(503, "POST", "/commit/", times=100)]
-    home = place / "home-broken"
-    said = client(hub, home, *CLI, "publish", result, "local/broken", cwd=place, code=6)
+    words = (hub, place / "home", *CLI, "publish", result, "local/broken")
+    said = client(*words, cwd=place, python=server.python, code=6)
     assert f"gpt2-recipes publish {result} local/broken" in said
     assert "The result is complete in" in said
     assert not is_complete(hub, "local/broken", result)
     hub.faults.clear()
     hub.seen.clear()
-    client(hub, home, *CLI, "publish", result, "local/broken", cwd=place)
+    client(*words, cwd=place, python=server.python)
     assert is_complete(hub, "local/broken", result)
     assert not [seen for seen in hub.seen if seen.method == "PUT"]  # the weights were there
 
@@ -192,7 +201,7 @@ def test_an_account_that_may_not_publish_gets_the_reason(
     assert not sent(hub)
 
 
-def test_a_run_that_could_not_be_published_does_not_train(hub, place, checkpoint, helpdesk):
+def test_a_run_that_could_not_be_published_does_not_train(hub, server, place, checkpoint, helpdesk):
     script = place / "recipe.py"
     source = DatasetSource(path=str(helpdesk / "classify"), eval_split="test")
     recipe = Recipe(
@@ -204,14 +213,14 @@ def test_a_run_that_could_not_be_published_does_not_train(hub, place, checkpoint
     )
     lines = "from pipelines.recipe_cli import main; from pipelines.recipe.recipe import Recipe; "
     script.write_text(f"{lines}main(Recipe.from_json({recipe.to_json()!r}))")
-    said = client(hub, place / "home-run", script, cwd=place, code=2)
+    said = client(hub, place / "home", script, cwd=place, python=server.python, code=2)
     assert f"{str(checkpoint)!r} is a folder of this machine" in said
     assert f"gpt2-recipes publish {checkpoint} USER/NAME" in said
     assert not (place / "runs" / "local-base").exists()
     hub.faults.clear()
 
 
-def test_two_processes_publish_once(hub, place, helpdesk):
+def test_two_processes_publish_once(hub, server, place, helpdesk):
     script = place / "two.py"
     source = DatasetSource(path=str(helpdesk / "classify"), eval_split="test")
     recipe = Recipe(
@@ -227,7 +236,7 @@ def test_two_processes_publish_once(hub, place, helpdesk):
     script.write_text(f"{lines}main(Recipe.from_json({recipe.to_json()!r}))")
     config = ROOT / "accelerate_configs" / "cpu_2_processes.yaml"
     launch = ("-m", "accelerate.commands.launch", "--config_file", config)
-    said = client(hub, place / "home-two", *launch, script, cwd=place)
+    said = client(hub, place / "home", *launch, script, cwd=place, python=server.python)
     assert "two: 2 process(es) on cpu" in said
     assert said.count("published: ") == 1
     assert len(hub.repos["models", "local/two"].commits) == 2

@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -237,11 +236,11 @@ def test_a_damaged_best_checkpoint_is_named(whole, tmp_path):
         run(recipe)
 
 
-def test_two_ranks_stop_together_and_choose_as_one(whole, tmp_path):
+def test_two_ranks_stop_together_and_choose_as_one(whole, commands, tmp_path):
     recipe, folder = whole
     file = tmp_path / "recipe.json"
     file.write_text(replace(recipe, output_dir=str(tmp_path / "run")).to_json())
-    command = [sys.executable, "-m", "pipelines", "train", str(file), "--config-file"]
+    command = [commands.python, "-m", "pipelines", "train", str(file), "--config-file"]
     command += ["cpu_2_processes"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr

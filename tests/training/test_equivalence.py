@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -24,12 +23,12 @@ from pipelines.recipe.values import Model, Train
 TOLERANCE = 1e-5
 
 
-def launch(config: str, recipes: dict[str, Recipe], folder) -> dict[str, list[dict]]:
+def launch(config: str, recipes: dict[str, Recipe], folder, python) -> dict[str, list[dict]]:
     """Run tests/helpers/train_steps.py and return its logs."""
     folder.mkdir()
     given, found = folder / "recipes.json", folder / "logs.json"
     given.write_text(json.dumps({k: json.loads(r.to_json()) for k, r in recipes.items()}))
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
+    command = [python, "-m", "accelerate.commands.launch", "--config_file"]
     command += [
         str(ROOT / "accelerate_configs" / config),
         str(ROOT / "tests" / "helpers" / "train_steps.py"),
@@ -85,7 +84,7 @@ def weighted_tasks(tasks, folder):
 
 
 @pytest.fixture(scope="module")
-def logs(tmp_path_factory, checkpoint, scaled, helpdesk):
+def logs(tmp_path_factory, checkpoint, scaled, helpdesk, commands):
     """The logs of every task and method in the three layouts."""
     folder = tmp_path_factory.mktemp("equivalence")
     tasks = make_tasks_worth_packing(helpdesk, folder)
@@ -127,8 +126,8 @@ def logs(tmp_path_factory, checkpoint, scaled, helpdesk):
         )
         for name in RECOMPUTED
     }
-    found = launch("cpu.yaml", base | accumulated, folder / "one")
-    two = launch("cpu_2_processes.yaml", base | recomputed, folder / "two")
+    found = launch("cpu.yaml", base | accumulated, folder / "one", commands.python)
+    two = launch("cpu_2_processes.yaml", base | recomputed, folder / "two", commands.python)
     return found | {f"{name} two": rows for name, rows in two.items()}
 
 
@@ -161,7 +160,7 @@ def test_smoothing_changes_the_loss_of_a_run(logs):
     assert abs(smoothed["loss"] - plain["loss"]) > 1e-3
 
 
-def test_two_processes_reach_the_scores_of_one(checkpoint, helpdesk, tmp_path):
+def test_two_processes_reach_the_scores_of_one(checkpoint, helpdesk, commands, tmp_path):
     """Whole runs, with what happens before training, on 15 rows, which 2 processes cannot halve."""
     from pipelines.evaluation.evaluate import evaluate as evaluate_result
     from pipelines.flow import run
@@ -183,7 +182,8 @@ def test_two_processes_reach_the_scores_of_one(checkpoint, helpdesk, tmp_path):
             )
         )
     config = ROOT / "accelerate_configs" / "cpu_2_processes.yaml"
-    done = engine_runs.launch(config, [(recipe,) for recipe in recipes], tmp_path)
+    runs = [(recipe,) for recipe in recipes]
+    done = engine_runs.launch(config, runs, tmp_path, python=commands.python)
     assert done.returncode == 0, done.stderr[-3000:]
     for recipe in recipes:
         claimed = json.loads((recipe.folder / "task.json").read_text())["metrics"]

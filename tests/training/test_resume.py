@@ -6,6 +6,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -264,19 +265,21 @@ SLOW_RANK_0 = """
 import os, time, pipelines.inputs as r
 pin = r.pin_revisions
 def slow(recipe):
-    time.sleep(5 * (os.environ["RANK"] == "0"))
+    time.sleep(2 * (os.environ["RANK"] == "0"))
     return pin(recipe)
 r.pin_revisions = slow
 """
 
 
-def launch_two(recipe, place, *calls, before="") -> subprocess.CompletedProcess:
+def launch_two(
+    recipe, place, *calls, before="", python=sys.executable
+) -> subprocess.CompletedProcess:
     """Run a recipe on two processes, as a user would: nothing but the config says "CPU"."""
     config = str(ROOT / "accelerate_configs" / "cpu_2_processes.yaml")
     if calls:
-        [python, script, *rest] = command_for(recipe, place, *calls)
+        [_, script, *rest] = command_for(recipe, place, *calls)
     else:
-        [python, script, *rest] = script_for(recipe, place)
+        [_, script, *rest] = script_for(recipe, place)
         Path(script).write_text(before + Path(script).read_text())
     command = [python, "-m", "accelerate.commands.launch", "--config_file", config, script, *rest]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
@@ -285,14 +288,13 @@ def launch_two(recipe, place, *calls, before="") -> subprocess.CompletedProcess:
     return done
 
 
-def test_two_processes_resume_to_the_same_bytes(checkpoint, helpdesk, tmp_path):
+def test_two_processes_resume_to_the_same_bytes(checkpoint, helpdesk, commands, tmp_path):
     recipe = recipe_for("text_classification", "lora", checkpoint, helpdesk, tmp_path / "whole")
     # two steps an epoch: they stop in the middle of the second
     train = replace(TRAIN, global_batch_size=32)
     recipe = replace(recipe, train=train)
-    done = launch_two(
-        recipe, tmp_path, before=SLOW_RANK_0
-    )  # rank 1 is the first in the run's folder
+    # rank 1 is the first in the run's folder
+    done = launch_two(recipe, tmp_path, before=SLOW_RANK_0, python=commands.python)
     assert done.returncode == 0, done.stderr[-2000:]
 
     stopped = replace(recipe, output_dir=str(tmp_path / "stopped"))
@@ -323,15 +325,17 @@ def test_two_processes_resume_to_the_same_bytes(checkpoint, helpdesk, tmp_path):
     assert "resuming from checkpoint-4" in done.stdout
     assert "stopped in the last evaluation, with a checkpoint of step 6" in done.stderr
     assert not (tmp_path / "stopped" / "task.json").exists()
-    done = launch_two(stopped, tmp_path)
+    done = launch_two(stopped, tmp_path, python=commands.python)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "resuming from checkpoint-6" in done.stdout
     assert weights(tmp_path / "stopped") == weights(tmp_path / "whole")
 
 
-def test_a_disk_that_fills_up_leaves_the_last_checkpoint_whole(checkpoint, helpdesk, tmp_path):
+def test_a_disk_that_fills_up_leaves_the_last_checkpoint_whole(
+    checkpoint, helpdesk, commands, tmp_path
+):
     recipe = recipe_for("text_classification", "full", checkpoint, helpdesk, tmp_path / "run")
-    command = command_for(recipe, tmp_path)
+    command = [commands.python, *command_for(recipe, tmp_path)[1:]]
     done = subprocess.run([*command, "FullDiskAt(3)"], capture_output=True, text=True)
     assert done.returncode == 5, done.stderr[-2000:]
     assert "checkpoint-4 could not be written" in done.stderr

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from dataclasses import replace
 from itertools import islice
 from types import SimpleNamespace
@@ -168,14 +167,14 @@ def test_a_mixture_that_skips_rows_resumes_to_the_same_bytes(
     assert all(each["rows"] > 0 and each["tokens"] > each["rows"] for each in drawn)
 
 
-def test_two_processes_train_as_one_does(checkpoint, helpdesk, shards, tmp_path):
+def test_two_processes_train_as_one_does(checkpoint, helpdesk, shards, commands, tmp_path):
     recipe = recipe_for("causal_lm", "full", checkpoint, helpdesk, tmp_path / "one")
     source = DatasetSource(path=str(shards), streaming=True, max_eval_rows=3, num_lanes=2)
     one = replace(recipe, task=replace(recipe.task, dataset=source), lora=None)
     metrics = run(one)
     two = replace(one, output_dir=str(tmp_path / "two"))
     config = str(ROOT / "accelerate_configs" / "cpu_2_processes.yaml")
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config]
+    launch = [commands.python, "-m", "accelerate.commands.launch", "--config_file", config]
     done = subprocess.run(
         [*launch, *script_for(two, tmp_path)[1:]], capture_output=True, text=True, timeout=240
     )
