@@ -48,7 +48,7 @@ LIBRARIES = (
 
 
 def serve(address: str) -> None:
-    """Fork for each client, until stdin ends."""
+    """Fork for each client, until stdin has a line or ends."""
     for name in LIBRARIES:
         __import__(name)
     with socket.socket(socket.AF_UNIX) as listener:
@@ -63,6 +63,7 @@ def serve(address: str) -> None:
                 os._exit(0)
             client.close()
             reap()
+    reap()
 
 
 def reap() -> None:

@@ -50,8 +50,9 @@ class CommandServer:
         return self
 
     def __exit__(self, *_):
-        self.process.terminate()
-        self.process.wait(timeout=60)
+        self.process.stdin.write("\n")  # a process that a test has forked may hold the pipe open
+        self.process.stdin.flush()
+        assert self.process.wait(timeout=60) == 0
 
     def run(self, cwd: Path, *words: str) -> tuple[int, str]:
         """Run a command's words in a folder; return the exit code and what it printed."""
