@@ -26,6 +26,7 @@ NOT_EXECUTED = {
     r"HF_HOME=\$PWD/huggingface \.venv/bin/hf download .*": "downloads GPT-2 from the Hub",
     r"pip wheel .*": "builds a wheel; test_wheel.py does",
     r"python scripts/benchmarks/scaling\.py.*": "takes minutes; see tests/test_scaling.py",
+    r"python scripts/benchmarks/weak_scaling\.py": "takes ten minutes; see tests/test_scaling.py",
     r"docker .*": "needs a container engine; test_readme.py compares the Dockerfile",
     r"bash scripts/test\.sh .*": "runs these tests",
     r"bash scripts/gpu/(kit|run)\.sh.*": "takes minutes; see tests/test_gpu_kit.py",

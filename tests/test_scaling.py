@@ -12,6 +12,7 @@ sys.path.insert(0, str(BENCHMARKS))
 import scaling  # noqa: E402
 import sharing  # noqa: E402
 import two_processes  # noqa: E402
+import weak_scaling  # noqa: E402
 
 from pipelines.planning.gpus import CONTEXT, GpuBytes  # noqa: E402
 from pipelines.planning.parameters import Parameters  # noqa: E402
@@ -95,3 +96,16 @@ def test_the_page_has_the_numbers_of_the_script(tmp_path):
     ):
         for line in table([small]):
             assert line in page, line
+
+
+def test_one_and_two_processes_are_trained_and_compared(commands, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "executable", str(commands.python))
+    monkeypatch.setenv("PYTHON_EXEC", str(commands.python))
+    sizes = ["--rows", "1", "--tokens", "16", "--repetitions", "1"]
+    monkeypatch.setattr(sys, "argv", ["weak_scaling.py", *sizes])
+    weak_scaling.main()
+    row = capsys.readouterr().out.splitlines()[2]
+    one, two, efficiency = (cell.split()[0] for cell in row.split(" | ")[1:])
+    one, two = (int(each.replace(",", "")) for each in (one, two))
+    assert one > 0 < two
+    assert float(efficiency) == pytest.approx(two / (2 * one), abs=0.01)
