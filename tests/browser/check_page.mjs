@@ -3,7 +3,8 @@
 //     node check_page.mjs CHROMIUM PAGE.html [FOLDER_FOR_SCREENSHOTS]
 //
 // The output is a JSON list with an object for each view: violations and the number of passes of
-// axe-core, errors of the page, requests, and by how many pixels the page is too wide.
+// axe-core, errors of the page, requests, by how many pixels the page is too wide, and the names of the
+// parts that do not fit and are scrolled.
 import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { createRequire } from "node:module";
 import { tmpdir } from "node:os";
@@ -50,13 +51,18 @@ async function view(width, colorScheme) {
   const overflow = await page.evaluate(
     () => document.documentElement.scrollWidth - document.documentElement.clientWidth,
   );
+  const scrolled = await page.evaluate(() =>
+    [...document.querySelectorAll(".scroll")]
+      .filter((each) => each.scrollWidth > each.clientWidth)
+      .map((each) => each.getAttribute("aria-label")),
+  );
   const background = await page.evaluate(() => getComputedStyle(document.body).backgroundColor);
   await page.evaluate(axe);
   const found = await page.evaluate(() => window.axe.run(document));
   await page.close();
   const violations = found.violations.map(describe);
   return {
-    width, colorScheme, overflow, background, violations, errors, requests,
+    width, colorScheme, overflow, scrolled, background, violations, errors, requests,
     passes: found.passes.map(({ id }) => id),
   };
 }

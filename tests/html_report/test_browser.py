@@ -5,6 +5,7 @@ import pytest
 from helpers.browser import MISSING, REASON, run_in_browser
 from helpers.reported_runs import write_run
 from pipelines.html_report.write import write_comparison, write_report
+from pipelines.results.files import read_manifest, write_manifest
 
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=REASON)
 LONG = "</script><img src=x onerror=alert(1)> \u202eשלום 👍🏽 " + "unbroken" * 2000
@@ -41,6 +42,21 @@ def test_a_page_is_clean_on_a_phone_and_wide_in_light_and_dark(kind, texts, tmp_
     for view in views:
         file = tmp_path / f"{view['width']}-{view['colorScheme']}.png"
         assert file.stat().st_size > 20_000
+
+
+def test_a_matrix_of_eight_labels_is_seen_as_a_whole_on_a_wide_page(tmp_path):
+    folder = write_run(tmp_path / "a")
+    labels = [f"complaint{number}" for number in range(8)]
+    sidecar = read_manifest(folder)
+    matrix = [[5 * (row == column) for column in range(8)] for row in range(8)]
+    scores = {
+        f"{name}_per_class": dict.fromkeys(labels, 1.0) for name in ("f1", "precision", "recall")
+    }
+    scores |= {"confusion_matrix": matrix, "support_per_class": dict.fromkeys(labels, 5)}
+    write_manifest(folder, sidecar | {"labels": labels, "metrics": sidecar["metrics"] | scores})
+    views = views_of(write_report(folder))
+    seen = {view["width"]: "Confusion matrix" not in view["scrolled"] for view in views}
+    assert seen == {360: False, 1280: True}
 
 
 def test_the_check_finds_what_it_looks_for(tmp_path):
