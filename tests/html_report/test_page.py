@@ -13,6 +13,7 @@ from helpers.reported_runs import RECIPE, read_page, write_lines, write_run
 from pipelines.errors import RecipeError
 from pipelines.html_report.write import write_comparison, write_report
 from pipelines.results.files import FILES, files_of, find_result_damage, write_manifest
+from pipelines.tasks.text_classification import TextClassification
 
 HOSTILE = (
     "</script></style><script>alert(1)</script><img src=x onerror=alert(1)>"
@@ -92,6 +93,13 @@ def test_curves_rows_samples_data_time_and_recipe_are_there(folder):
     assert "git" not in machine  # there was no commit
     assert "lora.r 8" in page.text("recipe")
     assert "Left out" not in page.text("")
+
+
+def test_how_texts_are_continued_is_said_of_tasks_that_write_texts(folder, monkeypatch):
+    assert "Validation rows. " in read_page(write_report(folder)).text("samples")
+    monkeypatch.setattr(TextClassification, "head", None)  # as of a language model
+    shown = read_page(write_report(folder)).text("samples")
+    assert "Validation rows; texts are continued by greedy search for at most 40 tokens." in shown
 
 
 def test_what_a_result_lacks_is_left_out_and_said(folder):
